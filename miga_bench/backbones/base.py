@@ -1,0 +1,105 @@
+"""What a sampler may know of a model family: the interfaces of DESIGN's Backbone and Denoiser."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from miga_bench.sampling.schedule import Schedule
+    from miga_bench.sampling.solvers import Solver
+
+
+class Denoiser(Protocol):
+    """Anything that predicts: a PyTorch module, a compiled one, an ONNX session, an engine."""
+
+    def __call__(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        """Predict eps or velocity.
+
+        Args:
+            latents: ``[B, C, F, H, W]`` at mixed noise levels.
+            timesteps: ``[B, F]`` float32 in ``[0, 1000]``, one per frame.
+            text: ``[B, S, D]`` prompt embeddings, one per window.
+
+        Returns:
+            ``[B, C, F, H, W]``, the family's prediction (velocity for flow matching, eps for DDPM).
+        """
+        ...
+
+
+class StreamingDecoder(Protocol):
+    """Turns latents into frames as they come; one decoder per video, it owns its state."""
+
+    def push(self, latents: Tensor) -> Tensor:
+        """Decode the next latents, ``[F, C, H, W]`` in order.
+
+        Returns:
+            ``[N, 3, height, width]`` float32 frames in ``[0, 1]``; N is what the family makes of F.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LatentShape:
+    """Channels, height and width of one latent frame."""
+
+    channels: int
+    height: int
+    width: int
+
+    def __iter__(self):  # noqa: ANN204 - lets `[F, *shape]` read as it should
+        """Yield channels, height, width."""
+        return iter((self.channels, self.height, self.width))
+
+
+class Backbone(ABC):
+    """Text encoder, denoiser, VAE and schedule of one model family.
+
+    Attributes:
+        name: What the user calls it, for example ``tiny-wan``.
+        family: ``wan`` or ``videocrafter2``.
+        window: Latents of one short clip, the number the denoiser was trained on.
+        latent_shape: Channels, height and width of one latent.
+        frame_rate: Frames per second of the decoded video.
+        denoiser: The network behind the ``Denoiser`` interface.
+    """
+
+    name: str
+    family: str
+    window: int
+    latent_shape: LatentShape
+    frame_rate: float
+    denoiser: Denoiser
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Return the prompts' embeddings ``[len(prompts), S, D]``, padded as the family wants."""
+
+    @abstractmethod
+    def decoder(self) -> StreamingDecoder:
+        """Return a fresh streaming decoder for one video."""
+
+    @abstractmethod
+    def schedule(self, steps: int) -> Schedule:
+        """Return the noise schedule with ``steps`` levels above clean."""
+
+    @abstractmethod
+    def solver(self, schedule: Schedule) -> Solver:
+        """Return the family's per-frame solver on that schedule."""
+
+    @abstractmethod
+    def latents_for(self, frames: int) -> int:
+        """Return how many latents decode to at least ``frames`` frames."""
+
+    @abstractmethod
+    def frames_of(self, latents: int) -> int:
+        """Return how many frames ``latents`` latents decode to."""
+
+    @property
+    @abstractmethod
+    def device(self) -> str:
+        """Where the denoiser lives, as torch names it."""

@@ -1,0 +1,9 @@
+"""The one exception that reaches a user as a single line."""
+
+
+class UserError(ValueError):
+    """Wrong input: what was wrong, the rule, what to do; the command line exits with code 2."""
+
+
+class NumericalError(RuntimeError):
+    """The denoiser returned NaN or infinity; the command line exits with code 1."""

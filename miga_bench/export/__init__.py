@@ -1,0 +1,1 @@
+"""Denoisers in other formats; knows backbones only."""

@@ -1,0 +1,1 @@
+"""What turns a method and a backbone into files: videos, contact sheets, tables, measurements."""

@@ -1,0 +1,153 @@
+"""What every method is: settings, a stream of finished latents, one report per pass."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from miga_bench.backbones.base import Backbone
+from miga_bench.sampling.noise import NoiseSource
+
+SettingsT = TypeVar("SettingsT")
+
+
+@dataclass(frozen=True)
+class PromptSchedule:
+    """Which text holds for which latent frames: the text may change along the video.
+
+    Attributes:
+        text: ``[K, S, D]`` embeddings of the K prompts, in order.
+        negative: ``[1, S, D]`` embedding for the unconditional half of guidance.
+        starts: Latent frame at which each prompt begins; the first is 0, strictly increasing.
+    """
+
+    text: Tensor
+    negative: Tensor
+    starts: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        if self.starts[:1] != (0,) or any(
+            b <= a for a, b in zip(self.starts, self.starts[1:], strict=False)
+        ):
+            raise ValueError(f"prompt starts must rise strictly from 0, not {self.starts}")
+        if len(self.starts) != self.text.shape[0]:
+            raise ValueError(f"{self.text.shape[0]} prompts need as many starts: {self.starts}")
+
+    def segment(self, frame: int) -> int:
+        """Return which prompt holds at a latent frame (negative frames are the warm-up's)."""
+        return max(k for k, start in enumerate(self.starts) if start <= max(frame, 0))
+
+
+@dataclass
+class PassReport:
+    """What happened in one denoising pass; progress bars and logs hang on it.
+
+    Attributes:
+        stage: ``base``, ``growth``, ``stage1``, ``stage2`` or ``queue``.
+        index: Number of the pass within its stage, from 0.
+        levels: Lowest and highest level in the queue after the pass.
+        windows: Windows denoised so far in the whole video (two network evaluations each with
+            classifier-free guidance, one without).
+        finished: Latents handed out so far.
+        similarity: Self-reflection's score of this pass, if it was taken.
+        triggered: Whether the score's drop started a search.
+        accepted: Whether the search's best candidate was adopted.
+        search_windows: Windows spent on searches so far (part of ``windows``).
+    """
+
+    stage: str
+    index: int
+    levels: tuple[int, int]
+    windows: int
+    finished: int = 0
+    similarity: float | None = None
+    triggered: bool = False
+    accepted: bool = False
+    search_windows: int = 0
+
+
+PassCallback = Callable[[PassReport], None]
+
+
+class Sampler(ABC, Generic[SettingsT]):
+    """A way to make a long video; settings in, finished latents out.
+
+    Attributes:
+        name: The method's name on the command line.
+        endless: Whether the method can go on for ever at constant memory.
+        settings: A frozen dataclass, complete and validated for one backbone.
+    """
+
+    name: ClassVar[str]
+    endless: ClassVar[bool] = True
+
+    def __init__(self, settings: SettingsT) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def stream(
+        self,
+        backbone: Backbone,
+        prompts: PromptSchedule,
+        noise: NoiseSource,
+        length: int | None = None,
+        callback: PassCallback | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield finished latents ``[C, H, W]`` in order.
+
+        Args:
+            backbone: The model family that denoises.
+            prompts: The text over the video.
+            noise: Pure function of (frame, purpose, draw); see ``noise.py``.
+            length: Latents to make; None goes on for ever.
+            callback: Called once per pass.
+
+        Raises:
+            UserError: A setting breaks a rule of this method on this backbone.
+            NumericalError: The denoiser returned a value that is not finite.
+        """
+
+    def sample(
+        self,
+        backbone: Backbone,
+        prompts: PromptSchedule,
+        noise: NoiseSource,
+        length: int,
+        callback: PassCallback | None = None,
+    ) -> Tensor:
+        """Return all ``length`` latents at once, ``[length, C, H, W]``."""
+        return torch.stack(list(self.stream(backbone, prompts, noise, length, callback)))
+
+
+@dataclass
+class Cost:
+    """Running totals of one video, shared by the parts of a sampler."""
+
+    windows: int = 0
+    search_windows: int = 0
+    finished: int = 0
+    passes: dict[str, int] = field(default_factory=dict)
+
+    def report(
+        self, stage: str, levels: Sequence[int], callback: PassCallback | None, **reflection: object
+    ) -> None:
+        """Count a pass of ``stage`` and tell the callback."""
+        index = self.passes.get(stage, 0)
+        self.passes[stage] = index + 1
+        if callback is not None:
+            callback(
+                PassReport(
+                    stage=stage,
+                    index=index,
+                    levels=(min(levels), max(levels)) if len(levels) else (0, 0),
+                    windows=self.windows,
+                    finished=self.finished,
+                    search_windows=self.search_windows,
+                    **reflection,  # type: ignore[arg-type]
+                )
+            )
