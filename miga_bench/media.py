@@ -1,0 +1,335 @@
+"""Video files and pictures: write while generating, read back, lay out for the eye.
+
+Frames are ``[3, H, W]`` tensors (``[N, 3, H, W]`` in batches), uint8 or float in [0, 1]. Nothing
+here holds a whole video: writers stream, readers iterate, ``EvenSample`` keeps a bounded few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import av
+import torch
+from av.container import OutputContainer
+from av.video.reformatter import ColorRange, Colorspace
+from av.video.stream import VideoStream
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+INK = (32, 32, 32)
+PAPER = (250, 250, 250)
+BLANK = (208, 208, 208)
+BT709 = 1  # the code of ITU-R BT.709 in H.264's color description
+LIMITED_RANGE = 1
+FRAGMENTED = "frag_keyframe+empty_moov+default_base_moof"
+
+
+def to_uint8(frames: Tensor) -> Tensor:
+    """Return frames as uint8, rounding floats in [0, 1] (values outside are clipped)."""
+    if frames.dtype == torch.uint8:
+        return frames
+    return (frames.float().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+class _Outbox:
+    """What the muxer writes into: it never fails, so a full disk is met outside of native code."""
+
+    def __init__(self) -> None:
+        self.waiting = bytearray()
+
+    def write(self, data: bytes) -> int:
+        self.waiting += data
+        return len(data)
+
+
+class VideoWriter:
+    """An H.264 mp4 that is playable while it grows, however the process ends.
+
+    The file is fragmented, one fragment per second of video: what a killed process leaves plays up
+    to its last whole fragment. Memory does not depend on the length. One encoder thread, so the
+    bytes do not depend on the machine's cores. The file is created by the first frame.
+
+    Args:
+        path: Where to write; an existing file is replaced.
+        frame_rate: Frames per second.
+        quality: x264's constant rate factor, 0 to 51, lower is better.
+        lossless: Keep every RGB value exactly (few players show such a file; readers do).
+    """
+
+    def __init__(
+        self, path: Path, frame_rate: float, *, quality: int = 16, lossless: bool = False
+    ) -> None:
+        self.path = path
+        self.frame_rate = Fraction(frame_rate).limit_denominator(1001)
+        self.quality = quality
+        self.lossless = lossless
+        self.frames_written = 0
+        self._container: OutputContainer | None = None
+
+    def _open(self, height: int, width: int) -> None:
+        self._file = open(self.path, "wb", buffering=0)  # noqa: SIM115 - closed by close()
+        self._outbox = _Outbox()
+        self._container = av.open(
+            self._outbox, "w", format="mp4", options={"movflags": FRAGMENTED, "flush_packets": "1"}
+        )
+        per_second = max(1, round(self.frame_rate))
+        options = {"crf": str(self.quality), "preset": "medium", "rc-lookahead": str(per_second)}
+        codec, pixels = "libx264", "yuv420p"
+        if self.lossless:
+            codec, pixels = "libx264rgb", "rgb24"
+            options |= {"crf": "0"}
+        stream = self._container.add_stream(codec, rate=self.frame_rate, options=options)
+        assert isinstance(stream, VideoStream)
+        stream.pix_fmt = pixels
+        stream.height = height if self.lossless else height + height % 2
+        stream.width = width if self.lossless else width + width % 2
+        context = stream.codec_context
+        context.gop_size = per_second
+        context.thread_count = 1
+        if not self.lossless:
+            context.colorspace = context.color_primaries = context.color_trc = BT709
+            context.color_range = LIMITED_RANGE
+        self._stream = stream
+
+    def push(self, frames: Tensor) -> None:
+        """Append frames, ``[N, 3, H, W]``; odd sizes are padded by repeating the last line.
+
+        Raises:
+            OSError: The disk is full or gone; what was written so far stays playable.
+        """
+        for frame in to_uint8(frames).cpu():
+            if self._container is None:
+                self._open(*frame.shape[-2:])
+            picture = self._picture(frame)
+            picture.pts = self.frames_written
+            self._mux(self._stream.encode(picture))
+            self.frames_written += 1
+
+    def _picture(self, frame: Tensor) -> av.VideoFrame:
+        pad_right = self._stream.width - frame.shape[-1]
+        pad_below = self._stream.height - frame.shape[-2]
+        if pad_right or pad_below:
+            padding = (0, pad_right, 0, pad_below)
+            frame = torch.nn.functional.pad(frame[None].float(), padding, "replicate")[0].byte()
+        rgb = av.VideoFrame.from_ndarray(frame.permute(1, 2, 0).contiguous().numpy(), "rgb24")
+        if self.lossless:
+            return rgb
+        return rgb.reformat(
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            src_color_range=ColorRange.JPEG,
+            dst_color_range=ColorRange.MPEG,
+        )
+
+    def _mux(self, packets: Sequence[av.Packet]) -> None:
+        if self._container is not None:
+            for packet in packets:
+                self._container.mux(packet)
+        self._send()
+
+    def _send(self) -> None:
+        """Put waiting fragments on disk whole; one that does not fit leaves no trace."""
+        data, self._outbox.waiting = self._outbox.waiting, bytearray()
+        if not data or self._file.closed:
+            return
+        whole = self._file.tell()
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            with suppress(OSError):
+                self._file.truncate(whole)
+            self._file.close()
+            raise
+
+    def close(self) -> None:
+        """Write what the encoder still holds and close the file; closing twice does nothing.
+
+        Raises:
+            OSError: The disk is full or gone.
+        """
+        if self._container is None:
+            return
+        container, stream = self._container, self._stream
+        try:
+            self._mux(stream.encode(None))
+            container.close()
+            self._send()
+        finally:
+            self._container = None
+            container.close()
+            self._file.close()
+
+    def __enter__(self) -> VideoWriter:
+        """Return the writer itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close; an error already on its way is not replaced by one of closing."""
+        if kind is None:
+            self.close()
+        else:
+            with suppress(OSError):
+                self.close()
+
+
+def read_video(path: Path) -> Iterator[Tensor]:
+    """Yield a video's frames, uint8 ``[3, H, W]``, one at a time."""
+    with av.open(str(path)) as container:
+        for picture in container.decode(video=0):
+            yield torch.from_numpy(picture.to_ndarray(format="rgb24")).permute(2, 0, 1)
+
+
+class EvenSample:
+    """A bounded, evenly spaced sample of a sequence whose length nobody knows.
+
+    Every ``stride``-th frame is kept; when the room is full every second one goes and the stride
+    doubles, so memory stays below ``capacity`` frames for ever. The newest frame is kept too.
+
+    Args:
+        capacity: Most frames to keep, at least 2.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.stride = 1
+        self.seen = 0
+        self._kept: list[Tensor] = []
+        self._newest: Tensor | None = None
+
+    def push(self, frames: Tensor) -> None:
+        """Show the sample the next frames, ``[N, 3, H, W]``."""
+        for frame in to_uint8(frames):
+            if self.seen % self.stride == 0:
+                if len(self._kept) == self.capacity:
+                    self._kept = self._kept[::2]
+                    self.stride *= 2
+                if self.seen % self.stride == 0:
+                    self._kept.append(frame.cpu().clone())
+            self._newest = frame
+            self.seen += 1
+        if self._newest is not None:
+            self._newest = self._newest.cpu().clone()
+
+    def pick(self, count: int) -> list[tuple[int, Tensor]]:
+        """Return at most ``count`` (frame number, frame), evenly spaced, with both ends."""
+        kept = [(index * self.stride, frame) for index, frame in enumerate(self._kept)]
+        if self._newest is not None and kept[-1][0] != self.seen - 1:
+            kept.append((self.seen - 1, self._newest))
+        if len(kept) <= count:
+            return kept
+        wanted = [round(i * (self.seen - 1) / (count - 1)) for i in range(count)]
+        nearest = {min(range(len(kept)), key=lambda k: abs(kept[k][0] - w)) for w in wanted}
+        return [kept[k] for k in sorted(nearest)]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture of a contact sheet: a frame, or None for a blank, and the words under it."""
+
+    frame: Tensor | None
+    caption: str = ""
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[Cell]],
+    row_labels: Sequence[str] | None = None,
+    title: str = "",
+    cell_height: int = 128,
+) -> Image.Image:
+    """Lay frames out in rows, with a caption under each and a label before each row."""
+    shape = next(c.frame.shape for row in rows for c in row if c.frame is not None)
+    height, width = cell_height, round(cell_height * shape[-1] / shape[-2])
+    font, title_font = _font(13), _font(15)
+    labels = list(row_labels) if row_labels is not None else [""] * len(rows)
+    margin = max((_text_width(font, label) for label in labels), default=0)
+    left, gap, line = (margin + 20 if margin else 8), 6, 18
+    # a title longer than the sheet is broken over lines
+    sheet_width = left + max(len(row) for row in rows) * (width + gap) + 2
+    title_lines = _wrap(title, title_font, sheet_width - 16)
+    top = 8 + 20 * len(title_lines)
+    sheet = Image.new("RGB", (sheet_width, top + len(rows) * (height + line + gap)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for number, text in enumerate(title_lines):
+        draw.text((8, 6 + 20 * number), text, INK, font=title_font)
+    for r, (row, label) in enumerate(zip(rows, labels, strict=True)):
+        y = top + r * (height + line + gap)
+        draw.text((10, y + height // 2 - 8), label, INK, font=font)
+        for c, cell in enumerate(row):
+            x = left + c * (width + gap)
+            sheet.paste(_scaled(cell.frame, height, width), (x, y))
+            draw.text((x + 2, y + height), cell.caption, INK, font=font)
+    return sheet
+
+
+class SideBySide:
+    """Puts the frames of several videos next to each other under their labels.
+
+    Args:
+        labels: One per video.
+        height: Height of each panel in pixels.
+        width: Width of each panel in pixels.
+        caption: A line under all panels.
+    """
+
+    def __init__(self, labels: Sequence[str], height: int, width: int, caption: str = "") -> None:
+        self.height, self.width, self.gap, self.top = height, width, 6, 24
+        size = (len(labels) * (width + 6) + 6, height + 24 + (24 if caption else 6))
+        self._empty = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), PAPER)
+        draw, font = ImageDraw.Draw(self._empty), _font(14)
+        for column, label in enumerate(labels):
+            draw.text((self._x(column) + 2, 4), label, INK, font=font)
+        draw.text((8, height + 27), caption, INK, font=font)
+
+    def _x(self, column: int) -> int:
+        return self.gap + column * (self.width + self.gap)
+
+    def compose(self, frames: Sequence[Tensor | None]) -> Tensor:
+        """Return one uint8 frame ``[3, H, W]`` of all panels; None is a blank panel."""
+        canvas = self._empty.copy()
+        for column, frame in enumerate(frames):
+            canvas.paste(_scaled(frame, self.height, self.width), (self._x(column), self.top))
+        return _to_tensor(canvas)
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return flat.view(image.height, image.width, 3).permute(2, 0, 1)
+
+
+def _scaled(frame: Tensor | None, height: int, width: int) -> Image.Image:
+    """Return the frame as an image of that size: pixels repeated upwards, smoothed downwards."""
+    if frame is None:
+        return Image.new("RGB", (width, height), BLANK)
+    image = Image.fromarray(to_uint8(frame).cpu().permute(1, 2, 0).contiguous().numpy())
+    method = Image.Resampling.NEAREST if height >= image.height else Image.Resampling.LANCZOS
+    return image.resize((width, height), method)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _text_width(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) -> int:
+    return int(font.getlength(text))
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    lines: list[str] = []
+    for word in text.split():
+        if lines and _text_width(font, f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines

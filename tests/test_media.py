@@ -1,0 +1,146 @@
+"""Video files: exact where promised, playable wherever the writing stopped, bounded memory."""
+
+import errno
+from contextlib import suppress
+from itertools import pairwise
+
+import av
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from miga_bench.media import Cell, EvenSample, SideBySide, VideoWriter, contact_sheet, read_video
+
+
+def clip(frames=20, height=32, width=48, seed=0):
+    """Random rectangles of color that change from frame to frame."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks = torch.rand(frames, 3, height // 16, width // 16, generator=generator)
+    return torch.nn.functional.interpolate(blocks, scale_factor=16)
+
+
+def write(path, frames, **options):
+    with VideoWriter(path, 8, **options) as writer:
+        for frame in frames:
+            writer.push(frame[None])
+    return path
+
+
+def test_lossless_file_returns_every_value(tmp_path):
+    frames = (clip() * 255).round().byte()
+    path = write(tmp_path / "a.mp4", frames, lossless=True)
+    assert torch.equal(torch.stack(list(read_video(path))), frames)
+
+
+def test_lossy_file_keeps_colors_and_count(tmp_path):
+    frames = clip()[:, :, :1, :1].expand(-1, -1, 32, 48)
+    back = torch.stack(list(read_video(write(tmp_path / "a.mp4", frames)))).float() / 255
+    assert back.shape == frames.shape
+    assert (back - frames).abs().max() < 0.03
+
+
+def test_odd_sizes_are_padded_to_even(tmp_path):
+    frames = clip()[:, :, :31, :47]
+    back = torch.stack(list(read_video(write(tmp_path / "a.mp4", frames))))
+    assert back.shape == (20, 3, 32, 48)
+    assert torch.equal(back[:, :, -1, :46], back[:, :, -2, :46]) or (
+        (back[:, :, -1].int() - back[:, :, -2].int()).abs().max() < 16
+    )
+
+
+def playable(path):
+    """How many frames a player shows before the file breaks off."""
+    count = 0
+    with suppress(av.error.InvalidDataError):
+        for _ in read_video(path):
+            count += 1
+    return count
+
+
+def test_file_cut_anywhere_plays_up_to_its_last_whole_fragment(tmp_path):
+    whole = write(tmp_path / "a.mp4", clip(48)).read_bytes()
+    starts = [i - 4 for i in range(len(whole)) if whole[i : i + 4] == b"moof"]
+    assert len(starts) >= 6  # at least one fragment per second
+    cut = tmp_path / "cut.mp4"
+    played = 0
+    for start, end in pairwise([*starts[1:], len(whole)]):
+        cut.write_bytes(whole[:start])
+        assert playable(cut) > played
+        played = playable(cut)
+        for at in {start + 1, start + 7, start + 50, (start + end) // 2, end - 1}:
+            cut.write_bytes(whole[:at])
+            assert playable(cut) >= played
+    assert played >= 40
+
+
+def test_fragments_reach_the_disk_while_writing(tmp_path):
+    path = tmp_path / "a.mp4"
+    writer = VideoWriter(path, 8)
+    for frame in clip(40):
+        writer.push(frame[None])
+    assert len(list(read_video(path))) >= 16
+    writer.close()
+    assert len(list(read_video(path))) == 40
+
+
+def test_no_frame_no_file(tmp_path):
+    with VideoWriter(tmp_path / "a.mp4", 8):
+        pass
+    assert not (tmp_path / "a.mp4").exists()
+
+
+def test_full_disk_is_an_oserror_that_says_so(tmp_path):
+    full = tmp_path / "full.mp4"
+    full.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as error:
+        write(full, clip(64))
+    assert error.value.errno == errno.ENOSPC
+
+
+def test_bytes_do_not_depend_on_how_frames_were_pushed(tmp_path):
+    one_by_one = write(tmp_path / "a.mp4", clip())
+    with VideoWriter(tmp_path / "b.mp4", 8) as writer:
+        writer.push(clip())
+    assert one_by_one.read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+@given(length=st.integers(1, 300), capacity=st.integers(2, 20), count=st.integers(2, 8))
+@settings(deadline=None, max_examples=50)
+def test_even_sample_is_bounded_and_even(length, capacity, count):
+    sample = EvenSample(capacity)
+    for number in range(length):
+        sample.push(torch.full((1, 3, 1, 1), number % 256, dtype=torch.uint8))
+        assert len(sample._kept) <= capacity
+    picked = sample.pick(count)
+    numbers = [number for number, _ in picked]
+    assert numbers == sorted(set(numbers))
+    assert numbers[0] == 0
+    assert numbers[-1] == length - 1
+    assert len(numbers) <= count or len(numbers) <= capacity + 1
+    assert all(frame.flatten()[0] == number % 256 for number, frame in picked)
+    if capacity >= 2 * count and length > count:
+        gaps = [b - a for a, b in pairwise(numbers)]
+        assert max(gaps) <= 2 * (length - 1) / (count - 1) + 1
+
+
+def test_contact_sheet_has_a_cell_for_every_frame_and_blank():
+    frames = clip(3, 32, 32)
+    sheet = contact_sheet(
+        [[Cell(f, "0 s") for f in frames], [Cell(frames[0], "0 s"), Cell(None), Cell(None)]],
+        row_labels=["miga", "short"],
+        title="a red circle",
+    )
+    colors = {sheet.getpixel((x, y)) for x in range(sheet.width) for y in range(sheet.height)}
+    assert (208, 208, 208) in colors
+    assert tuple((frames[0, :, 0, 0] * 255).round().int().tolist()) in colors
+
+
+def test_side_by_side_shows_each_video_in_its_panel():
+    layout = SideBySide(["short", "miga"], 64, 64, caption="a red circle")
+    red = torch.tensor([1.0, 0, 0]).view(3, 1, 1).expand(3, 32, 32)
+    out = layout.compose([None, red])
+    assert out.shape[1] % 2 == 0
+    assert out.shape[2] % 2 == 0
+    assert out[:, 40, 30].tolist() == [208, 208, 208]
+    assert out[:, 40, 100].tolist() == [255, 0, 0]
