@@ -1,0 +1,237 @@
+"""Wan2.1's denoiser with one noise level and one temporal position per frame.
+
+diffusers' ``WanTransformer3DModel.forward`` takes one timestep per video, or one per token, which
+at 480x832 means a 1.15 GiB modulation table for every block. Here the same submodules are walked
+with one modulation per frame, broadcast over the frame's tokens: the same numbers, no table.
+
+Shapes: B batch, F latent frames, C channels, H, W latent size, L = H/2 * W/2 tokens of a frame,
+S text rows, D text width, d model width, a attention head width.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+import torch.nn.functional as nnf
+from diffusers import WanTransformer3DModel
+from torch import Tensor, nn
+
+_CACHED_TABLES = 16
+
+
+def rotary_angles(positions: Tensor, dim: int, theta: float = 10000.0) -> Tensor:
+    """Return the rotation angles of one axis.
+
+    Args:
+        positions: ``[...]`` places along the axis, any real numbers.
+        dim: Channels of a head that this axis turns; pairs of them share an angle.
+        theta: Base of the geometric series of frequencies.
+
+    Returns:
+        ``[..., dim / 2]`` float64.
+    """
+    steps = torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device)
+    return positions.to(torch.float64)[..., None] / theta ** (steps / dim)
+
+
+class Rotary:
+    """Cosines and sines for windows of any shape, computed outside the network's graph.
+
+    The tables of windows at the usual positions 0 to F - 1 are kept per shape and device.
+    """
+
+    def __init__(self, head_dim: int, patch_height: int, patch_width: int) -> None:
+        self.height_dim = self.width_dim = 2 * (head_dim // 6)
+        self.frame_dim = head_dim - self.height_dim - self.width_dim
+        self.patch = (patch_height, patch_width)
+        self._tables: OrderedDict[tuple[object, ...], tuple[Tensor, Tensor]] = OrderedDict()
+
+    def __call__(self, latents: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return ``cos, sin``, each ``[1 or B, F * L, 1, a / 2]`` float32 on the latents' device.
+
+        Args:
+            latents: ``[B, C, F, H, W]``; only the shape and the device count.
+            positions: ``[F]`` or ``[B, F]`` temporal positions, None for 0 to F - 1. Only
+                differences matter to the network.
+        """
+        frames, height, width = latents.shape[2:]
+        if positions is not None:
+            return self._build(positions.to(latents.device), height, width)
+        if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+            return self._build(torch.arange(frames, device=latents.device), height, width)
+        key = (frames, height, width, latents.device)
+        if key in self._tables:
+            self._tables.move_to_end(key)
+        else:
+            cos, sin = self._build(torch.arange(frames), height, width)
+            self._tables[key] = cos.to(latents.device), sin.to(latents.device)
+            if len(self._tables) > _CACHED_TABLES:
+                self._tables.popitem(last=False)
+        return self._tables[key]
+
+    def _build(self, positions: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        rows, columns = height // self.patch[0], width // self.patch[1]
+        frames, device = positions.shape[-1], positions.device
+        lines = torch.arange(rows, device=device)
+        places = torch.arange(columns, device=device)
+        turn_f = rotary_angles(positions.reshape(-1, frames), self.frame_dim)
+        turn_h = rotary_angles(lines, self.height_dim)
+        turn_w = rotary_angles(places, self.width_dim)
+        grid = (turn_f.shape[0], frames, rows, columns, -1)
+        angles = torch.cat(
+            [
+                turn_f[:, :, None, None].expand(*grid),
+                turn_h[None, None, :, None].expand(*grid),
+                turn_w[None, None, None].expand(*grid),
+            ],
+            dim=-1,
+        ).flatten(1, 3)[:, :, None]
+        return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn neighboring channel pairs of ``x`` ``[B, N, heads, a]`` by the given angles."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    return turned.flatten(-2).type_as(x)
+
+
+def _attend(
+    attention: Any, x: Tensor, context: Tensor, rotary: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """Run one ``WanAttention`` on ``x`` ``[B, N, d]`` over ``context`` ``[B, M, d]``."""
+    heads = (attention.heads, -1)
+    query = attention.norm_q(attention.to_q(x)).unflatten(2, heads)
+    key = attention.norm_k(attention.to_k(context)).unflatten(2, heads)
+    value = attention.to_v(context).unflatten(2, heads)
+    if rotary is not None:
+        query, key = rotate(query, *rotary), rotate(key, *rotary)
+    out = nnf.scaled_dot_product_attention(
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    )
+    return attention.to_out[0](out.transpose(1, 2).flatten(2))
+
+
+class WanNetwork(nn.Module):
+    """The network itself, rotary tables given: what is compiled and exported."""
+
+    def __init__(self, transformer: WanTransformer3DModel) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(
+        self, latents: Tensor, timesteps: Tensor, text: Tensor, cos: Tensor, sin: Tensor
+    ) -> Tensor:
+        """Predict the velocity.
+
+        Args:
+            latents: ``[B, C, F, H, W]``, any float type.
+            timesteps: ``[B, F]`` float32 in ``[0, 1000]``.
+            text: ``[B, S, D]``.
+            cos: ``[1 or B, F * L, 1, a / 2]`` float32, see ``Rotary``.
+            sin: As ``cos``.
+
+        Returns:
+            ``[B, C, F, H, W]`` in the latents' type.
+        """
+        net: Any = self.transformer
+        dtype = net.patch_embedding.weight.dtype
+        frames = latents.shape[2]
+        _, patch_height, patch_width = net.config.patch_size
+
+        patches = net.patch_embedding(latents.to(dtype))  # [B, d, F, H/2, W/2]
+        rows, columns = patches.shape[3:]
+        hidden = patches.flatten(2).transpose(1, 2).contiguous()
+        embedded, modulation, context, _ = net.condition_embedder(
+            timesteps.flatten(), text.to(dtype), None, timestep_seq_len=frames
+        )
+        modulation = modulation.unflatten(2, (6, -1)).float()  # [B, F, 6, d]
+        for block in net.blocks:
+            hidden = self._block(block, hidden, modulation, context, (cos, sin), frames)
+
+        # [B, F, 2, d] -> two of [B, F, 1, d]
+        shift, scale = (net.scale_shift_table[:, None] + embedded[:, :, None]).chunk(2, dim=2)
+        hidden = self._modulate(net.norm_out, hidden, shift, scale, frames)
+        out = net.proj_out(hidden)  # [B, F * L, 2 * 2 * C]
+        out = out.unflatten(1, (frames, rows, columns))
+        out = out.unflatten(4, (patch_height, patch_width, -1)).permute(0, 6, 1, 2, 4, 3, 5)
+        return out.flatten(5, 6).flatten(3, 4).to(latents.dtype)
+
+    @staticmethod
+    def _modulate(
+        norm: nn.Module, hidden: Tensor, shift: Tensor, scale: Tensor, frames: int
+    ) -> Tensor:
+        """Normalize ``[B, F * L, d]`` in float32, then scale and shift each frame by its own."""
+        normed = norm(hidden.float()).unflatten(1, (frames, -1))
+        return torch.addcmul(shift, normed, 1 + scale).flatten(1, 2).type_as(hidden)
+
+    @staticmethod
+    def _add_gated(hidden: Tensor, update: Tensor, gate: Tensor, frames: int) -> Tensor:
+        """Add ``update`` ``[B, F * L, d]``, weighted per frame by ``gate`` ``[B, F, 1, d]``."""
+        wide = hidden.float().unflatten(1, (frames, -1))
+        update = update.float().unflatten(1, (frames, -1))
+        return torch.addcmul(wide, update, gate).flatten(1, 2).type_as(hidden)
+
+    def _block(
+        self,
+        block: Any,
+        hidden: Tensor,
+        modulation: Tensor,
+        context: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        frames: int,
+    ) -> Tensor:
+        table = block.scale_shift_table[:, None] + modulation
+        shift, scale, gate, shift_ff, scale_ff, gate_ff = table.chunk(6, dim=2)
+
+        normed = self._modulate(block.norm1, hidden, shift, scale, frames)
+        attended = _attend(block.attn1, normed, normed, rotary)
+        hidden = self._add_gated(hidden, attended, gate, frames)
+
+        normed = block.norm2(hidden.float()).type_as(hidden)
+        hidden = hidden + _attend(block.attn2, normed, context, None)
+
+        normed = self._modulate(block.norm3, hidden, shift_ff, scale_ff, frames)
+        return self._add_gated(hidden, block.ffn(normed), gate_ff, frames)
+
+
+class WanDenoiser(nn.Module):
+    """``WanTransformer3DModel`` behind the ``Denoiser`` interface.
+
+    Attributes:
+        network: The part with weights, free of table building; compile or export this one:
+            ``denoiser.network.compile()``.
+        rotary: Builder of the rotary tables.
+    """
+
+    def __init__(self, transformer: WanTransformer3DModel) -> None:
+        super().__init__()
+        config: Any = transformer.config  # type: ignore[attr-defined]
+        if config.patch_size[0] != 1 or config.image_dim is not None:
+            raise ValueError("a text-to-video Wan transformer with temporal patch size 1 is needed")
+        self.network = WanNetwork(transformer)
+        self.rotary = Rotary(config.attention_head_dim, *config.patch_size[1:])
+
+    @property
+    def transformer(self) -> WanTransformer3DModel:
+        """The diffusers module that owns the weights."""
+        return self.network.transformer
+
+    def forward(
+        self, latents: Tensor, timesteps: Tensor, text: Tensor, positions: Tensor | None = None
+    ) -> Tensor:
+        """Predict the velocity ``noise - clean``.
+
+        Args:
+            latents: ``[B, C, F, H, W]`` at mixed noise levels.
+            timesteps: ``[B, F]`` float32 in ``[0, 1000]``, one per frame.
+            text: ``[B, S, D]`` prompt embeddings.
+            positions: ``[F]`` or ``[B, F]`` temporal positions; None for 0 to F - 1.
+
+        Returns:
+            ``[B, C, F, H, W]`` in the latents' type.
+        """
+        cos, sin = self.rotary(latents, positions)
+        return self.network(latents, timesteps, text, cos, sin)
