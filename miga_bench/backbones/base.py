@@ -99,6 +99,10 @@ class Backbone(ABC):
     def frames_of(self, latents: int) -> int:
         """Return how many frames ``latents`` latents decode to."""
 
+    def default_batch(self) -> int:
+        """Return how many windows one denoiser call may hold in the memory that is free now."""
+        return 4
+
     @property
     @abstractmethod
     def device(self) -> str:

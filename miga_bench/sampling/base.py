@@ -71,6 +71,15 @@ class PassReport:
     search_windows: int = 0
 
 
+@dataclass(frozen=True)
+class Reflected:
+    """What self-reflection saw and did in one pass; see ``PassReport``."""
+
+    similarity: float | None = None
+    triggered: bool = False
+    accepted: bool = False
+
+
 PassCallback = Callable[[PassReport], None]
 
 
@@ -126,28 +135,39 @@ class Sampler(ABC, Generic[SettingsT]):
 
 @dataclass
 class Cost:
-    """Running totals of one video, shared by the parts of a sampler."""
+    """Running totals of one video, shared by the parts of a sampler.
 
+    Attributes:
+        callback: Told of every pass.
+        windows: Windows denoised so far.
+        search_windows: Those of them spent on self-reflection's searches.
+        finished: Latents handed out.
+        passes: Passes so far by stage.
+    """
+
+    callback: PassCallback | None = None
     windows: int = 0
     search_windows: int = 0
     finished: int = 0
     passes: dict[str, int] = field(default_factory=dict)
 
-    def report(
-        self, stage: str, levels: Sequence[int], callback: PassCallback | None, **reflection: object
-    ) -> None:
+    def report(self, stage: str, levels: Sequence[int], reflection: Reflected | None = None) -> None:
         """Count a pass of ``stage`` and tell the callback."""
         index = self.passes.get(stage, 0)
         self.passes[stage] = index + 1
-        if callback is not None:
-            callback(
-                PassReport(
-                    stage=stage,
-                    index=index,
-                    levels=(min(levels), max(levels)) if len(levels) else (0, 0),
-                    windows=self.windows,
-                    finished=self.finished,
-                    search_windows=self.search_windows,
-                    **reflection,  # type: ignore[arg-type]
-                )
+        if self.callback is None:
+            return
+        reflection = reflection or Reflected()
+        self.callback(
+            PassReport(
+                stage=stage,
+                index=index,
+                levels=(min(levels), max(levels)) if levels else (0, 0),
+                windows=self.windows,
+                finished=self.finished,
+                similarity=reflection.similarity,
+                triggered=reflection.triggered,
+                accepted=reflection.accepted,
+                search_windows=self.search_windows,
             )
+        )

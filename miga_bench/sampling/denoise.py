@@ -1,0 +1,201 @@
+"""A pass: windows through the denoiser in batches, then one solver step for all written slots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from miga_bench.backbones.base import Backbone
+from miga_bench.errors import NumericalError
+from miga_bench.sampling.base import Cost, PromptSchedule
+from miga_bench.sampling.noise import NoiseSource
+from miga_bench.sampling.queue import Queue
+from miga_bench.sampling.schedule import Schedule
+from miga_bench.sampling.solvers import Solver
+from miga_bench.sampling.windows import Window, independent_groups
+
+
+@dataclass
+class Anchors:
+    """Guidance frames kept for the whole video, one set for each prompt that has its own.
+
+    Attributes:
+        level: The level all of them stand at.
+        sets: ``[m, C, H, W]`` by number of the prompt they were made under.
+    """
+
+    level: int
+    sets: dict[int, Tensor] = field(default_factory=dict)
+
+    def of(self, segment: int) -> Tensor:
+        """Return the anchors of a prompt, or, as long as it has none, of the one before."""
+        return self.sets[max((k for k in self.sets if k <= segment), default=min(self.sets))]
+
+
+@dataclass
+class Work:
+    """Windows of one queue that are to be denoised."""
+
+    queue: Queue
+    windows: Sequence[Window]
+
+
+class WindowDenoiser:
+    """Sends windows of any number of queues through the denoiser, with guidance, in batches.
+
+    Args:
+        backbone: Gives the denoiser.
+        prompts: The text over the video; a window's text is that of the middle frame it writes.
+        solver: Steps the written slots; its schedule gives the timesteps.
+        noise: For solvers that draw.
+        guidance_scale: Classifier-free guidance ``u + scale (c - u)``; 1 leaves out the
+            unconditional half.
+        batch: Most windows in one denoiser call; with guidance the call holds twice as many.
+        cost: Counts windows.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        prompts: PromptSchedule,
+        solver: Solver,
+        noise: NoiseSource,
+        guidance_scale: float,
+        batch: int,
+        cost: Cost,
+    ) -> None:
+        self.denoiser = backbone.denoiser
+        self.device = backbone.device
+        self.prompts = prompts
+        self.solver = solver
+        self.noise = noise
+        self.guidance_scale = guidance_scale
+        self.batch = batch or backbone.default_batch()
+        self.cost = cost
+        self.anchors: Anchors | None = None
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule the solver steps on."""
+        return self.solver.schedule
+
+    @torch.inference_mode()
+    def predict(self, works: Sequence[Work]) -> list[Tensor]:
+        """Return for each work the prediction for its written slots, ``[written, C, H, W]``."""
+        jobs = [(number, window) for number, work in enumerate(works) for window in work.windows]
+        by_length: dict[int, list[int]] = {}
+        for job, (_, window) in enumerate(jobs):
+            by_length.setdefault(self._frames_seen(window), []).append(job)
+        results: list[Tensor] = [torch.empty(0)] * len(jobs)
+        for alike in by_length.values():
+            for first in range(0, len(alike), self.batch):
+                batch = alike[first : first + self.batch]
+                output = self._call([(works[jobs[job][0]].queue, jobs[job][1]) for job in batch])
+                for row, job in zip(output, batch, strict=True):
+                    window = jobs[job][1]
+                    start = window.offset + (self._anchor_count if window.anchored else 0)
+                    results[job] = row[start : start + len(window.writes)]
+        self.cost.windows += len(jobs)
+        ends = [sum(len(work.windows) for work in works[: k + 1]) for k in range(len(works))]
+        return [
+            torch.cat(results[end - len(work.windows) : end])
+            for work, end in zip(works, ends, strict=True)
+        ]
+
+    @property
+    def _anchor_count(self) -> int:
+        return 0 if self.anchors is None else len(next(iter(self.anchors.sets.values())))
+
+    def _frames_seen(self, window: Window) -> int:
+        return len(window.reads) + (self._anchor_count if window.anchored else 0)
+
+    def _call(self, batch: Sequence[tuple[Queue, Window]]) -> Tensor:
+        """Run one batch of equally long windows; ``[B, F, C, H, W]``."""
+        rows, levels, segments = [], [], []
+        for queue, window in batch:
+            segment = self.prompts.segment(queue.frames[window.writes[len(window.writes) // 2]])
+            first, last = window.reads[window.offset], window.reads[-1]
+            local = queue.latents[first : last + 1]
+            parts = [queue.latents[list(window.reads[: window.offset])]] if window.offset else []
+            row_levels = [queue.levels[slot] for slot in window.reads]
+            if window.anchored and self.anchors is not None:
+                anchors = self.anchors.of(segment)
+                parts.insert(0, anchors)
+                row_levels = [self.anchors.level] * len(anchors) + row_levels
+            contiguous = last - first + 1 == len(window.reads) - window.offset
+            parts.append(local if contiguous else queue.latents[list(window.reads[window.offset :])])
+            rows.append(torch.cat(parts) if len(parts) > 1 else parts[0])
+            levels.append(row_levels)
+            segments.append(segment)
+        latents = torch.stack(rows).transpose(1, 2)
+        timesteps = self.schedule.timesteps[torch.tensor(levels)].to(self.device)
+        text = self.prompts.text[torch.tensor(segments)]
+        if self.guidance_scale == 1:
+            output = self.denoiser(latents, timesteps, text)
+        else:
+            both = self.denoiser(
+                torch.cat([latents, latents]),
+                torch.cat([timesteps, timesteps]),
+                torch.cat([text, self.prompts.negative.expand_as(text)]),
+            )
+            conditional, unconditional = both.float().chunk(2)
+            output = torch.lerp(unconditional, conditional, self.guidance_scale)
+        return output.float().transpose(1, 2)
+
+    def step(self, run: Queue, prediction: Tensor, purpose: str) -> Queue:
+        """Take a run of slots down one level.
+
+        Args:
+            run: The slots.
+            prediction: The denoiser's output for them.
+            purpose: Names the noise a stochastic solver draws, unique to this walk down the levels.
+
+        Raises:
+            NumericalError: A prediction is not finite.
+        """
+        noise = None
+        if self.solver.stochastic:
+            noise = self.noise(run.frames, purpose, run.levels)
+        latents, state = self.solver.step(run.latents, prediction, run.levels, run.state, noise)
+        if not torch.isfinite(latents).all():
+            bad = (~torch.isfinite(latents)).flatten(1).any(1).nonzero()[0, 0]
+            slot = int(bad)
+            raise NumericalError(
+                f"the denoiser returned NaN or infinity at latent frame {run.frames[slot]}, level "
+                f"{run.levels[slot]} of {self.schedule.steps}: try fp32 or bf16 weights, or a lower "
+                f"guidance_scale (now {self.guidance_scale:g})"
+            )
+        return Queue(latents, [level - 1 for level in run.levels], run.frames, state)
+
+    def denoise(self, queue: Queue, plan: list[Window], purpose: str, in_place: bool) -> None:
+        """Take the queue through one pass.
+
+        Args:
+            queue: Changed: every written slot goes one level down.
+            plan: Its windows, front to back.
+            purpose: See ``step``.
+            in_place: Whether a window sees what earlier windows of the pass wrote (as the released
+                VideoCrafter2 loop has it), or the queue as it was before the pass.
+        """
+        for group in independent_groups(plan, in_place):
+            (prediction,) = self.predict([Work(queue, group)])
+            slots = slice(group[0].writes.start, group[-1].writes.stop)
+            queue.write(slots, self.step(queue[slots], prediction, purpose))
+
+    def short_clip(self, frames: int) -> Tensor:
+        """Denoise one window of pure noise on shared levels, ``[frames, C, H, W]`` clean.
+
+        This is what the model was trained for: the plain short clip, and the opening every queue
+        is seeded with.
+        """
+        numbers = list(range(frames))
+        start = self.noise(numbers, "base")
+        queue = Queue.fresh(start, [self.schedule.steps] * frames, numbers, self.solver)
+        whole = [Window(tuple(numbers), range(frames), 0)]
+        while queue.levels[0] > self.schedule.clean:
+            self.denoise(queue, whole, "base step", in_place=False)
+            self.cost.report("base", queue.levels)
+        return queue.latents

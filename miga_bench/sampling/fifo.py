@@ -1,0 +1,104 @@
+"""FIFO-Diffusion (Kim et al., NeurIPS 2024, arXiv 2405.11473): diagonal denoising of a queue.
+
+Every slot of the queue stands one level above the slot before it. A pass takes all slots down one level
+(algorithm 1); the front slot, now clean, leaves, and pure noise enters at the back. Latent partitioning
+cuts the queue into windows (section 4.2); with lookahead denoising (section 4.3) a window writes only its
+noisier half and reads the cleaner half before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from miga_bench.backbones.base import Backbone
+from miga_bench.sampling.base import Cost, PassCallback, PromptSchedule, Sampler
+from miga_bench.sampling.denoise import WindowDenoiser
+from miga_bench.sampling.noise import NoiseSource
+from miga_bench.sampling.queue import Queue
+from miga_bench.sampling.rules import check_common, require
+from miga_bench.sampling.windows import fifo_windows
+
+
+@dataclass(frozen=True)
+class FifoSettings:
+    """Settings of FIFO-Diffusion.
+
+    Attributes:
+        steps: T, levels and length of the queue; at least a window.
+        guidance_scale: Classifier-free guidance; 1 is without.
+        lookahead: Whether a window writes only its noisier half.
+        batch: Windows in one denoiser call; 0 chooses from free memory.
+    """
+
+    steps: int
+    guidance_scale: float
+    lookahead: bool = True
+    batch: int = 0
+
+
+class Fifo(Sampler[FifoSettings]):
+    """FIFO-Diffusion; endless."""
+
+    name = "fifo"
+
+    def stream(
+        self,
+        backbone: Backbone,
+        prompts: PromptSchedule,
+        noise: NoiseSource,
+        length: int | None = None,
+        callback: PassCallback | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield finished latents; see ``Sampler.stream``.
+
+        The first ``steps - window`` latents that leave the queue are a warm-up, grown from the opening
+        clip's first frame, and are not handed out.
+        """
+        s = self.settings
+        check_common(s.steps, s.guidance_scale, s.batch, length)
+        window, steps = backbone.window, s.steps
+        require(
+            steps >= window,
+            f"steps is {steps}: FIFO needs at least the {window} latents of a window on {backbone.name}",
+        )
+        solver = backbone.solver(backbone.schedule(steps))
+        cost = Cost(callback)
+        denoiser = WindowDenoiser(
+            backbone, prompts, solver, noise, s.guidance_scale, s.batch, cost
+        )
+        context = window - window // 2 if s.lookahead else 0
+        queue = self._seed(denoiser, window, context)
+        plan = fifo_windows(len(queue), window, context)
+        while length is None or cost.finished < length:
+            denoiser.denoise(queue, plan, "fifo step", in_place=False)
+            cost.report("queue", queue.levels)
+            front = queue[context : context + 1]
+            # The slots before the front are context: what left the queue last, still clean.
+            behind = self._noise_slot(denoiser, queue.frames[-1] + 1)
+            queue = queue[1:] + behind
+            if front.frames[0] >= 0:
+                cost.finished += 1
+                yield front.latents[0]
+
+    def _seed(self, denoiser: WindowDenoiser, window: int, context: int) -> Queue:
+        """Return the first queue: the opening clip up the levels, clones of its first frame before."""
+        steps = denoiser.schedule.steps
+        opening = denoiser.short_clip(window)
+        warm_up = steps - window
+        frames = [slot - warm_up for slot in range(-context, steps)]
+        levels = [slot + 1 for slot in range(steps)]
+        sources = torch.tensor([max(0, frame) for frame in frames])
+        levels = [0] * context + levels
+        latents = denoiser.schedule.add_noise(
+            opening[sources], levels, denoiser.noise(frames, "seed")
+        )
+        return Queue.fresh(latents, levels, frames, denoiser.solver)
+
+    def _noise_slot(self, denoiser: WindowDenoiser, frame: int) -> Queue:
+        """Return one slot of pure noise at the top level."""
+        latents = denoiser.noise([frame], "queue")
+        return Queue.fresh(latents, [denoiser.schedule.steps], [frame], denoiser.solver)

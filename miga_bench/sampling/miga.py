@@ -1,0 +1,341 @@
+"""MIGA (ICML 2026, arXiv 2605.18233): two-stage alignment and dual consistency.
+
+Stage 1 (zigzag iterative denoising, section 3.2): the queue's level changes only every L_zig slots,
+``Q_s1 = { z^1 .. z^Lz at tau_e | ... | z^.. at tau_T }``. A pass takes all slots down one level, the front
+chunk leaves one level below tau_e, a chunk of noise enters at the back. Stage 2: what left stage 1
+shares one level and is finished in sliding windows, the condition the model was trained in; then, as in
+the released code, it is taken back up a few levels and denoised once more (re-noise pass).
+Long-range guidance (section 3.3) prepends cleaner slots to every window; self-reflection (section 3.4) is
+in ``reflection.py``, the streaming stage 2 in ``pipeline.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from miga_bench.backbones.base import Backbone
+from miga_bench.sampling.base import Cost, PassCallback, PromptSchedule, Sampler
+from miga_bench.sampling.denoise import Anchors, WindowDenoiser
+from miga_bench.sampling.noise import NoiseSource
+from miga_bench.sampling.pipeline import PassPlan, Pipeline
+from miga_bench.sampling.queue import Queue
+from miga_bench.sampling.reflection import Pooling, Reflection
+from miga_bench.sampling.rules import check_common, require
+from miga_bench.sampling.windows import Reach, growth_partition, miga_windows, partition
+
+
+@dataclass(frozen=True)
+class MigaSettings:
+    """Settings of MIGA, in the paper's symbols where it has one.
+
+    Attributes:
+        steps: T, levels above clean.
+        zigzag: L_zig, slots of a chunk; divides the window.
+        guidance_frames: m, guidance frames of a window; 0 turns long-range guidance off.
+        guidance_reach: ``chunks`` (as released), ``head`` (the paper's formula) or ``anchor`` (latents of
+            the opening clip, kept nearly clean for the whole video, in stage 2 too).
+        stage2_steps: Unified steps of stage 2; 0 turns it off.
+        renoise: Unified steps of the re-noise pass; 0 turns it off.
+        stride: Slots written per window.
+        guidance_scale: Classifier-free guidance; 1 is without.
+        reflection: ``off``, ``continuous`` (for as long as the video runs) or ``growth`` (only while the
+            queue fills, as released).
+        reflection_threshold: delta, the drop of similarity that starts a search.
+        reflection_level: Level of the judged chunk.
+        reference_chunks: Chunks the judged one is compared with.
+        candidates: n_samp, tails drawn in a search.
+        released: Follow the released code of the backbone's family, quirks included.
+        batch: Windows in one denoiser call; 0 chooses from free memory.
+    """
+
+    steps: int
+    zigzag: int
+    guidance_frames: int
+    guidance_reach: Reach
+    stage2_steps: int
+    renoise: int
+    stride: int
+    guidance_scale: float
+    reflection: Literal["off", "continuous", "growth"]
+    reflection_threshold: float
+    reflection_level: int
+    reference_chunks: int
+    candidates: int
+    released: bool = False
+    batch: int = 0
+
+
+@dataclass(frozen=True)
+class Quirks:
+    """Where the released code of a family leaves the paper; the defaults are the paper's reading.
+
+    Attributes:
+        in_place_growth: Passes of the growing queue update it window by window, front to back.
+        in_place_stage1: The same for the passes of stage 1.
+        growth_from_opening: Chunks that enter while the queue grows are the opening clip's last latent
+            at the top level, not pure noise.
+        stage1_from_opening: The same for the chunks that enter afterwards.
+        appends: Whether chunks enter stage 1 as ``needed`` for the length, ``always``, or only next
+            to a ``full`` queue, one whose back is one level below the top.
+        stage2_late: Levels above their own at which stage 2 steps its latents.
+        dropped: Windows at the end of the video that are made but not handed out.
+        pooling: See ``reflection.similarity``.
+    """
+
+    in_place_growth: bool = False
+    in_place_stage1: bool = False
+    growth_from_opening: bool = False
+    stage1_from_opening: bool = False
+    appends: Literal["needed", "always", "full"] = "needed"
+    stage2_late: int = 0
+    dropped: int = 0
+    pooling: Pooling = "frames"
+
+
+RELEASED = {
+    "videocrafter2": Quirks(
+        in_place_growth=True,
+        in_place_stage1=True,
+        growth_from_opening=True,
+        appends="always",
+        pooling="set",
+    ),
+    "wan": Quirks(
+        in_place_growth=True,
+        growth_from_opening=True,
+        stage1_from_opening=True,
+        appends="full",
+        stage2_late=1,
+        dropped=1,
+    ),
+}
+
+
+def check_miga(s: MigaSettings, backbone: Backbone, length: int | None) -> None:
+    """Check MIGA's settings for a backbone.
+
+    Raises:
+        UserError: A rule is broken; the message names it.
+    """
+    check_common(s.steps, s.guidance_scale, s.batch, length)
+    window, clean = backbone.window, backbone.schedule(s.steps).clean
+    require(
+        1 <= s.zigzag <= window and window % s.zigzag == 0,
+        f"zigzag is {s.zigzag}: it must divide the window of {window} latents of {backbone.name} "
+        f"({', '.join(str(d) for d in range(1, window + 1) if window % d == 0)})",
+    )
+    require(
+        1 <= s.stride <= window,
+        f"stride is {s.stride}: it must be from 1 to the window's {window} latents",
+    )
+    require(
+        0 <= s.guidance_frames <= window - s.stride,
+        f"guidance_frames is {s.guidance_frames}: with stride {s.stride} a window of {window} latents "
+        f"leaves room for 0 to {window - s.stride}",
+    )
+    opening = window // s.zigzag
+    room = s.steps - opening - clean - 1
+    require(
+        room >= 0,
+        f"steps is {s.steps}: with zigzag {s.zigzag} it must be at least {opening + clean + 1}",
+    )
+    require(
+        0 <= s.stage2_steps <= room,
+        f"stage2_steps is {s.stage2_steps}: with {s.steps} steps and zigzag {s.zigzag} it must be from "
+        f"0 to {room}",
+    )
+    require(
+        0 <= s.renoise <= s.steps - clean,
+        f"renoise is {s.renoise}: it must be from 0 to {s.steps - clean} steps",
+    )
+    if s.reflection == "off":
+        return
+    lowest = clean + s.stage2_steps + s.reference_chunks + 1
+    require(s.reference_chunks >= 1, f"reference_chunks is {s.reference_chunks}: at least 1")
+    require(s.candidates >= 1, f"candidates is {s.candidates}: a search needs at least 1")
+    require(
+        math.isfinite(s.reflection_threshold),
+        f"reflection_threshold is {s.reflection_threshold}: it must be a finite number",
+    )
+    require(
+        lowest <= s.reflection_level <= s.steps - 1,
+        f"reflection_level is {s.reflection_level}: with {s.steps} steps, {s.stage2_steps} of them in stage 2,"
+        f" and {s.reference_chunks} reference chunks it must be from {lowest} to {s.steps - 1}",
+    )
+
+
+class Miga(Sampler[MigaSettings]):
+    """MIGA; endless."""
+
+    name = "miga"
+
+    def stream(
+        self,
+        backbone: Backbone,
+        prompts: PromptSchedule,
+        noise: NoiseSource,
+        length: int | None = None,
+        callback: PassCallback | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield finished latents; see ``Sampler.stream``."""
+        s = self.settings
+        check_miga(s, backbone, length)
+        cost = Cost(callback)
+        solver = backbone.solver(backbone.schedule(s.steps))
+        denoiser = WindowDenoiser(
+            backbone, prompts, solver, noise, s.guidance_scale, s.batch, cost
+        )
+        for latent in _Video(s, backbone, denoiser, length).stream():
+            cost.finished += 1
+            yield latent
+            if cost.finished == length:
+                return
+
+
+@dataclass
+class _Video:
+    """One video in the making: stage 1's queue, and stage 2 behind it."""
+
+    settings: MigaSettings
+    backbone: Backbone
+    denoiser: WindowDenoiser
+    length: int | None
+    opening: Tensor = field(init=False)
+    queue: Queue = field(init=False)
+
+    def __post_init__(self) -> None:
+        s, schedule = self.settings, self.denoiser.schedule
+        self.quirks = RELEASED[self.backbone.family] if s.released else Quirks()
+        self.window = self.backbone.window
+        self.exit_level = schedule.clean + s.stage2_steps
+        self.opening_chunks = self.window // s.zigzag
+        # Chunks to hand over to stage 2; None for an endless video.
+        self.chunks: int | None = None
+        if self.length is not None:
+            made = self.length + self.quirks.dropped * self.window
+            self.chunks = math.ceil(made / s.zigzag)
+        self.reflection = Reflection(
+            denoiser=self.denoiser,
+            fresh_chunk=self._growth_chunk,
+            level=s.reflection_level,
+            reference=s.reference_chunks,
+            zigzag=s.zigzag,
+            window=self.window,
+            stride=s.stride,
+            threshold=s.reflection_threshold,
+            candidates=s.candidates,
+            pooling=self.quirks.pooling,
+        )
+        first = self.exit_level + self.quirks.stage2_late
+        self.pipeline = Pipeline(
+            self.denoiser,
+            PassPlan(
+                self.window, s.stride, s.guidance_frames if s.guidance_reach == "anchor" else 0
+            ),
+            levels=range(first, first - s.stage2_steps, -1),
+            renoise=range(schedule.clean + s.renoise, schedule.clean, -1),
+        )
+
+    def stream(self) -> Iterator[Tensor]:
+        """Yield clean latents as they leave the pipeline."""
+        self._open()
+        for chunk in self._stage_1():
+            self.pipeline.push(chunk)
+            yield from self._finished()
+        self.pipeline.close()
+        yield from self._finished()
+
+    def _finished(self) -> Iterator[Tensor]:
+        for run in self.pipeline.run():
+            yield from run.latents
+
+    def _open(self) -> None:
+        """Make the opening clip, and seed queue and anchors with it."""
+        s, d = self.settings, self.denoiser
+        schedule, noise = d.schedule, d.noise
+        self.opening = d.short_clip(self.window)
+        frames = list(range(self.window))
+        top = schedule.steps - self.opening_chunks
+        levels = [top + frame // s.zigzag for frame in frames]
+        latents = schedule.add_noise(self.opening, levels, noise(frames, "seed"))
+        self.queue = Queue.fresh(latents, levels, frames, d.solver)
+        if s.guidance_frames and s.guidance_reach == "anchor":
+            d.anchors = Anchors(level=schedule.clean + 1)
+            d.anchors.sets[0] = self._anchors_from(self.opening, frames)
+
+    def _anchors_from(self, clip: Tensor, frames: list[int]) -> Tensor:
+        """Return evenly spaced latents of a clean clip at one step from clean."""
+        schedule = self.denoiser.schedule
+        count = self.settings.guidance_frames
+        chosen = torch.linspace(0, len(clip) - 1, count).round().long()
+        numbers = [frames[k] for k in chosen.tolist()]
+        level = schedule.clean + 1
+        return schedule.add_noise(
+            clip[chosen], [level] * count, self.denoiser.noise(numbers, "anchor")
+        )
+
+    def _chunk(self, frames: list[int], purpose: str, draw: int, from_opening: bool) -> Queue:
+        """Return a chunk at the top level: pure noise, or the last opening latent under noise."""
+        top = self.denoiser.schedule.steps
+        latents = self.denoiser.noise(frames, purpose, draw)
+        if from_opening:
+            last = self.opening[-1:].expand_as(latents)
+            latents = self.denoiser.schedule.add_noise(last, [top] * len(frames), latents)
+        return Queue.fresh(latents, [top] * len(frames), frames, self.denoiser.solver)
+
+    def _growth_chunk(self, frames: list[int], purpose: str, draw: int) -> Queue:
+        return self._chunk(frames, purpose, draw, self.quirks.growth_from_opening)
+
+    def _append(self, from_opening: bool) -> None:
+        first = self.queue.frames[-1] + 1
+        frames = list(range(first, first + self.settings.zigzag))
+        self.queue = self.queue + self._chunk(frames, "queue", 0, from_opening)
+
+    def _stage_1(self) -> Iterator[Queue]:
+        """Yield chunks at the exit level, for ever or until there are enough."""
+        s = self.settings
+        number = grown = 0
+        while self.chunks is None or grown < self.chunks:
+            self._append(self.quirks.growth_from_opening)
+            grown += 1
+            if self.queue.levels[0] <= self.exit_level + 2:
+                break
+            ranges = growth_partition(len(self.queue), s.stride, self.window - s.guidance_frames)
+            self._pass("growth", ranges, self.quirks.in_place_growth, number)
+            number += 1
+        index = given = 0
+        while self.chunks is None or given < self.chunks:
+            local = self.window - s.guidance_frames
+            ranges = partition(len(self.queue), s.stride, local, index % s.stride)
+            self._pass("stage1", ranges, self.quirks.in_place_stage1, number)
+            index, number = index + 1, number + 1
+            if self.queue.levels[0] == self.exit_level:
+                given += 1
+                yield self.queue.pop(s.zigzag)
+            if self._needs_chunk(grown):
+                self._append(self.quirks.stage1_from_opening)
+                grown += 1
+
+    def _needs_chunk(self, grown: int) -> bool:
+        if self.quirks.appends == "needed":
+            return self.chunks is None or grown < self.chunks
+        below = self.denoiser.schedule.steps - self.queue.levels[-1]
+        return below >= 1 if self.quirks.appends == "always" else below == 1
+
+    def _pass(self, stage: str, ranges: list[range], in_place: bool, number: int) -> None:
+        """Take the queue down one level, then judge its tail."""
+        s = self.settings
+        plan = miga_windows(
+            ranges, len(self.queue), self.window, s.guidance_frames, s.zigzag, s.guidance_reach
+        )
+        self.denoiser.denoise(self.queue, plan, "stage 1 step", in_place)
+        reflected = None
+        if s.reflection == "continuous" or (s.reflection == "growth" and stage == "growth"):
+            reflected = self.reflection(self.queue, number)
+        self.denoiser.cost.report(stage, self.queue.levels, reflected)

@@ -1,0 +1,60 @@
+"""The plain short clip: what the model was trained for, and the measure of every longer video."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from miga_bench.backbones.base import Backbone
+from miga_bench.errors import UserError
+from miga_bench.sampling.base import Cost, PassCallback, PromptSchedule, Sampler
+from miga_bench.sampling.denoise import WindowDenoiser
+from miga_bench.sampling.noise import NoiseSource
+from miga_bench.sampling.rules import check_common
+
+
+@dataclass(frozen=True)
+class ShortSettings:
+    """Settings of the short clip.
+
+    Attributes:
+        steps: T, denoising steps.
+        guidance_scale: Classifier-free guidance; 1 is without.
+        batch: Windows in one denoiser call; 0 chooses from free memory.
+    """
+
+    steps: int
+    guidance_scale: float
+    batch: int = 0
+
+
+class Short(Sampler[ShortSettings]):
+    """One window of latents on shared levels; not endless."""
+
+    name = "short"
+    endless = False
+
+    def stream(
+        self,
+        backbone: Backbone,
+        prompts: PromptSchedule,
+        noise: NoiseSource,
+        length: int | None = None,
+        callback: PassCallback | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield up to ``backbone.window`` latents; see ``Sampler.stream``."""
+        s = self.settings
+        check_common(s.steps, s.guidance_scale, s.batch, length)
+        if length is None or length > backbone.window:
+            raise UserError(
+                f"short makes at most {backbone.window} latents ({backbone.frames_of(backbone.window)}"
+                f" frames) on {backbone.name}: ask for fewer frames, or use fifo or miga"
+            )
+        solver = backbone.solver(backbone.schedule(s.steps))
+        cost = Cost(callback)
+        denoiser = WindowDenoiser(
+            backbone, prompts, solver, noise, s.guidance_scale, s.batch, cost
+        )
+        yield from denoiser.short_clip(backbone.window)[:length]
