@@ -16,8 +16,8 @@ PROMPTS = PromptSchedule(torch.full((1, 1, 1), 0.2), torch.full((1, 1, 1), -0.1)
 class PatternNoise:
     """Every draw is the same pattern."""
 
-    def __init__(self, shape: LatentShape = LatentShape(3, 4, 4)) -> None:
-        c, y, x = torch.meshgrid(*(torch.arange(n).double() for n in shape), indexing="ij")
+    def __init__(self) -> None:
+        c, y, x = torch.meshgrid(*(torch.arange(n).double() for n in (3, 4, 4)), indexing="ij")
         self.pattern = torch.sin(1.7 * c + 2.3 * y + 0.9 * x + 0.5).float()
 
     def __call__(

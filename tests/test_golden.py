@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from analytic import PROMPTS, AnalyticBackbone, PatternNoise
 
 from miga_bench.sampling import Fifo, FifoSettings, Miga, MigaSettings, Short, ShortSettings
 from miga_bench.sampling.reflection import Reflection
-
-from analytic import PROMPTS, AnalyticBackbone, PatternNoise
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -51,7 +51,7 @@ class LatentShape:
     height: int
     width: int
 
-    def __iter__(self):  # noqa: ANN204 - lets `[F, *shape]` read as it should
+    def __iter__(self) -> Iterator[int]:
         """Yield channels, height, width."""
         return iter((self.channels, self.height, self.width))
 

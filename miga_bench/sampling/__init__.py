@@ -1,15 +1,16 @@
 """The algorithms: tensors in, tensors out; no files, no Lightning, no configuration."""
 
 from miga_bench.sampling.base import PassReport, PromptSchedule, Sampler
+from miga_bench.sampling.estimate import estimate_windows
 from miga_bench.sampling.fifo import Fifo, FifoSettings
 from miga_bench.sampling.miga import Miga, MigaSettings
 from miga_bench.sampling.noise import CounterNoise, NoiseSource
+from miga_bench.sampling.presets import METHODS, PRESETS, resolve
 from miga_bench.sampling.short import Short, ShortSettings
-
-METHODS: dict[str, type[Sampler]] = {"short": Short, "fifo": Fifo, "miga": Miga}
 
 __all__ = [
     "METHODS",
+    "PRESETS",
     "CounterNoise",
     "Fifo",
     "FifoSettings",
@@ -21,4 +22,6 @@ __all__ = [
     "Sampler",
     "Short",
     "ShortSettings",
+    "estimate_windows",
+    "resolve",
 ]

@@ -151,7 +151,9 @@ class Cost:
     finished: int = 0
     passes: dict[str, int] = field(default_factory=dict)
 
-    def report(self, stage: str, levels: Sequence[int], reflection: Reflected | None = None) -> None:
+    def report(
+        self, stage: str, levels: Sequence[int], reflection: Reflected | None = None
+    ) -> None:
         """Count a pass of ``stage`` and tell the callback."""
         index = self.passes.get(stage, 0)
         self.passes[stage] = index + 1

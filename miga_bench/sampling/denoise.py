@@ -126,7 +126,9 @@ class WindowDenoiser:
                 parts.insert(0, anchors)
                 row_levels = [self.anchors.level] * len(anchors) + row_levels
             contiguous = last - first + 1 == len(window.reads) - window.offset
-            parts.append(local if contiguous else queue.latents[list(window.reads[window.offset :])])
+            parts.append(
+                local if contiguous else queue.latents[list(window.reads[window.offset :])]
+            )
             rows.append(torch.cat(parts) if len(parts) > 1 else parts[0])
             levels.append(row_levels)
             segments.append(segment)

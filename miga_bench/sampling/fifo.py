@@ -67,9 +67,7 @@ class Fifo(Sampler[FifoSettings]):
         )
         solver = backbone.solver(backbone.schedule(steps))
         cost = Cost(callback)
-        denoiser = WindowDenoiser(
-            backbone, prompts, solver, noise, s.guidance_scale, s.batch, cost
-        )
+        denoiser = WindowDenoiser(backbone, prompts, solver, noise, s.guidance_scale, s.batch, cost)
         context = window - window // 2 if s.lookahead else 0
         queue = self._seed(denoiser, window, context)
         plan = fifo_windows(len(queue), window, context)

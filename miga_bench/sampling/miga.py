@@ -188,9 +188,7 @@ class Miga(Sampler[MigaSettings]):
         check_miga(s, backbone, length)
         cost = Cost(callback)
         solver = backbone.solver(backbone.schedule(s.steps))
-        denoiser = WindowDenoiser(
-            backbone, prompts, solver, noise, s.guidance_scale, s.batch, cost
-        )
+        denoiser = WindowDenoiser(backbone, prompts, solver, noise, s.guidance_scale, s.batch, cost)
         for latent in _Video(s, backbone, denoiser, length).stream():
             cost.finished += 1
             yield latent

@@ -20,7 +20,9 @@ from miga_bench.backbones.base import LatentShape
 class NoiseSource(Protocol):
     """Standard normal noise by key; injectable, so that tests may fix the pattern."""
 
-    def __call__(self, frames: Sequence[int], purpose: str, draws: Sequence[int] | int = 0) -> Tensor:
+    def __call__(
+        self, frames: Sequence[int], purpose: str, draws: Sequence[int] | int = 0
+    ) -> Tensor:
         """Return ``[len(frames), C, H, W]`` float32 noise.
 
         Args:
@@ -45,7 +47,9 @@ class CounterNoise:
         self.shape = shape
         self.device = device
 
-    def __call__(self, frames: Sequence[int], purpose: str, draws: Sequence[int] | int = 0) -> Tensor:
+    def __call__(
+        self, frames: Sequence[int], purpose: str, draws: Sequence[int] | int = 0
+    ) -> Tensor:
         """Return ``[len(frames), C, H, W]`` float32 noise for the keys."""
         numbers = [draws] * len(frames) if isinstance(draws, int) else draws
         out = torch.empty(len(frames), *self.shape)

@@ -122,7 +122,9 @@ class Pipeline:
             return
         level = self.levels[number]
         if number == self.renoise_at:
-            run = renoised(run, level, self.denoiser.schedule, self.denoiser.noise, self.denoiser.solver)
+            run = renoised(
+                run, level, self.denoiser.schedule, self.denoiser.noise, self.denoiser.solver
+            )
         elif number == 0:
             # A latent enters stage 2 with a fresh history (order 1 first), as released.
             run = Queue.fresh(run.latents, [level] * len(run), run.frames, self.denoiser.solver)

@@ -74,7 +74,9 @@ class Queue:
         if (slots.start, slots.stop) == (0, len(self)):
             self.latents, self.levels, self.state = run.latents, list(run.levels), run.state
             return
-        self.latents = torch.cat([self.latents[: slots.start], run.latents, self.latents[slots.stop :]])
+        self.latents = torch.cat(
+            [self.latents[: slots.start], run.latents, self.latents[slots.stop :]]
+        )
         self.levels[slots] = run.levels
         self.state = {
             name: torch.cat([value[: slots.start], run.state[name], value[slots.stop :]])

@@ -117,7 +117,9 @@ class Reflection:
         rows = [reference] * self.candidates
         for first in range(0, len(frames), self.zigzag):
             chunk = frames[first : first + self.zigzag]
-            rows = [row + self.fresh_chunk(chunk, f"search {number}", k) for k, row in enumerate(rows)]
+            rows = [
+                row + self.fresh_chunk(chunk, f"search {number}", k) for k, row in enumerate(rows)
+            ]
             length = len(rows[0])
             ranges = growth_partition(length, self.stride, self.window)
             # What only writes the reference would be thrown away.

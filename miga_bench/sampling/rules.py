@@ -25,6 +25,4 @@ def check_common(steps: int, guidance_scale: float, batch: int, length: int | No
         f"guidance_scale is {guidance_scale}: it must be a number of at least 0 (1 turns it off)",
     )
     require(batch >= 0, f"batch is {batch}: it must be at least 1, or 0 to choose from free memory")
-    require(
-        length is None or length >= 1, f"{length} latents asked for: at least 1 must be"
-    )
+    require(length is None or length >= 1, f"{length} latents asked for: at least 1 must be")

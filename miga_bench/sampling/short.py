@@ -54,7 +54,5 @@ class Short(Sampler[ShortSettings]):
             )
         solver = backbone.solver(backbone.schedule(s.steps))
         cost = Cost(callback)
-        denoiser = WindowDenoiser(
-            backbone, prompts, solver, noise, s.guidance_scale, s.batch, cost
-        )
+        denoiser = WindowDenoiser(backbone, prompts, solver, noise, s.guidance_scale, s.batch, cost)
         yield from denoiser.short_clip(backbone.window)[:length]

@@ -1,0 +1,196 @@
+"""Presets: named, complete sets of a method's settings on a backbone.
+
+``paper`` is what the MIGA paper describes (arXiv 2605.18233, section 4.1; FIFO: arXiv 2405.11473); ``release``
+what the authors' code does, quirks included; ``anchored`` is ours: the backbone's default preset with
+guidance frames kept for the whole video; ``tiny`` is tuned for the embedded models. Where paper and
+release are silent (FIFO on Wan), the number of steps is MIGA's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from miga_bench.backbones.base import Backbone
+from miga_bench.errors import UserError
+from miga_bench.sampling.base import Sampler
+from miga_bench.sampling.fifo import Fifo
+from miga_bench.sampling.miga import Miga
+from miga_bench.sampling.short import Short
+
+METHODS: dict[str, type[Sampler]] = {"short": Short, "fifo": Fifo, "miga": Miga}
+
+_WAN_MIGA = {
+    "steps": 54,
+    "zigzag": 7,
+    "guidance_frames": 4,
+    "guidance_reach": "chunks",
+    "stage2_steps": 10,
+    "renoise": 10,
+    "stride": 10,
+    "guidance_scale": 5.0,
+    "reflection": "continuous",
+    "reflection_threshold": 0.01,
+    "reflection_level": 44,
+    "reference_chunks": 2,
+    "candidates": 3,
+}
+_VC2_MIGA = {
+    "steps": 64,
+    "zigzag": 4,
+    "guidance_frames": 6,
+    "guidance_reach": "chunks",
+    "stage2_steps": 9,
+    "renoise": 10,
+    "stride": 8,
+    "guidance_scale": 12.0,
+    "reflection": "continuous",
+    "reflection_threshold": 0.01,
+    "reflection_level": 51,
+    "reference_chunks": 3,
+    "candidates": 5,
+}
+_WAN_PLAIN = {"steps": 54, "guidance_scale": 5.0}
+_VC2_PLAIN = {"steps": 64, "guidance_scale": 12.0}
+# The embedded models need less guidance and fewer steps than the large ones.
+_TINY_WAN = {"steps": 54, "guidance_scale": 3.0}
+
+Values = Mapping[str, Any]
+# preset -> family -> method -> settings
+PRESETS: dict[str, dict[str, dict[str, Values]]] = {
+    "paper": {
+        "wan": {"short": _WAN_PLAIN, "fifo": _WAN_PLAIN, "miga": _WAN_MIGA},
+        "videocrafter2": {"short": _VC2_PLAIN, "fifo": _VC2_PLAIN, "miga": _VC2_MIGA},
+    },
+    "release": {
+        "wan": {
+            "short": _WAN_PLAIN,
+            "fifo": _WAN_PLAIN,
+            "miga": {**_WAN_MIGA, "released": True, "reflection": "growth"},
+        },
+        "videocrafter2": {
+            "short": _VC2_PLAIN,
+            "fifo": _VC2_PLAIN,
+            "miga": {
+                **_VC2_MIGA,
+                "released": True,
+                "guidance_frames": 4,
+                "reflection": "off",
+                "reflection_threshold": 0.001,
+            },
+        },
+    },
+    "tiny": {
+        "wan": {
+            "short": _TINY_WAN,
+            "fifo": _TINY_WAN,
+            "miga": {**_WAN_MIGA, **_TINY_WAN},
+        },
+    },
+}
+
+
+def default_preset(backbone: Backbone) -> str:
+    """Return the preset used when none is named: ``tiny`` on embedded models, else ``paper``."""
+    return "tiny" if backbone.name.startswith("tiny-") else "paper"
+
+
+def near(name: str, known: typing.Iterable[str]) -> str:
+    """Return the end of an error line: the near names, and all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=2)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    return f"{hint}known: {', '.join(known)}"
+
+
+def preset_values(method: str, family: str, preset: str, default: str) -> Values:
+    """Return a preset's settings as they stand in the table.
+
+    Raises:
+        UserError: The preset is unknown, or has no settings for this method and family.
+    """
+    names = {*PRESETS, "anchored"}
+    if preset not in names:
+        raise UserError(f"unknown preset {preset!r}: {near(preset, names)}")
+    table = PRESETS[default if preset == "anchored" else preset]
+    if family not in table or method not in table[family]:
+        raise UserError(
+            f"preset {preset!r} has no settings for {method} on the {family} family; it has "
+            + "; ".join(f"{f}: {', '.join(m)}" for f, m in table.items())
+        )
+    values = table[family][method]
+    if preset != "anchored":
+        return values
+    if method != "miga":
+        raise UserError(f"preset 'anchored' is for miga, not {method}: leave --preset out")
+    return {**values, "guidance_reach": "anchor"}
+
+
+def _parse(name: str, text: object, kind: Any) -> Any:
+    """Turn a setting's text into its field's type."""
+    if not isinstance(text, str):
+        return text
+    choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    word = text.strip().lower()
+    if choices:
+        if name == "reflection":
+            word = {"on": "continuous", "true": "continuous", "false": "off"}.get(word, word)
+        if word not in choices:
+            raise UserError(f"{name} is {text!r}: it must be one of {', '.join(choices)}")
+        return word
+    if kind is bool:
+        words = dict.fromkeys(("true", "on", "yes", "1"), True) | dict.fromkeys(
+            ("false", "off", "no", "0"), False
+        )
+        if word not in words:
+            raise UserError(f"{name} is {text!r}: it must be true or false")
+        return words[word]
+    try:
+        return kind(word)
+    except ValueError:
+        rule = "a whole number" if kind is int else "a number"
+        raise UserError(f"{name} is {text!r}: it must be {rule}") from None
+
+
+def resolve(
+    method: str,
+    backbone: Backbone,
+    preset: str | None = None,
+    overrides: Mapping[str, object] | None = None,
+) -> Any:
+    """Return a method's complete settings on a backbone.
+
+    Args:
+        method: ``short``, ``fifo``, ``miga``.
+        backbone: Chooses the family's values and the default preset.
+        preset: A name, or None for the backbone's default.
+        overrides: Settings to change, values as text or as the field's type.
+
+    Raises:
+        UserError: A name is unknown, or a value is not of its setting's type.
+    """
+    if method not in METHODS:
+        raise UserError(f"unknown method {method!r}: {near(method, METHODS)}")
+    default = default_preset(backbone)
+    values = dict(preset_values(method, backbone.family, preset or default, default))
+    settings_type = settings_class(METHODS[method])
+    kinds = typing.get_type_hints(settings_type)
+    for name, value in (overrides or {}).items():
+        if name not in kinds:
+            raise UserError(f"{method} has no setting {name!r}: {near(name, kinds)}")
+        values[name] = _parse(name, value, kinds[name])
+    return settings_type(**values)
+
+
+def settings_class(method: type[Sampler]) -> Any:
+    """Return the dataclass of a method's settings."""
+    (base,) = method.__orig_bases__  # type: ignore[attr-defined]
+    return typing.get_args(base)[0]
+
+
+def describe(settings: object) -> dict[str, Any]:
+    """Return settings as plain values, for files and tables."""
+    return dataclasses.asdict(settings)  # type: ignore[call-overload]
