@@ -206,6 +206,7 @@ class _Video:
     length: int | None
     opening: Tensor = field(init=False)
     queue: Queue = field(init=False)
+    clips: dict[int, list[tuple[int, Tensor]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         s, schedule = self.settings, self.denoiser.schedule
@@ -251,7 +252,28 @@ class _Video:
 
     def _finished(self) -> Iterator[Tensor]:
         for run in self.pipeline.run():
+            if self.denoiser.anchors is not None:
+                self._reanchor(run)
             yield from run.latents
+
+    def _reanchor(self, run: Queue) -> None:
+        """Make a prompt's own anchors of the first window of clean latents made under it.
+
+        Until there are as many, its windows keep the anchors of the prompt before.
+        """
+        anchors = self.denoiser.anchors
+        assert anchors is not None
+        for latent, frame in zip(run.latents, run.frames, strict=True):
+            segment = self.denoiser.prompts.segment(frame)
+            if segment in anchors.sets:
+                continue
+            clip = self.clips.setdefault(segment, [])
+            clip.append((frame, latent))
+            if len(clip) == self.window:
+                frames = [frame for frame, _ in clip]
+                latents = torch.stack([latent for _, latent in clip])
+                anchors.sets[segment] = self._anchors_from(latents, frames)
+                del self.clips[segment]
 
     def _open(self) -> None:
         """Make the opening clip, and seed queue and anchors with it."""
