@@ -1,0 +1,192 @@
+"""Wan2.1's text: UMT5 embeddings, padded with zeros, kept on disk so that they are made once.
+
+The rule of the released model: the encoder sees the real tokens only, and its rows are followed by
+zeros up to exactly the model's text length. Cross attention has no mask: the zero rows count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import logging
+import os
+import re
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ftfy
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoTokenizer, UMT5EncoderModel
+
+from miga_bench.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+TEXT_LENGTH = 512
+
+# The authors' default (wan/configs/shared_config.py of Wan2.1, Apache-2.0), which the model was
+# tuned with: garish colors, overexposed, static, blurred details, subtitles, ... walking backwards.
+NEGATIVE_PROMPT = (
+    "\u8272\u8c03\u8273\u4e3d\uff0c\u8fc7\u66dd\uff0c\u9759\u6001\uff0c\u7ec6\u8282\u6a21\u7cca"
+    "\u4e0d\u6e05\uff0c\u5b57\u5e55\uff0c\u98ce\u683c\uff0c\u4f5c\u54c1\uff0c\u753b\u4f5c\uff0c"
+    "\u753b\u9762\uff0c\u9759\u6b62\uff0c\u6574\u4f53\u53d1\u7070\uff0c\u6700\u5dee\u8d28\u91cf"
+    "\uff0c\u4f4e\u8d28\u91cf\uff0cJPEG\u538b\u7f29\u6b8b\u7559\uff0c\u4e11\u964b\u7684\uff0c"
+    "\u6b8b\u7f3a\u7684\uff0c\u591a\u4f59\u7684\u624b\u6307\uff0c\u753b\u5f97\u4e0d\u597d\u7684"
+    "\u624b\u90e8\uff0c\u753b\u5f97\u4e0d\u597d\u7684\u8138\u90e8\uff0c\u7578\u5f62\u7684\uff0c"
+    "\u6bc1\u5bb9\u7684\uff0c\u5f62\u6001\u7578\u5f62\u7684\u80a2\u4f53\uff0c\u624b\u6307\u878d"
+    "\u5408\uff0c\u9759\u6b62\u4e0d\u52a8\u7684\u753b\u9762\uff0c\u6742\u4e71\u7684\u80cc\u666f"
+    "\uff0c\u4e09\u6761\u817f\uff0c\u80cc\u666f\u4eba\u5f88\u591a\uff0c\u5012\u7740\u8d70"
+)
+
+
+def clean_prompt(prompt: str) -> str:
+    """Mend the encoding, resolve HTML entities (twice, as released) and join white space."""
+    text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def cache_folder() -> Path:
+    """Return where embeddings are kept: ``$MIGA_BENCH_CACHE`` or ``~/.cache/miga-bench``."""
+    return (
+        Path(os.environ.get("MIGA_BENCH_CACHE") or Path.home() / ".cache" / "miga-bench") / "text"
+    )
+
+
+class EmbeddingCache:
+    """Embeddings on disk, one safetensors file each, named by the hash of what they depend on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, identity: str, prompt: str, length: int, dtype: torch.dtype) -> Path:
+        """Return the file of a cleaned prompt under a model's identity."""
+        content = json.dumps([identity, prompt, length, str(dtype)])
+        return self.folder / f"{hashlib.sha256(content.encode()).hexdigest()}.safetensors"
+
+    def load(self, path: Path) -> Tensor | None:
+        """Return ``[tokens, D]``, or None if there is no whole file."""
+        try:
+            return load_file(path)["embedding"]
+        except (OSError, SafetensorError, KeyError):
+            return None
+
+    def save(self, path: Path, embedding: Tensor) -> None:
+        """Write ``[tokens, D]`` atomically; a folder that cannot be written to is only a warning."""
+        part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file({"embedding": embedding.contiguous().cpu()}, part)
+            part.replace(path)
+        except (OSError, SafetensorError) as error:
+            part.unlink(missing_ok=True)
+            logger.warning("text embeddings are not kept: %s", error)
+
+
+class WanText:
+    """Prompts to embeddings; the encoder is loaded when the first prompt is not in the cache.
+
+    Attributes:
+        length: Rows of every embedding, the model's text length.
+
+    Args:
+        tokenizer: Folder of the tokenizer.
+        load_encoder: Loads the encoder where it is to run.
+        dtype: The encoder's type.
+        identity: Names encoder and tokenizer in the cache; asked only if there is a cache.
+        cache: Where embeddings are kept, None for nowhere.
+        keep: Whether the encoder stays in memory after use.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Path,
+        load_encoder: Callable[[], UMT5EncoderModel],
+        dtype: torch.dtype,
+        identity: Callable[[], str],
+        cache: EmbeddingCache | None = None,
+        keep: bool = True,
+    ) -> None:
+        if not tokenizer.is_dir():
+            raise UserError(f"{tokenizer} is missing: the tokenizer belongs there")
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(
+                str(tokenizer), local_files_only=True
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{tokenizer} holds no tokenizer that can be read: {reason}") from None
+        limit = int(self.tokenizer.model_max_length)
+        self.length = limit if 0 < limit <= TEXT_LENGTH else TEXT_LENGTH
+        self.dtype = dtype
+        self._load_encoder = load_encoder
+        self._identity = identity
+        self._cache = cache
+        self._keep = keep
+        self._encoder: UMT5EncoderModel | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the encoder is in memory."""
+        return self._encoder is not None
+
+    def unload(self) -> None:
+        """Drop the encoder; a later prompt loads it again."""
+        self._encoder = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def tokens(self, prompt: str) -> list[int]:
+        """Return a cleaned prompt's tokens with the end mark.
+
+        Raises:
+            UserError: There are more than the model reads.
+        """
+        tokens: list[int] = self.tokenizer(prompt, add_special_tokens=True).input_ids
+        if len(tokens) > self.length:
+            raise UserError(
+                f"the prompt has {len(tokens)} tokens but the model reads {self.length}: "
+                f"shorten {prompt[:40]!r}..."
+            )
+        return tokens
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Return embeddings ``[len(prompts), length, D]`` on the CPU, zero past each prompt's end.
+
+        Each prompt goes through the encoder on its own, so that its embedding does not depend on
+        its neighbors.
+        """
+        cleaned = [clean_prompt(prompt) for prompt in prompts]
+        tokens = {prompt: self.tokens(prompt) for prompt in cleaned}
+        rows = {prompt: self._embed(prompt, ids) for prompt, ids in tokens.items()}
+        if self.loaded and not self._keep:
+            self.unload()
+        padded = [rows[prompt] for prompt in cleaned]
+        return torch.stack(
+            [torch.nn.functional.pad(r, (0, 0, 0, self.length - len(r))) for r in padded]
+        )
+
+    def _embed(self, prompt: str, tokens: list[int]) -> Tensor:
+        path = None
+        if self._cache is not None:
+            path = self._cache.path(self._identity(), prompt, self.length, self.dtype)
+            known = self._cache.load(path)
+            if known is not None:
+                return known
+        embedding = self._run(tokens)
+        if self._cache is not None and path is not None:
+            self._cache.save(path, embedding)
+        return embedding
+
+    @torch.no_grad()
+    def _run(self, tokens: list[int]) -> Tensor:
+        if self._encoder is None:
+            self._encoder = self._load_encoder()
+        ids = torch.tensor([tokens], device=self._encoder.shared.weight.device)
+        out = self._encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
+        return out.last_hidden_state[0].to("cpu", self.dtype)
