@@ -8,6 +8,9 @@ import torch
 from analytic import PROMPTS, AnalyticBackbone, PatternNoise
 
 from miga_bench.sampling import Fifo, FifoSettings, Miga, MigaSettings, Short, ShortSettings
+from miga_bench.sampling.base import Cost
+from miga_bench.sampling.denoise import WindowDenoiser
+from miga_bench.sampling.miga import _Video
 from miga_bench.sampling.reflection import Reflection
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -90,3 +93,18 @@ def test_reflection_is_the_released_search(family, name, length, monkeypatch):
     assert relative(made, golden(name, "final")) < 1e-4
     judged = [r for r in reports if r.similarity is not None]
     assert [r.accepted for r in judged] == [False] + [True] * (len(judged) - 1)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "length"), [("videocrafter2", "miga_vc2", 48), ("wan", "miga_wan", 35)]
+)
+def test_stage_1_hands_over_the_released_latents(family, name, length):
+    backbone = AnalyticBackbone(family)
+    settings = release(family)
+    solver = backbone.solver(backbone.schedule(settings.steps))
+    scale = settings.guidance_scale
+    denoiser = WindowDenoiser(backbone, PROMPTS, solver, PatternNoise(), scale, 1, Cost())
+    video = _Video(settings, backbone, denoiser, length)
+    video._open()
+    dequeued = torch.cat([chunk.latents for chunk in video._stage_1()])
+    assert relative(dequeued, golden(name, "dequeued")) < 1e-4
