@@ -40,6 +40,8 @@ ORIGINAL_VAE = "Wan2.1_VAE.pth"
 ORIGINAL_TEXT = "models_t5_umt5-xxl-enc-bf16.pth"
 ORIGINAL_TOKENIZER = "google/umt5-xxl"
 
+PUBLISHED_TEXT_WIDTH = 4096
+
 # transformers ties this one to shared.weight; files may hold either name or both.
 EMBEDDING, EMBEDDING_ALIAS = "shared.weight", "encoder.embed_tokens.weight"
 
@@ -99,6 +101,10 @@ class WanSource(ABC):
         """Return the timestep shift the model's files ask for, if they do."""
         return None
 
+    @abstractmethod
+    def published(self) -> bool:
+        """Tell whether this is one of the authors' models, and not one trained in their layout."""
+
     def weights_hash(self) -> str:
         """Hash the denoiser's and the autoencoder's weights (seconds per GiB)."""
         return sha256_of(self.model_files(), self.root)
@@ -157,6 +163,11 @@ class DiffusersFolder(WanSource):
         shift = config.get("flow_shift", config.get("shift"))
         return None if shift is None else float(shift)
 
+    def published(self) -> bool:
+        """Tell by the width of the text: only the authors' models read UMT5-XXL's."""
+        config = read_json(self.root / "transformer" / "config.json")
+        return config.get("text_dim") == PUBLISHED_TEXT_WIDTH
+
     def _config(self, part: str, kind: str) -> dict[str, Any]:
         config = read_json(self.root / part / "config.json")
         if config.get("_class_name", kind) != kind:
@@ -207,6 +218,10 @@ class OriginalFolder(WanSource):
     def text_files(self) -> list[Path]:
         """Return the text encoder's file."""
         return self._existing(ORIGINAL_TEXT)
+
+    def published(self) -> bool:
+        """Only the authors write this layout."""
+        return True
 
     def _existing(self, *names: str) -> list[Path]:
         for name in names:

@@ -65,8 +65,9 @@ class Rotary:
         if key in self._tables:
             self._tables.move_to_end(key)
         else:
-            cos, sin = self._build(torch.arange(frames), height, width)
-            self._tables[key] = cos.to(latents.device), sin.to(latents.device)
+            with torch.inference_mode(mode=False):  # a later call may train
+                cos, sin = self._build(torch.arange(frames), height, width)
+                self._tables[key] = cos.to(latents.device), sin.to(latents.device)
             if len(self._tables) > _CACHED_TABLES:
                 self._tables.popitem(last=False)
         return self._tables[key]

@@ -1,0 +1,117 @@
+"""What denoises: the model families behind one interface, and the table of their names."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from miga_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from miga_bench.backbones.base import Backbone
+
+_TINY = Path(__file__).parent / "tiny" / "weights"
+
+
+@dataclass(frozen=True)
+class BackboneEntry:
+    """A backbone with a name.
+
+    Attributes:
+        family: ``wan``.
+        where: Its folder, or the id of its repository on the Hugging Face Hub.
+        summary: One line for ``miga-bench list backbones``.
+        changes: Defaults that its files do not hold.
+    """
+
+    family: str
+    where: Path | str
+    summary: str
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+BACKBONES: dict[str, BackboneEntry] = {
+    "tiny-wan": BackboneEntry(
+        "wan",
+        _TINY / "wan",
+        "embedded Wan-family model of a procedural world, 64x64; comes with the package",
+        {"height": 64, "width": 64},
+    ),
+    "wan2.1-1.3b": BackboneEntry(
+        "wan",
+        "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        "Wan2.1 text-to-video, 1.3B parameters, 480x832; fetched from the Hugging Face Hub",
+    ),
+}
+
+
+def load_backbone(
+    name_or_path: str | Path,
+    *,
+    device: str | None = None,
+    dtype: Any = None,
+    offload: bool = False,
+    **changes: Any,
+) -> Backbone:
+    """Load a backbone by name, from a folder, or from a Hub repository.
+
+    Args:
+        name_or_path: A name in ``BACKBONES``, a folder with a diffusers pipeline or the original
+            checkpoint files, or ``organization/repository``.
+        device: As torch names it; by default the GPU if there is one.
+        dtype: Of the denoiser, for example ``bf16``; by default bfloat16 on a GPU, else float32.
+        offload: Bring networks to the GPU only while they are used.
+        **changes: What the family's loader takes besides, for example ``height`` and ``width``.
+
+    Raises:
+        UserError: No such backbone, or its files are not usable.
+    """
+    name = str(name_or_path)
+    entry = BACKBONES.get(name)
+    if entry is None:
+        entry = BackboneEntry("wan", _find(name), "")
+    elif isinstance(entry.where, Path) and not entry.where.is_dir():
+        raise UserError(f"{name} is not installed: {entry.where} is missing")
+    return _load(entry, name, device, dtype, offload, changes)
+
+
+def _load(
+    entry: BackboneEntry,
+    name: str,
+    device: str | None,
+    dtype: Any,
+    offload: bool,
+    changes: dict[str, Any],
+) -> Backbone:
+    # Families are imported when used: listing names needs no torch.
+    from miga_bench.backbones.wan import load_wan
+
+    given = {key: value for key, value in changes.items() if value is not None}
+    return load_wan(
+        entry.where,
+        name=name,
+        device=device,
+        dtype=dtype,
+        offload=offload,
+        **{**entry.changes, **given},
+    )
+
+
+def _find(name: str) -> Path | str:
+    """Return the folder or the Hub repository a user means."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if name.startswith((".", "/", "~")):
+        raise UserError(f"no such folder: {name}")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return name
+    near = difflib.get_close_matches(name, BACKBONES, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise UserError(
+        f"unknown backbone {name!r}: {hint}there are {', '.join(BACKBONES)}, or give the folder "
+        "of a model"
+    )

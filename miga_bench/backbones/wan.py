@@ -1,0 +1,345 @@
+"""The Wan2.1 family: text encoder, denoiser, autoencoder and schedule of one model.
+
+``load_wan`` takes the published weights or any folder in their layout, so that the embedded tiny
+model and the 1.3B one run through the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import Tensor, nn
+
+from miga_bench.backbones.base import Backbone, LatentShape
+from miga_bench.backbones.checkpoint import read_json
+from miga_bench.backbones.memory import default_batch
+from miga_bench.backbones.wan_checkpoint import WanSource, find_source
+from miga_bench.backbones.wan_denoiser import WanDenoiser
+from miga_bench.backbones.wan_text import NEGATIVE_PROMPT, EmbeddingCache, WanText, cache_folder
+from miga_bench.backbones.wan_vae import (
+    WanStreamingDecoder,
+    WanStreamingEncoder,
+    spatial_factor,
+    temporal_factor,
+)
+from miga_bench.errors import UserError
+from miga_bench.sampling.schedule import Schedule, flow_schedule
+from miga_bench.sampling.solvers import Solver, UniPC
+
+HUB_PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+BIG_ENCODER = 1 << 30  # bytes on disk; from here on embeddings are cached and the encoder unloaded
+SIDE_FILE = "backbone.json"
+
+DTYPES = {
+    "fp32": torch.float32,
+    "float32": torch.float32,
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class WanDefaults:
+    """What a model's weights do not say; a folder's ``backbone.json`` may hold any of these.
+
+    Attributes:
+        height: Video height, pixels.
+        width: Video width, pixels.
+        window: Latents of the clips the model was trained on.
+        frame_rate: Frames per second.
+        flow_shift: Timestep shift of the noise schedule.
+        negative_prompt: What guidance steers away from.
+    """
+
+    height: int = 480
+    width: int = 832
+    window: int = 21
+    frame_rate: float = 16.0
+    flow_shift: float = 5.0
+    negative_prompt: str = ""
+
+
+class Residence:
+    """Which of a backbone's networks are on the device: all, or with offloading one at a time."""
+
+    def __init__(self, device: torch.device, offload: bool) -> None:
+        self.device = device
+        self.offload = offload
+        self._parts: list[nn.Module] = []
+
+    @property
+    def home(self) -> torch.device:
+        """Where a network waits until it is used."""
+        return torch.device("cpu") if self.offload else self.device
+
+    def add(self, part: nn.Module) -> None:
+        """Take charge of a network that is at home."""
+        self._parts.append(part)
+
+    def bring(self, part: nn.Module) -> torch.device:
+        """Make sure a network is on the device, sending the others home, and return the device."""
+        if self.offload:
+            for other in self._parts:
+                if other is not part:
+                    other.to(self.home)
+            part.to(self.device)
+        return self.device
+
+
+class WanBackbone(Backbone):
+    """A Wan2.1 text-to-video model.
+
+    Attributes:
+        negative_prompt: The default text of the unconditional half of guidance.
+        flow_shift: Timestep shift of its schedules.
+        vae: The shared autoencoder; sessions read it and change nothing.
+        text: Tokenizer, encoder and cache of embeddings.
+    """
+
+    family = "wan"
+    denoiser: Any
+    vae: Any
+
+    def __init__(
+        self,
+        name: str,
+        source: WanSource,
+        residence: Residence,
+        dtype: torch.dtype,
+        defaults: WanDefaults,
+        cache_text: bool | None = None,
+    ) -> None:
+        """Load denoiser and autoencoder; the text encoder waits for a prompt it does not know.
+
+        Args:
+            name: What the user calls it.
+            source: The model on disk.
+            residence: Device, and whether networks leave it between uses.
+            dtype: Of the denoiser; the autoencoder stays float32.
+            defaults: Size, window, frame rate, shift, negative prompt.
+            cache_text: Keep embeddings on disk and drop the encoder after use; None does so for
+                encoders of 1 GiB and more.
+        """
+        self.name = name
+        self.window, self.frame_rate = defaults.window, defaults.frame_rate
+        self.flow_shift, self.negative_prompt = defaults.flow_shift, defaults.negative_prompt
+        self._source, self._residence, self._dtype = source, residence, dtype
+        transformer = source.transformer(dtype, residence.home)
+        self.vae = source.vae(torch.float32, residence.home)
+        self.text = self._make_text(cache_text)
+        self.denoiser = WanDenoiser(transformer).eval()
+        self._check_parts()
+        self.latent_shape = self._latent_shape(defaults.height, defaults.width)
+        for part in (self.denoiser, self.vae):
+            residence.add(part)
+        if residence.offload:
+            self.denoiser.register_forward_pre_hook(
+                lambda module, _: residence.bring(module) and None
+            )
+
+    def _make_text(self, cache_text: bool | None) -> WanText:
+        source, residence = self._source, self._residence
+        if cache_text is None:
+            cache_text = sum(file.stat().st_size for file in source.text_files()) >= BIG_ENCODER
+        # UMT5 overflows in float16; the published encoder was used in bfloat16 everywhere.
+        dtype = torch.bfloat16 if cache_text or self._dtype == torch.float16 else self._dtype
+
+        def load() -> Any:
+            if residence.offload:
+                for part in (self.denoiser, self.vae):
+                    part.to(residence.home)
+            with torch.inference_mode(mode=False):
+                return source.text_encoder(dtype, residence.device)
+
+        return WanText(
+            source.tokenizer,
+            load,
+            dtype,
+            lambda: source.text_identity,
+            cache=EmbeddingCache(cache_folder()) if cache_text else None,
+            keep=not (cache_text or residence.offload),
+        )
+
+    def _check_parts(self) -> None:
+        config, vae = self.denoiser.transformer.config, self.vae.config
+        if config.in_channels != vae.z_dim or config.out_channels != vae.z_dim:
+            raise UserError(
+                f"{self.name}: the transformer takes {config.in_channels} channels and gives "
+                f"{config.out_channels}, but the autoencoder's latents have {vae.z_dim}"
+            )
+
+    def _latent_shape(self, height: int, width: int) -> LatentShape:
+        factor = spatial_factor(self.vae)
+        _, patch_height, patch_width = self.denoiser.transformer.config.patch_size
+        steps = (factor * patch_height, factor * patch_width)
+        nearest = [max(1, round(v / s)) * s for v, s in zip((height, width), steps, strict=True)]
+        if [height, width] != nearest:
+            raise UserError(
+                f"{self.name} cannot make {height}x{width} (height x width): the height must be a "
+                f"multiple of {steps[0]} and the width of {steps[1]}; "
+                f"the nearest size is {nearest[0]}x{nearest[1]}"
+            )
+        return LatentShape(self.vae.config.z_dim, height // factor, width // factor)
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Return the prompts' embeddings ``[len(prompts), S, D]``, zero past each prompt's end."""
+        text = self.text.encode(prompts)
+        width = self.denoiser.transformer.config.text_dim
+        if text.shape[-1] != width:
+            raise UserError(
+                f"{self.name}: the text encoder gives {text.shape[-1]} numbers per token, "
+                f"the transformer reads {width}"
+            )
+        return text.to(self._residence.device, self._dtype)
+
+    def decoder(self) -> WanStreamingDecoder:
+        """Return a fresh streaming decoder for one video."""
+        return WanStreamingDecoder(self.vae, *self._session())
+
+    def encoder(self) -> WanStreamingEncoder:
+        """Return a fresh streaming encoder for one video."""
+        return WanStreamingEncoder(self.vae, *self._session())
+
+    def _session(self) -> tuple[Any, torch.device | None]:
+        residence = self._residence
+        if not residence.offload:
+            return None, None
+        return lambda: residence.bring(self.vae), residence.home
+
+    def schedule(self, steps: int) -> Schedule:
+        """Return the flow-matching schedule with ``steps`` levels above clean."""
+        return flow_schedule(steps, self.flow_shift)
+
+    def solver(self, schedule: Schedule) -> Solver:
+        """Return UniPC of order 2, one history per slot."""
+        return UniPC(schedule)
+
+    def latents_for(self, frames: int) -> int:
+        """Return how many latents decode to at least ``frames`` frames."""
+        return -(-(frames - 1) // temporal_factor(self.vae)) + 1
+
+    def frames_of(self, latents: int) -> int:
+        """Return how many frames ``latents`` latents decode to."""
+        return (latents - 1) * temporal_factor(self.vae) + 1 if latents else 0
+
+    def default_batch(self) -> int:
+        """Return how many windows one denoiser call may hold in the memory that is free now."""
+        return default_batch(self)
+
+    @property
+    def device(self) -> str:
+        """Where the denoiser runs, as torch names it."""
+        return str(self._residence.device)
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """SHA-256 over the denoiser's and the autoencoder's weight files; made when first asked."""
+        return self._source.weights_hash()
+
+
+def load_wan(
+    where: str | Path,
+    *,
+    name: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    offload: bool = False,
+    cache_text: bool | None = None,
+    **changes: Any,
+) -> WanBackbone:
+    """Load a Wan2.1 model.
+
+    Args:
+        where: A folder in either layout, or the id of a diffusers repository on the Hub.
+        name: What to call it; by default ``where``.
+        device: Where to run, by default the GPU if there is one.
+        dtype: Of the denoiser, a name in ``DTYPES`` or a torch type; by default bfloat16 on a GPU,
+            float32 on a CPU. Time embedding, modulation tables and norms stay float32.
+        offload: Keep the networks in main memory and bring one at a time to the device.
+        cache_text: See ``WanBackbone``.
+        **changes: Fields of ``WanDefaults`` to use instead of the model's own; None is ignored.
+
+    Raises:
+        UserError: Nothing usable is there, or an argument is wrong.
+    """
+    place = _device(device)
+    kind = _dtype(dtype, place)
+    root = Path(where).expanduser()
+    source = find_source(root if isinstance(where, Path) or root.exists() else download(str(where)))
+    with torch.inference_mode(mode=False):
+        return WanBackbone(
+            name or str(where),
+            source,
+            Residence(place, offload and place.type != "cpu"),
+            kind,
+            _defaults(source, changes),
+            cache_text,
+        )
+
+
+def download(repository: str) -> Path:
+    """Return the local copy of a diffusers repository, fetching from the Hub what is not there.
+
+    Raises:
+        UserError: It is neither on disk nor within reach.
+    """
+    patterns = ["model_index.json", *(f"{part}/*" for part in HUB_PARTS)]
+    try:
+        return Path(snapshot_download(repository, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as e:
+        reason = str(e).strip().splitlines()[0][:160]
+        raise UserError(
+            f"cannot fetch {repository} from the Hugging Face Hub ({reason}); where there is a "
+            f"network run `hf download {repository} --local-dir DIR`, then give DIR as the backbone"
+        ) from None
+
+
+def _defaults(source: WanSource, changes: dict[str, Any]) -> WanDefaults:
+    """Join built-in defaults, what the folder says, and what the caller wants, in this order."""
+    found: dict[str, Any] = {}
+    shift = source.flow_shift()
+    if source.published():
+        # As the MIGA release samples it, whatever the scheduler's file says (3.0).
+        found["negative_prompt"] = NEGATIVE_PROMPT
+    elif shift is not None:
+        found["flow_shift"] = shift
+    side = source.root / SIDE_FILE
+    if side.exists():
+        found.update(read_json(side))
+    found.update({key: value for key, value in changes.items() if value is not None})
+    known = [field.name for field in fields(WanDefaults)]
+    unknown = [key for key in found if key not in known]
+    if unknown:
+        raise UserError(f"{side}: unknown {', '.join(unknown)}; there are {', '.join(known)}")
+    return WanDefaults(**found)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"unknown device {device!r}; there are cpu, cuda, cuda:1, ...") from None
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {place} is not there: {torch.cuda.device_count()} GPUs are seen")
+    return place
+
+
+def _dtype(dtype: str | torch.dtype | None, place: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.bfloat16 if place.type == "cuda" else torch.float32
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}; there are {', '.join(DTYPES)}")
+    return DTYPES[dtype]
