@@ -16,6 +16,7 @@ from types import TracebackType
 import av
 import torch
 from av.container import OutputContainer
+from av.error import FFmpegError
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 from PIL import Image, ImageDraw, ImageFont
@@ -191,6 +192,15 @@ def read_video(path: Path) -> Iterator[Tensor]:
             yield torch.from_numpy(picture.to_ndarray(format="rgb24")).permute(2, 0, 1)
 
 
+def count_frames(path: Path) -> int:
+    """Return how many frames a file holds, up to where it breaks off, without decoding them."""
+    count = 0
+    with suppress(FFmpegError), av.open(str(path)) as container:
+        for packet in container.demux(video=0):
+            count += packet.size > 0
+    return count
+
+
 class EvenSample:
     """A bounded, evenly spaced sample of a sequence whose length nobody knows.
 
@@ -274,32 +284,39 @@ def contact_sheet(
 
 
 class SideBySide:
-    """Puts the frames of several videos next to each other under their labels.
+    """Puts frames of several videos next to each other, in rows under labeled columns.
 
     Args:
-        labels: One per video.
+        labels: One per column.
+        rows: One caption per row of panels, shown under it.
         height: Height of each panel in pixels.
         width: Width of each panel in pixels.
-        caption: A line under all panels.
     """
 
-    def __init__(self, labels: Sequence[str], height: int, width: int, caption: str = "") -> None:
-        self.height, self.width, self.gap, self.top = height, width, 6, 24
-        size = (len(labels) * (width + 6) + 6, height + 24 + (24 if caption else 6))
-        self._empty = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), PAPER)
-        draw, font = ImageDraw.Draw(self._empty), _font(14)
+    def __init__(self, labels: Sequence[str], rows: Sequence[str], height: int, width: int) -> None:
+        self.height, self.width, self.gap, self.top, self.line = height, width, 6, 24, 22
+        canvas_width = len(labels) * (width + self.gap) + self.gap
+        canvas_height = self.top + len(rows) * (height + self.line)
+        # even, as H.264 wants it
+        size = (canvas_width + canvas_width % 2, canvas_height + canvas_height % 2)
+        self._empty = Image.new("RGB", size, PAPER)
+        draw, font = ImageDraw.Draw(self._empty), _font(13)
         for column, label in enumerate(labels):
-            draw.text((self._x(column) + 2, 4), label, INK, font=font)
-        draw.text((8, height + 27), caption, INK, font=font)
+            draw.text((self._corner(0, column)[0] + 2, 4), label, INK, font=font)
+        for row, caption in enumerate(rows):
+            x, y = self._corner(row, 0)
+            draw.text((x + 2, y + height + 2), caption, INK, font=font)
 
-    def _x(self, column: int) -> int:
-        return self.gap + column * (self.width + self.gap)
+    def _corner(self, row: int, column: int) -> tuple[int, int]:
+        x = self.gap + column * (self.width + self.gap)
+        return x, self.top + row * (self.height + self.line)
 
-    def compose(self, frames: Sequence[Tensor | None]) -> Tensor:
+    def compose(self, rows: Sequence[Sequence[Tensor | None]]) -> Tensor:
         """Return one uint8 frame ``[3, H, W]`` of all panels; None is a blank panel."""
         canvas = self._empty.copy()
-        for column, frame in enumerate(frames):
-            canvas.paste(_scaled(frame, self.height, self.width), (self._x(column), self.top))
+        for r, frames in enumerate(rows):
+            for c, frame in enumerate(frames):
+                canvas.paste(_scaled(frame, self.height, self.width), self._corner(r, c))
         return _to_tensor(canvas)
 
 

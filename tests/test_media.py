@@ -10,7 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miga_bench.media import Cell, EvenSample, SideBySide, VideoWriter, contact_sheet, read_video
+from miga_bench.media import (
+    Cell,
+    EvenSample,
+    SideBySide,
+    VideoWriter,
+    contact_sheet,
+    count_frames,
+    read_video,
+)
 
 
 def clip(frames=20, height=32, width=48, seed=0):
@@ -37,6 +45,7 @@ def test_lossy_file_keeps_colors_and_count(tmp_path):
     frames = clip()[:, :, :1, :1].expand(-1, -1, 32, 48)
     back = torch.stack(list(read_video(write(tmp_path / "a.mp4", frames)))).float() / 255
     assert back.shape == frames.shape
+    assert count_frames(tmp_path / "a.mp4") == 20
     assert (back - frames).abs().max() < 0.03
 
 
@@ -137,10 +146,11 @@ def test_contact_sheet_has_a_cell_for_every_frame_and_blank():
 
 
 def test_side_by_side_shows_each_video_in_its_panel():
-    layout = SideBySide(["short", "miga"], 64, 64, caption="a red circle")
+    layout = SideBySide(["short", "miga"], ["a red circle", "a blue square"], 64, 64)
     red = torch.tensor([1.0, 0, 0]).view(3, 1, 1).expand(3, 32, 32)
-    out = layout.compose([None, red])
+    out = layout.compose([[None, red], [red, None]])
     assert out.shape[1] % 2 == 0
     assert out.shape[2] % 2 == 0
     assert out[:, 40, 30].tolist() == [208, 208, 208]
     assert out[:, 40, 100].tolist() == [255, 0, 0]
+    assert out[:, 40 + 64 + 22, 30].tolist() == [255, 0, 0]

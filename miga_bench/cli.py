@@ -1,0 +1,301 @@
+"""The door: verbs, one-line errors, exit codes. Nothing heavy is imported before it is needed.
+
+Exit codes: 0 done, 1 failed, 2 wrong input, 128 + signal when stopped. The last line of stdout of a
+verb that makes or measures something is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from miga_bench import __version__
+from miga_bench.errors import NumericalError, UserError
+
+DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
+
+EXAMPLES = """\
+examples:
+  miga-bench generate "a red circle moves right on a blue field"
+  miga-bench generate "a red circle moves right" --then 150:"a blue circle moves right" -o turn.mp4
+  miga-bench generate "a green square moves up" --endless        (Ctrl-C ends it)
+  miga-bench generate "a cat walks through snow" --backbone wan2.1-1.3b --device cuda
+  miga-bench list presets
+  miga-bench demo
+
+exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C (the video so far is kept)"""
+
+GENERATE_EXAMPLES = """\
+examples:
+  miga-bench generate "a red circle moves right on a blue field" --frames 120 --seed 7
+  miga-bench generate "a red circle moves right" --then 60:"a red circle moves up" -o turn.mp4
+  miga-bench generate "a green square moves up" --method fifo --set steps=32 --force
+  miga-bench generate "a yellow star moves left" --preset anchored --endless
+
+Beside the video lie a contact sheet (.png) and a record of settings, versions and cost (.json)."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one-line errors and no guessing of abbreviated options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs["allow_abbrev"] = False
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            raise UserError(_unknown_argument(unknown[0], parsed.options))
+        return parsed
+
+
+def _unknown_argument(argument: str, options: Sequence[str]) -> str:
+    if not argument.startswith("-"):
+        return f"unexpected {argument!r}: put a text of several words in quotes"
+    near = difflib.get_close_matches(argument.split("=")[0], options, n=3)
+    return f"no option {argument}" + (f": did you mean {' or '.join(near)}?" if near else "")
+
+
+def _prompt_at(text: str) -> tuple[int, str]:
+    """Parse ``FRAME:PROMPT``."""
+    frame, colon, prompt = text.partition(":")
+    if not colon or not frame.strip().isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not FRAME:PROMPT, like 150:'a blue circle'")
+    return int(frame), prompt
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    """Parse ``NAME=VALUE``."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, like steps=32")
+    return name.strip(), value.strip()
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="miga-bench",
+        description="Long, consistent videos from short-clip video diffusion models.",
+        epilog=EXAMPLES,
+    )
+    parser.add_argument("--version", action="version", version=f"miga-bench {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    _add_generate(verbs)
+    _add_demo(verbs)
+    _add_list(verbs)
+    _add_bench(verbs)
+    _add_train_tiny(verbs)
+    return parser
+
+
+def _verb(
+    verbs: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, epilog: str = ""
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name, help=text, description=text, epilog=epilog
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(run=run, options=parser._option_string_actions.keys())
+    return parser
+
+
+def _add_generate(verbs: Any) -> None:
+    parser = _verb(verbs, "generate", _generate, "Make one video.", GENERATE_EXAMPLES)
+    parser.add_argument("prompt", metavar="PROMPT", help="what the video shows")
+    video = parser.add_argument_group("video")
+    video.add_argument(
+        "--then",
+        metavar="FRAME:PROMPT",
+        type=_prompt_at,
+        action="append",
+        default=[],
+        help="from that video frame on, another prompt; may be given several times",
+    )
+    video.add_argument("--negative-prompt", metavar="TEXT", help="what to steer away from")
+    video.add_argument("--frames", metavar="N", type=int, help="video frames to make (300)")
+    video.add_argument("--endless", action="store_true", help="go on until stopped")
+    video.add_argument("--seed", metavar="N", type=int, default=0, help="the video's seed (0)")
+    video.add_argument("--height", metavar="N", type=int, help="frame height in pixels")
+    video.add_argument("--width", metavar="N", type=int, help="frame width in pixels")
+    how = parser.add_argument_group("method")
+    how.add_argument("--method", metavar="NAME", default="miga", help="miga, fifo or short (miga)")
+    how.add_argument("--preset", metavar="NAME", help="a named set of settings; see list presets")
+    how.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        type=_assignment,
+        action="append",
+        default=[],
+        dest="settings",
+        help="one setting, such as steps, zigzag or guidance_scale; see list methods",
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--backbone",
+        metavar="NAME|PATH",
+        default="tiny-wan",
+        help="tiny-wan (in the package), wan2.1-1.3b, or a folder (tiny-wan)",
+    )
+    model.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps")
+    model.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float16")
+    model.add_argument(
+        "--offload", action="store_true", help="keep only the part in use on the GPU"
+    )
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, default=Path("out.mp4"), help="out.mp4"
+    )
+    files.add_argument("--force", action="store_true", help="replace files that exist")
+    files.add_argument("--lossless", action="store_true", help="keep every pixel value")
+    files.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from miga_bench.harness.request import GenerateRequest, PromptAt
+
+    request = GenerateRequest(
+        prompts=[PromptAt(args.prompt), *(PromptAt(text, frame) for frame, text in args.then)],
+        output=args.output,
+        method=args.method,
+        backbone=args.backbone,
+        frames=args.frames,
+        endless=args.endless,
+        seed=args.seed,
+        preset=args.preset,
+        overrides=dict(args.settings),
+        negative_prompt=args.negative_prompt,
+        device=args.device,
+        dtype=args.dtype,
+        offload=args.offload,
+        height=args.height,
+        width=args.width,
+        overwrite=args.force,
+        lossless=args.lossless,
+    )
+    request.check()  # before torch is imported: wrong input is answered at once
+    from miga_bench.harness.generate import generate
+    from miga_bench.harness.progress import ProgressBar
+
+    with ProgressBar(quiet=args.quiet) as bar:
+        result = generate(request, bar)
+    kept = f"{request.output} keeps {result.frames} frames" if result.frames else "nothing was kept"
+    if result.status == "failed":
+        _say(f"{_one_line(result.error)}; {kept}")
+    elif result.status == "stopped":
+        _say(f"stopped: {kept}")
+    elif not args.quiet:
+        seconds = result.record["cost"]["total_seconds"]
+        _say(
+            f"{request.output}: {result.frames} frames in {seconds:.0f} s; {request.contact_sheet}"
+        )
+    _print_json(result.record)
+    if args.debug and result.error is not None:
+        raise result.error
+    return {"done": DONE, "failed": FAILED}.get(result.status, 128 + (result.signal or 2))
+
+
+def _add_demo(verbs: Any) -> None:
+    parser = _verb(
+        verbs,
+        "demo",
+        _demo,
+        "Four methods, same prompts and seeds, on the embedded model: a video side by side, a"
+        " contact sheet and a table.",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="FOLDER", type=Path, default=Path("demo"), help="folder (demo)"
+    )
+    parser.add_argument("--prompts", metavar="N", type=int, default=4, help="how many prompts (4)")
+    parser.add_argument("--frames", metavar="N", type=int, default=160, help="frames each (160)")
+    parser.add_argument("--force", action="store_true", help="replace files that exist")
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from miga_bench.harness.demo import demo
+
+    _print_json(demo(args.output, args.prompts, args.frames, overwrite=args.force))
+    return DONE
+
+
+def _add_list(verbs: Any) -> None:
+    parser = _verb(verbs, "list", _list, "Show the methods, backbones or presets there are.")
+    parser.add_argument("what", choices=("methods", "backbones", "presets"))
+
+
+def _list(args: argparse.Namespace) -> int:
+    from miga_bench.harness.listing import show
+
+    show(args.what)
+    return DONE
+
+
+def _add_bench(verbs: Any) -> None:
+    parser = _verb(verbs, "bench", _bench, "Measure overhead, speed, memory and start-up here.")
+    parser.add_argument(
+        "--only",
+        choices=("overhead", "plain", "memory", "startup"),
+        action="append",
+        help="only this part; may be given several times",
+    )
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from miga_bench.harness.bench import bench
+
+    _print_json(bench(args.only))
+    return DONE
+
+
+def _add_train_tiny(verbs: Any) -> None:
+    parser = _verb(verbs, "train-tiny", _train_tiny, "Train the embedded model from scratch.")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to the training")
+
+
+def _train_tiny(args: argparse.Namespace) -> int:
+    import runpy
+
+    sys.argv = ["miga_bench.backbones.tiny.train", *args.arguments]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    return DONE
+
+
+def _print_json(document: Mapping[str, Any]) -> None:
+    print(json.dumps(document), flush=True)
+
+
+def _one_line(error: BaseException | None) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return " ".join(str(error).split())
+
+
+def _say(text: str) -> None:
+    print(f"miga-bench: {text}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        args = _parser().parse_args(arguments)
+        return int(args.run(args))
+    except KeyboardInterrupt as stop:
+        _say("stopped: nothing was written")
+        return 128 + getattr(stop, "signal", 2)
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        if isinstance(error, (UserError, NumericalError)):
+            _say(_one_line(error))
+            return WRONG_INPUT if isinstance(error, UserError) else FAILED
+        _say(f"{type(error).__name__}: {_one_line(error)} (--debug shows where)")
+        return FAILED

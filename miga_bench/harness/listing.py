@@ -1,0 +1,52 @@
+"""What ``miga-bench list`` shows."""
+
+from __future__ import annotations
+
+import typing
+
+from rich.console import Console
+from rich.table import Table
+
+from miga_bench.backbones import BACKBONES
+from miga_bench.sampling import METHODS, PRESETS
+from miga_bench.sampling.presets import settings_class
+
+
+def show(what: str) -> None:
+    """Print the methods, backbones or presets there are."""
+    {"methods": _methods, "backbones": _backbones, "presets": _presets}[what]()
+
+
+def _print(table: Table) -> None:
+    Console(width=None if Console().is_terminal else 120).print(table)
+
+
+def _first_line(thing: object) -> str:
+    return (thing.__doc__ or "").strip().splitlines()[0]
+
+
+def _methods() -> None:
+    table = Table("method", "what it is", "settings")
+    for name, method in METHODS.items():
+        fields = typing.get_type_hints(settings_class(method))
+        table.add_row(name, _first_line(method), ", ".join(fields))
+    _print(table)
+
+
+def _backbones() -> None:
+    table = Table("backbone", "family", "what it is")
+    for name, entry in BACKBONES.items():
+        table.add_row(name, entry.family, entry.summary)
+    _print(table)
+    Console().print("or a folder with a model, or organization/repository on the Hugging Face Hub")
+
+
+def _presets() -> None:
+    for preset, families in PRESETS.items():
+        for family, methods in families.items():
+            names = list(dict.fromkeys(name for values in methods.values() for name in values))
+            table = Table("setting", *methods, title=f"{preset} on the {family} family")
+            for name in names:
+                table.add_row(name, *(str(values.get(name, "")) for values in methods.values()))
+            _print(table)
+    Console().print("anchored: miga with a backbone's default preset and guidance_reach=anchor")

@@ -1,0 +1,70 @@
+"""How a file was made: versions, hardware, memory, and JSON written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("miga-bench", "torch", "diffusers", "transformers", "numpy", "av")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that shape a video."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def hardware(device: str) -> dict[str, object]:
+    """Return what the numbers were measured on."""
+    facts: dict[str, object] = {
+        "device": device,
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    if device.startswith("cuda"):
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    return facts
+
+
+def _cpu_name() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_mib(device: str) -> dict[str, float]:
+    """Return the process's peak memory so far, and the GPU's where there is one."""
+    peaks: dict[str, float] = {}
+    with suppress(ImportError):  # not on Windows
+        import resource
+
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        peaks["process"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+    if device.startswith("cuda"):
+        peaks["gpu"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    return peaks
+
+
+def write_json(path: Path, document: Mapping[str, object]) -> None:
+    """Write a JSON file atomically: readers see the old one or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,148 @@
+"""What a user asks for, checked before any model is loaded."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from miga_bench.errors import UserError
+
+LONGEST_PROMPT = 4000  # characters; the text encoder's own limit, in tokens, is checked by it
+DEFAULT_FRAMES = 300
+
+
+@dataclass(frozen=True)
+class PromptAt:
+    """A prompt and the video frame from which it holds."""
+
+    text: str
+    frame: int = 0
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """One video to make.
+
+    Attributes:
+        prompts: The texts over the video, the first from frame 0.
+        output: The mp4; the contact sheet and the record lie beside it (.png, .json).
+        method: ``miga``, ``fifo`` or ``short``.
+        backbone: A name, a hub id or a folder.
+        frames: Video frames to make; None is the method's default length.
+        endless: Go on until stopped.
+        seed: The video's seed.
+        preset: A named set of settings; None is the backbone's default.
+        overrides: Single settings, by name, as typed.
+        negative_prompt: What to steer away from; None is the backbone's default.
+        device: As torch names it; None lets the backbone choose.
+        dtype: Precision of the denoiser; None is the family's policy.
+        offload: Keep only the part in use on the GPU.
+        height: Frame height in pixels; None is the backbone's own.
+        width: Frame width in pixels; None is the backbone's own.
+        overwrite: Replace files that exist.
+        lossless: Keep every pixel value in the mp4.
+    """
+
+    prompts: Sequence[PromptAt]
+    output: Path
+    method: str = "miga"
+    backbone: str = "tiny-wan"
+    frames: int | None = None
+    endless: bool = False
+    seed: int = 0
+    preset: str | None = None
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    negative_prompt: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    offload: bool = False
+    height: int | None = None
+    width: int | None = None
+    overwrite: bool = False
+    lossless: bool = False
+
+    @property
+    def contact_sheet(self) -> Path:
+        """Where the contact sheet goes."""
+        return self.output.with_suffix(".png")
+
+    @property
+    def record(self) -> Path:
+        """Where the record of settings and cost goes."""
+        return self.output.with_suffix(".json")
+
+    def check(self) -> None:
+        """Refuse what can be refused without a model.
+
+        Raises:
+            UserError: What is wrong, the rule, what to do.
+        """
+        _check_prompts(self.prompts, self.frames)
+        _check_length(self.frames, self.endless)
+        for name, size in (("height", self.height), ("width", self.width)):
+            if size is not None and size <= 0:
+                raise UserError(f"--{name} {size}: a size is at least 1 pixel")
+        _check_output(self.output)
+        if not self.overwrite:
+            for path in (self.output, self.contact_sheet, self.record):
+                if path.exists():
+                    raise UserError(
+                        f"{path} exists: add --force to replace it, or choose another -o"
+                    )
+
+
+def _check_prompts(prompts: Sequence[PromptAt], frames: int | None) -> None:
+    for prompt in prompts:
+        if not prompt.text.strip():
+            raise UserError("the prompt is empty: describe the video in words")
+        if len(prompt.text) > LONGEST_PROMPT:
+            raise UserError(
+                f"the prompt has {len(prompt.text)} characters: shorten it to {LONGEST_PROMPT}"
+            )
+    for before, after in pairwise(prompts):
+        if after.frame <= before.frame:
+            raise UserError(
+                f"--then {after.frame}:... comes after frame {before.frame}: frames must rise"
+            )
+    if frames is not None and prompts[-1].frame >= max(frames, 1):
+        raise UserError(
+            f"--then {prompts[-1].frame}:... begins after the last of {frames} frames:"
+            " choose an earlier frame or more --frames"
+        )
+
+
+def _check_length(frames: int | None, endless: bool) -> None:
+    if frames is not None and frames <= 0:
+        raise UserError(f"--frames {frames}: a video has at least 1 frame")
+    if frames is not None and endless:
+        raise UserError("--frames and --endless exclude each other: give one of them")
+
+
+def _check_output(output: Path) -> None:
+    if output.suffix != ".mp4":
+        better = output.with_suffix(".mp4").name if output.name else "out.mp4"
+        raise UserError(f"-o {output}: the video is an H.264 mp4, name it for example {better}")
+    if output.is_dir():
+        raise UserError(f"-o {output} is a folder: name a file in it")
+    check_writable(output.parent)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder in which no file can be made (it need not exist yet).
+
+    Raises:
+        UserError: The folder, or the nearest one above it that exists, cannot be written.
+    """
+    nearest = folder.absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"cannot write in {nearest} ({error.strerror}): choose another -o"
+        ) from None

@@ -1,0 +1,68 @@
+"""Ctrl-C and SIGTERM as one exception, never in the middle of a write."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+
+
+class StopRequested(KeyboardInterrupt):
+    """The user (or the system) asked to end; ``signal`` says how."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.signal = number
+
+
+class StopSignals:
+    """While active, SIGINT and SIGTERM raise ``StopRequested`` in the main thread.
+
+    Inside ``shielded()`` the exception waits until the block has ended, so that a frame is decoded
+    and written whole or not at all. After the first stop further signals are ignored: what is left
+    is to close the files.
+    """
+
+    def __init__(self) -> None:
+        self._shields = 0
+        self._waiting: int | None = None
+        self._stopped = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignals:
+        """Take over the two signals (a no-op outside the main thread)."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._shields:
+            self._waiting = number
+        elif not self._stopped:
+            self._stopped = True
+            raise StopRequested(number)
+
+    @contextmanager
+    def shielded(self) -> Iterator[None]:
+        """Hold a stop back until the block has ended."""
+        self._shields += 1
+        try:
+            yield
+        finally:
+            self._shields -= 1
+        if self._waiting is not None and not self._shields:
+            number, self._waiting = self._waiting, None
+            self._handle(number, None)

@@ -1,0 +1,120 @@
+"""The command line: what it refuses, in one line with exit code 2, before any model work."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from miga_bench.cli import main
+
+PROMPT = "a red circle moves right on a blue field"
+
+
+def refused(capsys, *arguments):
+    """Run, expect exit code 2, one line on stderr and nothing on stdout; return the line."""
+    try:
+        code = main([str(a) for a in arguments])
+    except SystemExit as error:  # argparse
+        code = error.code
+    out, err = capsys.readouterr()
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rule"),
+    [
+        ([""], "prompt is empty"),
+        (["   "], "prompt is empty"),
+        (["word " * 1000], "5000 characters: shorten it to 4000"),
+        ([PROMPT, "--frames", "0"], "--frames 0: a video has at least 1 frame"),
+        ([PROMPT, "--frames", "-3"], "--frames -3: a video has at least 1 frame"),
+        ([PROMPT, "--frames", "ten"], "invalid int value: 'ten'"),
+        ([PROMPT, "--frames", "9", "--endless"], "exclude each other"),
+        ([PROMPT, "--height", "0"], "--height 0"),
+        ([PROMPT, "--then", "60"], "not FRAME:PROMPT"),
+        ([PROMPT, "--then", "60: "], "prompt is empty"),
+        ([PROMPT, "--then", "60:b", "--then", "50:c"], "frames must rise"),
+        ([PROMPT, "--then", "0:b"], "frames must rise"),
+        ([PROMPT, "--then", "60:b", "--frames", "60"], "begins after the last of 60 frames"),
+        ([PROMPT, "--set", "steps"], "not NAME=VALUE"),
+        ([PROMPT, "-o", "video.avi"], "name it for example video.mp4"),
+        ([PROMPT, "-o", "/proc/nowhere/a.mp4"], "cannot write in /proc"),
+        ([PROMPT, "--framse", "3"], "did you mean --frames"),
+        ([PROMPT, "--fram", "3"], "did you mean --frames"),
+        (["a", "red", "circle"], "put a text of several words in quotes"),
+        ([], "PROMPT"),
+        ([PROMPT, "--method", "fiffo"], "unknown method 'fiffo': did you mean fifo?"),
+        ([PROMPT, "--backbone", "tiny-wam"], "did you mean tiny-wan?"),
+        ([PROMPT, "--preset", "anchord"], "did you mean anchored?"),
+        ([PROMPT, "--set", "zigzg=3"], "did you mean zigzag?"),
+        ([PROMPT, "--set", "steps=many"], "must be a whole number"),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(capsys, tmp_path, monkeypatch, arguments, rule):
+    monkeypatch.chdir(tmp_path)
+    assert rule in refused(capsys, "generate", *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_exists_needs_force(capsys, tmp_path):
+    for name in ("out.mp4", "out.png", "out.json"):
+        path = tmp_path / name
+        path.write_text("mine")
+        assert "--force" in refused(capsys, "generate", PROMPT, "-o", tmp_path / "out.mp4")
+        assert path.read_text() == "mine"
+        path.unlink()
+
+
+def test_a_folder_is_not_an_output(capsys, tmp_path):
+    (tmp_path / "a.mp4").mkdir()
+    assert "is a folder" in refused(capsys, "generate", PROMPT, "-o", tmp_path / "a.mp4")
+
+
+def test_unknown_verb(capsys):
+    assert "invalid choice: 'genrate'" in refused(capsys, "genrate", PROMPT)
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    command = [sys.executable, "-m", "miga_bench", "generate", "", "--debug"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("methods", ["short", "fifo", "miga", "zigzag"]),
+        ("backbones", ["tiny-wan", "wan2.1-1.3b"]),
+        ("presets", ["paper", "release", "tiny", "anchored", "stage2_steps"]),
+    ],
+)
+def test_list(capsys, what, words):
+    assert main(["list", what]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in words)
+
+
+@pytest.mark.parametrize("verb", [[], ["generate"], ["demo"], ["list"], ["bench"], ["train-tiny"]])
+def test_help_loads_nothing_heavy(verb):
+    """``--help`` imports neither torch nor anything else of weight."""
+    code = (
+        "import json, sys\nfrom miga_bench.cli import main\n"
+        f"try: main({[*verb, '--help']!r})\nexcept SystemExit as end: assert end.code == 0\n"
+        "print(json.dumps(sorted(m for m in sys.modules if '.' not in m)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    heavy = {"torch", "lightning", "diffusers", "transformers", "numpy", "av", "rich", "matplotlib"}
+    assert not heavy & loaded
+    assert "usage: miga-bench" in done.stdout
+
+
+def test_wrong_input_is_answered_without_torch():
+    code = (
+        "import sys\nfrom miga_bench.cli import main\n"
+        "assert main(['generate', '']) == 2\nassert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)

@@ -1,0 +1,211 @@
+"""One video end to end on a simple backbone: files, record, memory, and every way of ending."""
+
+import dataclasses
+import json
+import os
+import resource
+import signal
+import threading
+import time
+
+import pytest
+import torch
+from simple_backbone import SimpleBackbone
+
+from miga_bench.errors import UserError
+from miga_bench.harness import generate as page
+from miga_bench.harness.generate import Watcher, generate
+from miga_bench.harness.request import GenerateRequest, PromptAt
+from miga_bench.harness.stop import StopRequested, StopSignals
+from miga_bench.media import count_frames, read_video
+
+SMALL = {
+    "steps": "16",
+    "zigzag": "2",
+    "guidance_frames": "2",
+    "stride": "3",
+    "stage2_steps": "3",
+    "renoise": "2",
+    "reflection": "off",
+}
+
+
+def request(tmp_path, **changes):
+    values = {"frames": 45, "overrides": SMALL} | changes
+    prompts = values.pop("prompts", [PromptAt("a red circle")])
+    return GenerateRequest(prompts=prompts, output=tmp_path / "out.mp4", **values)
+
+
+def test_video_sheet_and_record(tmp_path):
+    backbone = SimpleBackbone()
+    result = generate(request(tmp_path, lossless=True), backbone=backbone)
+    assert result.status == "done"
+    assert count_frames(tmp_path / "out.mp4") == result.frames == 45
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.json", "out.mp4", "out.png"]
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert record == json.loads(json.dumps(result.record))
+    assert record["settings"]["zigzag"] == 2
+    assert record["preset"] == "tiny"
+    cost = record["cost"]
+    assert cost["nfe"] == 2 * cost["windows"] > 0
+    assert {"base", "growth", "stage1", "stage2", "decode", "write"} <= set(cost["seconds"])
+    assert cost["total_seconds"] == pytest.approx(sum(cost["seconds"].values()), abs=0.05)
+
+
+def test_same_request_gives_the_same_bytes_and_another_seed_others(tmp_path):
+    videos = []
+    for number, seed in enumerate((3, 3, 4)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        generate(request(folder, seed=seed), backbone=SimpleBackbone())
+        videos.append((folder / "out.mp4").read_bytes())
+    assert videos[0] == videos[1] != videos[2]
+
+
+def test_nfe_is_not_doubled_without_guidance(tmp_path):
+    overrides = SMALL | {"guidance_scale": "1"}
+    cost = generate(request(tmp_path, overrides=overrides), backbone=SimpleBackbone()).record[
+        "cost"
+    ]
+    assert cost["nfe"] == cost["windows"]
+
+
+@pytest.mark.parametrize("frames", [1, 2, 21, 44])
+def test_exactly_the_frames_asked_for(tmp_path, frames):
+    result = generate(request(tmp_path, frames=frames), backbone=SimpleBackbone())
+    assert count_frames(tmp_path / "out.mp4") == result.frames == frames
+
+
+def test_short_makes_its_clip_by_default_and_refuses_more(tmp_path):
+    few = {"steps": "8"}
+    result = generate(
+        request(tmp_path, method="short", frames=None, overrides=few), backbone=SimpleBackbone()
+    )
+    assert result.frames == 21
+    more = request(tmp_path, method="short", frames=22, overrides=few, overwrite=True)
+    with pytest.raises(UserError, match="short makes at most"):
+        generate(more, backbone=SimpleBackbone())
+
+
+def test_a_later_prompt_takes_over_at_its_frame(tmp_path):
+    plain = request(tmp_path, lossless=True)
+    generate(plain, backbone=SimpleBackbone())
+    one = torch.stack(list(read_video(tmp_path / "out.mp4"))).float()
+    prompts = [PromptAt("a red circle"), PromptAt("a very long and other text", 25)]
+    turned = dataclasses.replace(plain, prompts=prompts, overwrite=True)
+    generate(turned, backbone=SimpleBackbone())
+    two = torch.stack(list(read_video(tmp_path / "out.mp4"))).float()
+    change = (one - two).abs().flatten(1).mean(1)
+    assert change[:10].max() < 3
+    assert change[-8:].min() > 10
+
+
+def test_prompts_within_one_latent_are_refused(tmp_path):
+    prompts = [PromptAt("a"), PromptAt("b", 9), PromptAt("c", 10)]
+    with pytest.raises(UserError, match="one latent frame: move them apart, by 4"):
+        generate(request(tmp_path, prompts=prompts), backbone=SimpleBackbone())
+
+
+def test_nan_keeps_the_video_so_far(tmp_path):
+    result = generate(request(tmp_path, frames=400), backbone=SimpleBackbone(poison_at=300))
+    assert result.status == "failed"
+    assert "latent frame" in str(result.error)
+    assert "level" in str(result.error)
+    assert 0 < result.frames == count_frames(tmp_path / "out.mp4") < 400
+    assert json.loads((tmp_path / "out.json").read_text())["status"] == "failed"
+
+
+def test_nan_at_once_leaves_nothing(tmp_path):
+    result = generate(request(tmp_path), backbone=SimpleBackbone(poison_at=1))
+    assert result.status == "failed"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nan_at_once_leaves_an_older_video_alone(tmp_path):
+    (tmp_path / "out.mp4").write_bytes(b"older")
+    generate(request(tmp_path, overwrite=True), backbone=SimpleBackbone(poison_at=1))
+    assert (tmp_path / "out.mp4").read_bytes() == b"older"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_signal_ends_an_endless_video_cleanly(tmp_path, number):
+    class StopAt(Watcher):
+        def wrote(self, frames, total):
+            if total > 40:
+                os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    endless = request(tmp_path, frames=None, endless=True)
+    result = generate(endless, StopAt(), SimpleBackbone())
+    assert (result.status, result.signal) == ("stopped", number)
+    assert result.frames == count_frames(tmp_path / "out.mp4") > 40
+    assert json.loads((tmp_path / "out.json").read_text())["status"] == "stopped"
+    assert signal.getsignal(number) is before
+
+
+def test_a_stop_before_the_first_frame_leaves_nothing(tmp_path):
+    class StopNow(Watcher):
+        def passed(self, report):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(StopRequested):
+        generate(request(tmp_path), StopNow(), SimpleBackbone())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stop_waits_for_the_shielded_block():
+    steps = []
+
+    def work(stop):
+        with stop.shielded():
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            time.sleep(0.2)
+            steps.append("whole")
+        steps.append("never")
+
+    with StopSignals() as stop, pytest.raises(StopRequested):
+        work(stop)
+    assert steps == ["whole"]
+
+
+def test_a_full_disk_keeps_what_plays(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, limits[1]))
+    try:
+        result = generate(request(tmp_path, frames=400), backbone=SimpleBackbone())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert result.status == "failed"
+    assert isinstance(result.error, OSError)
+    assert (tmp_path / "out.mp4").stat().st_size <= 8000
+    assert 8 < result.frames == len(list(read_video(tmp_path / "out.mp4"))) < 400
+
+
+def test_memory_does_not_grow_with_length(tmp_path):
+    """At equal fill of the contact sheet (49 frames kept) as many numbers are alive."""
+    import gc
+
+    class Count(Watcher):
+        counts = {}  # noqa: RUF012
+
+        def wrote(self, frames, total):
+            if total in (385, 1537):
+                gc.collect()
+                alive = [o for o in gc.get_objects() if isinstance(o, torch.Tensor)]
+                self.counts[total] = sum(t.numel() for t in alive)
+
+    generate(request(tmp_path, frames=1540), Count(), SimpleBackbone())
+    assert Count.counts[1537] <= Count.counts[385] * 1.02
+
+
+def test_names_are_checked_before_a_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "load_backbone", lambda *a, **k: pytest.fail("loaded"))
+    with pytest.raises(UserError, match="unknown method 'mga': did you mean miga"):
+        generate(request(tmp_path, method="mga"))
+    with pytest.raises(UserError, match="unknown preset 'paperr': did you mean paper"):
+        generate(request(tmp_path, preset="paperr"))
+    with pytest.raises(UserError, match="no setting 'zigzg': did you mean zigzag"):
+        generate(request(tmp_path, overrides={"zigzg": "3"}))
+    with pytest.raises(UserError, match="steps is 'many': it must be a whole number"):
+        generate(request(tmp_path, overrides={"steps": "many"}))
+    assert list(tmp_path.iterdir()) == []

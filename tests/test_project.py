@@ -1,0 +1,77 @@
+"""The repository itself: links, license, verbs, and what importing costs."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", ["metrics", "export", "prompts"])
+def test_top_level_folders_are_links_into_the_package(name):
+    link = ROOT / name
+    assert link.is_symlink()
+    assert os.readlink(link) == f"miga_bench/{name}"
+    assert (link / "__init__.py").exists()
+
+
+def test_import_loads_nothing_heavy():
+    code = (
+        "import sys, miga_bench\n"
+        "assert miga_bench.__version__\n"
+        "print([m for m in ('torch', 'lightning', 'numpy', 'diffusers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_version_is_stated_once():
+    import miga_bench
+
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    stated = re.search(r'^version = "(.*)"', pyproject, re.M)
+    assert stated is None or stated[1] == miga_bench.__version__
+
+
+def test_license_is_apache_2():
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text
+    assert "Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_make_help_names_every_verb():
+    done = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for verb in ("setup", "demo", "test", "lint", "type", "bench", "train-tiny", "clean"):
+        assert re.search(rf"make {verb} .*\w", done.stdout)
+
+
+def test_make_says_when_python_is_too_old(tmp_path):
+    old = tmp_path / "python3"
+    old.write_text("#!/bin/sh\nexit 1\n")  # what the version check of an old Python returns
+    old.chmod(0o755)
+    command = ["make", "-s", "setup", f"PY={old}", f"VENV={tmp_path / 'venv'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "miga-bench needs Python 3.11 or newer" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_continuous_integration_runs_make_test():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert "make test" in script.read_text()
+    subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+def test_modules_stay_small():
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in (ROOT / "miga_bench").rglob("*.py")
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 500
+    }
+    assert not long
