@@ -1,0 +1,180 @@
+"""What the machinery costs on this machine: ratios, each from one run; ``make bench``."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from miga_bench.backbones import load_backbone
+from miga_bench.backbones.base import Backbone, Denoiser
+from miga_bench.harness.plain_loop import PlainLoop
+from miga_bench.harness.provenance import hardware, versions
+from miga_bench.sampling import METHODS, CounterNoise, Miga, PromptSchedule, resolve
+
+PROMPT = "a red circle moves right on a blue field"
+PARTS = ("overhead", "plain", "memory", "startup")
+REPEATS = 3
+# Few steps, so that thousands of frames end soon; what is held in memory does not depend on them.
+BRIEF = ("steps=12", "stage2_steps=2", "renoise=2", "reflection=off", "guidance_scale=1")
+
+
+def bench(only: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure the chosen parts, print a table, return the document for the last line."""
+    torch.set_num_threads(1)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "overhead": overhead,
+        "plain": against_plain_loop,
+        "memory": memory,
+        "startup": startup,
+    }
+    document: dict[str, Any] = {"hardware": hardware("cpu"), "versions": versions()}
+    table = Table("measurement", "value", "target", title="miga-bench bench")
+    for name in only or PARTS:
+        Console(stderr=True).print(f"measuring {name} ...")
+        document[name] = parts[name]()
+        for row in document[name]["table"]:
+            table.add_row(*row)
+    Console(width=None if Console().is_terminal else 120).print(table)
+    return document
+
+
+@dataclass
+class Timed:
+    """A denoiser that counts the seconds spent in it."""
+
+    denoiser: Denoiser
+    seconds: float = 0.0
+    calls: int = 0
+
+    def __call__(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        """Call the denoiser and add its time."""
+        start = time.perf_counter()
+        out = self.denoiser(latents, timesteps, text)
+        self.seconds += time.perf_counter() - start
+        self.calls += 1
+        return out
+
+
+def _prompts(backbone: Backbone) -> PromptSchedule:
+    return PromptSchedule(backbone.encode([PROMPT]), backbone.encode([""]))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def overhead() -> dict[str, Any]:
+    """Time of a sampler over the time of its denoiser calls, per method."""
+    backbone = load_backbone("tiny-wan")
+    noise = CounterNoise(0, backbone.latent_shape)
+    timed = Timed(backbone.denoiser)
+    backbone.denoiser = timed
+    prompts, ratios = _prompts(backbone), {}
+    for method in ("short", "fifo", "miga"):
+        length = backbone.window if method == "short" else 2 * backbone.window
+        sampler = METHODS[method](resolve(method, backbone))
+        runs = []
+        for _ in range(REPEATS):
+            timed.seconds = 0.0
+            total = _seconds(partial(sampler.sample, backbone, prompts, noise, length))
+            runs.append(total / timed.seconds)
+        ratios[method] = round(statistics.median(runs), 4)
+    rows = [
+        (f"{m}: sampler / its denoiser calls", f"{r:.3f}", "<= 1.10") for m, r in ratios.items()
+    ]
+    return {"ratio": ratios, "table": rows}
+
+
+def against_plain_loop() -> dict[str, Any]:
+    """Time of the plain loop over ours on the same video, and what torch.compile adds."""
+    backbone = load_backbone("tiny-wan")
+    denoiser: Any = backbone.denoiser
+    settings = replace(resolve("miga", backbone), reflection="off")
+    prompts, noise = _prompts(backbone), CounterNoise(0, backbone.latent_shape)
+    length = 2 * backbone.window
+    sampler = Miga(settings)
+    plain = PlainLoop(settings, backbone, denoiser.transformer, prompts, noise)
+
+    def ours() -> Tensor:
+        return sampler.sample(backbone, prompts, noise, length)
+
+    reference, result = plain.sample(length), ours()  # also the warm-up
+    difference = ((reference - result).abs().max() / reference.abs().max()).item()
+    times = [(_seconds(lambda: plain.sample(length)), _seconds(ours)) for _ in range(REPEATS)]
+    speedup = statistics.median(p / o for p, o in times)
+    eager = statistics.median(o for _, o in times)
+    denoiser.network.compile(dynamic=True)
+    first = _seconds(ours)
+    compiled = statistics.median(_seconds(ours) for _ in range(REPEATS))
+    return {
+        "speedup": round(speedup, 3),
+        "relative_difference": difference,
+        "seconds": {"plain": round(times[0][0], 2), "ours": round(eager, 2)},
+        "compile": {
+            "speedup_over_eager": round(eager / compiled, 3),
+            "seconds_to_compile": round(first - compiled, 1),
+        },
+        "table": [
+            ("plain loop / ours, eager", f"{speedup:.2f}", ">= 1.25"),
+            ("same latents: largest relative difference", f"{difference:.1e}", "<= 1e-3"),
+            ("torch.compile on top: eager / compiled", f"{eager / compiled:.2f}", ""),
+            ("seconds spent compiling, once", f"{first - compiled:.0f}", ""),
+        ],
+    }
+
+
+def memory() -> dict[str, Any]:
+    """Peak memory of 5,000 frames over that of 500, each in a process of its own."""
+    peaks = {frames: _peak_memory(frames) for frames in (500, 5000)}
+    ratio = peaks[5000] / peaks[500]
+    return {
+        "ratio": round(ratio, 4),
+        "peak_mib": {str(frames): peak for frames, peak in peaks.items()},
+        "table": [("peak memory, 5,000 frames / 500", f"{ratio:.3f}", "<= 1.02")],
+    }
+
+
+def _peak_memory(frames: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "miga_bench", "generate", PROMPT, "--quiet"]
+        command += ["--frames", str(frames), "-o", str(Path(folder) / "out.mp4")]
+        for setting in BRIEF:
+            command += ["--set", setting]
+        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(json.loads(out.splitlines()[-1])["cost"]["peak_memory_mib"]["process"])
+
+
+def startup() -> dict[str, Any]:
+    """Time to ``miga-bench --help``, beside that of an empty Python program."""
+
+    def run(*arguments: str) -> float:
+        return _seconds(
+            lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        )
+
+    pairs = [(run("-m", "miga_bench", "--help"), run("-c", "pass")) for _ in range(10)]
+    help_seconds, empty = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return {
+        "help_seconds": round(help_seconds, 4),
+        "python_seconds": round(empty, 4),
+        "table": [
+            ("miga-bench --help, seconds", f"{help_seconds:.3f}", ""),
+            ("python -c pass, seconds", f"{empty:.3f}", ""),
+        ],
+    }
