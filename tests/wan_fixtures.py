@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 CHANNELS = 4
 TEXT_WIDTH = 20
 LENGTH = 12
-WORDS = "a red green circle square moves right left on the blue field ,".split()
+WORDS = ["a", "red", "green", "circle", "square", "moves", "right", "left", "on", "the", "blue"]
 
 
 def tiny_transformer(**changes) -> WanTransformer3DModel:

@@ -110,6 +110,9 @@ class WanStreamingDecoder(_Session):
             ``[N, 3, height, width]`` float32 in ``[0, 1]`` on the module's device, with 1 frame for
             the first latent of the video and 4 for every later one.
         """
+        if not latents.shape[0]:
+            side = spatial_factor(self._vae)
+            return torch.zeros(0, 3, latents.shape[2] * side, latents.shape[3] * side)
         device, dtype = self._arrive()
         z = latents.to(device, torch.float32).transpose(0, 1)
         z = (z * self._std.to(device) + self._mean.to(device)).to(dtype)
@@ -122,9 +125,6 @@ class WanStreamingDecoder(_Session):
             frames.append(out[0].clamp(-1, 1))
             self.pushed += 1
         self._leave()
-        if not frames:
-            side = spatial_factor(self._vae)
-            return torch.zeros(0, 3, latents.shape[2] * side, latents.shape[3] * side)
         return torch.cat(frames, dim=1).transpose(0, 1).float().mul(0.5).add(0.5)
 
 
