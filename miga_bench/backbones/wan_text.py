@@ -14,6 +14,7 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ class EmbeddingCache:
             save_file({"embedding": embedding.contiguous().cpu()}, part)
             part.replace(path)
         except (OSError, SafetensorError) as error:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
             logger.warning("text embeddings are not kept: %s", error)
 
 

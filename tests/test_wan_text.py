@@ -1,0 +1,175 @@
+"""Prompts become what WanPipeline makes of them, once."""
+
+import pytest
+import torch
+from diffusers import WanPipeline
+from safetensors.torch import save_file
+from wan_fixtures import LENGTH, TEXT_WIDTH, tiny_folder, tiny_text_encoder, tiny_tokenizer
+
+from miga_bench.backbones.wan_text import (
+    NEGATIVE_PROMPT,
+    TEXT_LENGTH,
+    EmbeddingCache,
+    WanText,
+    cache_folder,
+    clean_prompt,
+)
+from miga_bench.errors import UserError
+
+PROMPTS = ["a red circle moves right", "", "a &amp;amp;\n  green   SQUARE", "a dog"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("text") / "model") / "tokenizer"
+
+
+class Loads:
+    """Loads the tiny encoder and counts how often."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self):
+        self.count += 1
+        return tiny_text_encoder()
+
+
+def make_text(tokenizer, load=None, identity="model A", **options):
+    return WanText(tokenizer, load or Loads(), torch.float32, lambda: identity, **options)
+
+
+def test_embeddings_are_those_of_the_pipeline(tokenizer):
+    """Breaks if cleaning, tokens, mask, zeroing or padding differ from diffusers' WanPipeline."""
+    pipeline = WanPipeline(tiny_tokenizer(), tiny_text_encoder(), None, None)
+    with torch.no_grad():
+        expected, _ = pipeline.encode_prompt(
+            PROMPTS, do_classifier_free_guidance=False, max_sequence_length=LENGTH
+        )
+    actual = make_text(tokenizer).encode(PROMPTS)
+    assert actual.shape == (len(PROMPTS), LENGTH, TEXT_WIDTH)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_past_the_prompt_are_exactly_zero(tokenizer):
+    """Breaks if padding tokens are embedded: the denoiser attends to these rows, unmasked."""
+    embedding = make_text(tokenizer).encode(["a red circle"])[0]
+    real = 4  # three words and the end mark
+    assert (embedding[:real].abs().sum(1) > 0).all()
+    assert (embedding[real:] == 0).all()
+
+
+def test_a_prompt_does_not_depend_on_its_neighbors(tokenizer):
+    """Breaks if prompts are padded to the longest of a batch before they are encoded."""
+    text = make_text(tokenizer)
+    assert torch.equal(text.encode(PROMPTS)[0], text.encode(PROMPTS[:1])[0])
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("  a\t cat\n", "a cat"),
+        ("&amp;amp;lt;b", "<b"),
+        ("sch\u00c3\u00b6n", "sch\u00f6n"),
+        ("", ""),
+    ],
+)
+def test_cleaning(raw, clean):
+    """Breaks if white space, entities or broken encodings reach the tokenizer."""
+    assert clean_prompt(raw) == clean
+
+
+def test_length_is_the_tokenizers_when_it_is_sane(tokenizer):
+    """Breaks if a tokenizer without a limit (10 ** 30) makes the text endless, or tiny ones 512."""
+    text = make_text(tokenizer)
+    assert text.length == LENGTH
+    other = tiny_tokenizer()
+    other.model_max_length = 10**30
+    folder = tokenizer.parent / "unlimited"
+    other.save_pretrained(folder)
+    assert make_text(folder).length == TEXT_LENGTH == 512
+
+
+def test_too_long_a_prompt_says_how_long(tokenizer):
+    """Breaks if the end of a prompt is cut off silently."""
+    text = make_text(tokenizer)
+    assert text.encode(["a " * (LENGTH - 1)]).shape[1] == LENGTH
+    with pytest.raises(UserError, match=f"{LENGTH + 1} tokens .* {LENGTH}"):
+        text.encode(["a " * LENGTH])
+
+
+def test_a_known_prompt_needs_no_encoder(tokenizer, tmp_path):
+    """Breaks if the 5.7B encoder is loaded for a prompt that is on disk."""
+    load, cache = Loads(), EmbeddingCache(tmp_path)
+    first = make_text(tokenizer, load, cache=cache).encode(PROMPTS)
+    assert load.count == 1
+    again = make_text(tokenizer, load, cache=cache)
+    assert torch.equal(again.encode(PROMPTS[::-1]).flip(0), first)
+    assert load.count == 1
+    assert not again.loaded
+
+
+def test_the_cache_tells_models_and_prompts_apart(tokenizer, tmp_path):
+    """Breaks if another model, or other words, get the embedding of the first."""
+    load, cache = Loads(), EmbeddingCache(tmp_path)
+    make_text(tokenizer, load, cache=cache).encode(["a red circle"])
+    make_text(tokenizer, load, identity="model B", cache=cache).encode(["a red circle"])
+    make_text(tokenizer, load, cache=cache).encode(["a red square"])
+    make_text(tokenizer, load, cache=cache).encode(["a  red circle"])  # the same when cleaned
+    assert load.count == 3
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_damaged_cache_files_are_made_again(tokenizer, tmp_path):
+    """Breaks if a half-written or foreign file in the cache stops a run."""
+    load, cache = Loads(), EmbeddingCache(tmp_path)
+    expected = make_text(tokenizer, load, cache=cache).encode(["a red circle"])
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-5])
+    assert torch.equal(make_text(tokenizer, load, cache=cache).encode(["a red circle"]), expected)
+    save_file({"something": torch.zeros(1)}, file)
+    assert torch.equal(make_text(tokenizer, load, cache=cache).encode(["a red circle"]), expected)
+    assert load.count == 3
+    assert [f.suffix for f in tmp_path.iterdir()] == [".safetensors"]
+
+
+def test_an_unusable_cache_folder_is_no_error(tokenizer, tmp_path, caplog):
+    """Breaks if a full or read-only home folder stops a run."""
+    (tmp_path / "file").write_text("")
+    text = make_text(tokenizer, cache=EmbeddingCache(tmp_path / "file" / "folder"))
+    assert text.encode(["a red circle"]).shape == (1, LENGTH, TEXT_WIDTH)
+    assert "not kept" in caplog.text
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_encoder_stays_only_if_told_to(tokenizer, keep):
+    """Breaks if a big encoder holds memory while the denoiser works, or a small one is reloaded."""
+    load = Loads()
+    text = make_text(tokenizer, load, keep=keep)
+    text.encode(PROMPTS)
+    assert text.loaded == keep
+    text.encode(PROMPTS)
+    assert load.count == (1 if keep else 2)
+    text.unload()
+    assert not text.loaded
+
+
+def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
+    """Breaks if MIGA_BENCH_CACHE is ignored."""
+    monkeypatch.setenv("MIGA_BENCH_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path / "text"
+
+
+def test_missing_tokenizers_are_named(tokenizer, tmp_path):
+    """Breaks if a missing or empty tokenizer folder ends in a traceback, or in a download."""
+    with pytest.raises(UserError, match="nowhere is missing"):
+        make_text(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        make_text(tmp_path)
+
+
+def test_the_negative_prompt_is_the_released_one():
+    """Breaks if a character of the authors' default is lost; compared by its length and ends."""
+    assert len(NEGATIVE_PROMPT) == 137
+    assert NEGATIVE_PROMPT.startswith("\u8272\u8c03\u8273\u4e3d\uff0c\u8fc7\u66dd\uff0c")
+    assert NEGATIVE_PROMPT.endswith("\u5012\u7740\u8d70")
