@@ -1,0 +1,165 @@
+"""The two training stages as Lightning modules, with averaged weights."""
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from miga_bench.backbones.tiny import models
+from miga_bench.backbones.tiny.config import TrainConfig
+from miga_bench.backbones.tiny.vae_clip import decode_clip, encode_clip, use_whole_clips
+
+
+class Averaged(L.LightningModule):
+    """A stage whose shadow copy ``average`` follows ``net`` and is the part that is kept.
+
+    The copy is a child module, so it comes back from the training processes with the weights.
+    """
+
+    net: nn.Module
+
+    def __init__(
+        self, config: TrainConfig, net: nn.Module, steps: int, rate: float, ema: float
+    ) -> None:
+        super().__init__()
+        self.config, self.net = config, net
+        self.average = copy.deepcopy(net).requires_grad_(False)
+        self.steps, self.rate, self.decay = steps, rate, ema
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Move the average; early on it forgets faster, so that it is useful at once."""
+        decay = min(self.decay, (1 + self.global_step) / (10 + self.global_step))
+        with torch.no_grad():
+            ours = [p for p in self.average.parameters() if p.is_floating_point()]
+            theirs = [p.detach() for p in self.net.parameters() if p.is_floating_point()]
+            torch._foreach_lerp_(ours, theirs, 1 - decay)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with a linear rise and a cosine fall to zero."""
+        optimizer = torch.optim.AdamW(
+            [p for p in self.net.parameters() if p.requires_grad],
+            lr=self.rate,
+            betas=(0.9, 0.98),
+            weight_decay=0.01,
+        )
+        warmup = max(1, round(self.config.warmup * self.steps))
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            return 0.5 * (
+                1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, self.steps - warmup)))
+            )
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+
+class VaeTask(Averaged):
+    """Stage one: the autoencoder on freshly rendered clips."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        net = use_whole_clips(models.make_vae(config.vae))
+        _keep_signal(net, config.vae.z_dim)
+        # Convolutions of so few channels are a third faster with the channels innermost.
+        for module in net.modules():
+            if isinstance(module, nn.Conv3d):
+                module.to(memory_format=torch.channels_last_3d)
+            elif isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)
+        super().__init__(config, net, config.vae.steps, config.vae.rate, config.vae.ema)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """Reconstruction and KL loss of clips [B, 3, F, 64, 64] in [-1, 1]."""
+        settings = self.config.vae
+        batch = batch.to(memory_format=torch.channels_last_3d)
+        mean, log_variance = encode_clip(self.net, batch)
+        mean, log_variance = mean.float(), log_variance.float()
+        latents = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
+        error = decode_clip(self.net, latents).float() - batch
+        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
+        loss = error.abs().mean() + settings.square * error.square().mean()
+        loss = loss + settings.edge * edges + settings.kl * kl
+        self.log_dict(
+            {"l1": error.detach().abs().mean(), "kl": kl.detach()}, prog_bar=True, logger=False
+        )
+        return loss
+
+
+def _keep_signal(vae: Any, z_dim: int) -> None:
+    """Start with weights that carry the picture through; the usual ones lose it for long.
+
+    PyTorch's default shrinks the signal at every convolution until biases drown it, and latents that
+    begin as noise teach the decoder to ignore them. Both ended at one flat color in our trials.
+    """
+    for module in vae.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)) and module.bias is not None:
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            nn.init.normal_(module.bias, std=0.2)
+    with torch.no_grad():
+        vae.quant_conv.weight[z_dim:] *= 0.1
+        vae.quant_conv.bias[z_dim:] = -8.0
+        vae.decoder.conv_out.weight *= 0.5
+
+
+class TextAndTransformer(nn.Module):
+    """The two parts of stage two that learn together."""
+
+    def __init__(self, transformer: nn.Module, text_encoder: nn.Module) -> None:
+        super().__init__()
+        self.transformer, self.text_encoder = transformer, text_encoder
+
+
+class DenoiserTask(Averaged):
+    """Stage two: flow matching on whole clips that share one time, as short-clip models train."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self_config = config.denoiser
+        self.tokenizer: Any
+        transformer = models.make_transformer(self_config, config.vae.z_dim)
+        tokenizer = models.make_tokenizer()
+        text_encoder = models.make_text_encoder(self_config, len(tokenizer))
+        net = TextAndTransformer(transformer, text_encoder)
+        super().__init__(config, net, self_config.steps, self_config.rate, self_config.ema)
+        self.tokenizer = tokenizer
+        self.compiled: Any = None
+
+    def training_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> Tensor:
+        """Mean squared error of the velocity for normalized latents [B, z, 21, 8, 8]."""
+        latents, captions = batch
+        net: Any = self.net
+        if self.compiled is None:
+            self.compiled = torch.compile(net.transformer)
+        shift = self.config.denoiser.shift
+        uniform = torch.rand(len(latents))
+        sigma = (shift * uniform / (1 + (shift - 1) * uniform)).view(-1, 1, 1, 1, 1)
+        noise = torch.randn_like(latents)
+        noisy = (1 - sigma) * latents + sigma * noise
+        text = models.encode_text(self.tokenizer, net.text_encoder, captions)
+        velocity = self.compiled(noisy, 1000 * sigma.flatten(), text, return_dict=False)[0]
+        loss = F.mse_loss(velocity.float(), noise - latents)
+        self.log("loss", loss.detach(), prog_bar=True, logger=False)
+        return loss
+
+
+class Snapshots(L.Callback):
+    """Writes the averaged weights to ``path`` now and then, to look at while training goes on."""
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every = path, every
+
+    def on_train_batch_end(
+        self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write from the first process only."""
+        if trainer.is_global_zero and trainer.global_step % self.every == 0:
+            torch.save(task.average.state_dict(), self.path)
