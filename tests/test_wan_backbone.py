@@ -11,7 +11,7 @@ from torch import nn
 from wan_fixtures import CHANNELS, LENGTH, TEXT_WIDTH, tiny_folder
 
 import miga_bench.backbones as table
-from miga_bench.backbones import BACKBONES, load_backbone, memory, wan
+from miga_bench.backbones import BACKBONES, load_backbone, memory, wan, wan_checkpoint, wan_hub
 from miga_bench.backbones.wan import Residence, load_wan
 from miga_bench.errors import UserError
 from miga_bench.sampling.solvers import UniPC
@@ -117,7 +117,7 @@ def test_embeddings_are_cached_only_for_big_encoders(folder, monkeypatch, tmp_pa
     small.encode(["a red circle"])
     assert not (tmp_path / "cache").exists()
     assert small.text.loaded
-    monkeypatch.setattr(wan, "BIG_ENCODER", 1)
+    monkeypatch.setattr(wan_checkpoint, "BIG_ENCODER", 1)
     big = load_backbone(folder)
     expected = big.encode(["a red circle"])
     assert not big.text.loaded
@@ -189,12 +189,13 @@ def test_offloading_does_not_change_results(folder, monkeypatch):
     plain = load_backbone(folder)
     x, t = torch.randn(1, CHANNELS, 3, 4, 6), torch.full((1, 3), 300.0)
     text = plain.encode(["a red circle"])
+    moves.clear()
     assert torch.equal(offloaded.encode(["a red circle"]), text)
     assert not offloaded.text.loaded
     assert torch.equal(offloaded.denoiser(x, t, text), plain.denoiser(x, t, text))
     latents = x[0].transpose(0, 1)
     assert torch.equal(offloaded.decoder().push(latents), plain.decoder().push(latents))
-    assert moves == ["WanDenoiser", "AutoencoderKLWan"]
+    assert moves == ["NoneType", "WanDenoiser", "AutoencoderKLWan"]  # None makes room for text
 
 
 @pytest.mark.gpu
@@ -248,25 +249,31 @@ def test_without_a_network_it_says_what_to_fetch(name, monkeypatch):
     def fail(repository, **options):
         raise LocalEntryNotFoundError("Cannot reach\nthe Hub")
 
-    monkeypatch.setattr(wan, "snapshot_download", fail)
+    monkeypatch.setattr(wan_hub, "snapshot_download", fail)
     message = refusal(lambda: load_backbone(name))
     repository = BACKBONES[name].where if name in BACKBONES else name
     assert f"hf download {repository} --local-dir DIR" in message
 
 
-def test_hub_copies_are_loaded_as_folders(folder, monkeypatch):
-    """Breaks if what was fetched is not what is loaded, or too much is fetched."""
-    asked = {}
+def test_hub_copies_are_loaded_and_the_text_encoder_fetched_when_needed(
+    folder, monkeypatch, tmp_path
+):
+    """Breaks if gigabytes of text encoder are fetched though all embeddings are in the cache."""
+    asked = []
 
     def fetched(repository, allow_patterns):
-        asked.update(repository=repository, patterns=allow_patterns)
+        assert repository == "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+        asked.extend(pattern for pattern in allow_patterns if "/" in pattern)
         return str(folder)
 
-    monkeypatch.setattr(wan, "snapshot_download", fetched)
-    backbone = load_backbone("wan2.1-1.3b", height=32, width=48)
-    assert backbone.name == "wan2.1-1.3b"
-    assert asked["repository"] == "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
-    assert "transformer/*" in asked["patterns"]
+    monkeypatch.setenv("MIGA_BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(wan_hub, "snapshot_download", fetched)
+    for count in (1, 1, 2):
+        backbone = load_backbone("wan2.1-1.3b", height=32, width=48)
+        assert backbone.name == "wan2.1-1.3b"
+        backbone.encode(["a red circle"] if count == 1 else ["a green square"])
+        assert asked.count("text_encoder/*") == count
+        assert "transformer/*" in asked
 
 
 def test_an_embedded_model_that_is_not_installed(monkeypatch, tmp_path):

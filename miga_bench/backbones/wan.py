@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from miga_bench.backbones.base import Backbone, LatentShape
@@ -22,6 +20,7 @@ from miga_bench.backbones.checkpoint import read_json
 from miga_bench.backbones.memory import default_batch
 from miga_bench.backbones.wan_checkpoint import WanSource, find_source
 from miga_bench.backbones.wan_denoiser import WanDenoiser
+from miga_bench.backbones.wan_hub import HubFolder
 from miga_bench.backbones.wan_text import NEGATIVE_PROMPT, EmbeddingCache, WanText, cache_folder
 from miga_bench.backbones.wan_vae import (
     WanStreamingDecoder,
@@ -33,8 +32,6 @@ from miga_bench.errors import UserError
 from miga_bench.sampling.schedule import Schedule, flow_schedule
 from miga_bench.sampling.solvers import Solver, UniPC
 
-HUB_PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-BIG_ENCODER = 1 << 30  # bytes on disk; from here on embeddings are cached and the encoder unloaded
 SIDE_FILE = "backbone.json"
 
 DTYPES = {
@@ -85,13 +82,14 @@ class Residence:
         """Take charge of a network that is at home."""
         self._parts.append(part)
 
-    def bring(self, part: nn.Module) -> torch.device:
-        """Make sure a network is on the device, sending the others home, and return the device."""
+    def bring(self, part: nn.Module | None) -> torch.device:
+        """Make sure a network is on the device, and with offloading no other; return the device."""
         if self.offload:
             for other in self._parts:
                 if other is not part:
                     other.to(self.home)
-            part.to(self.device)
+            if part is not None:
+                part.to(self.device)
         return self.device
 
 
@@ -135,7 +133,7 @@ class WanBackbone(Backbone):
         self._source, self._residence, self._dtype = source, residence, dtype
         transformer = source.transformer(dtype, residence.home)
         self.vae = source.vae(torch.float32, residence.home)
-        self.text = self._make_text(cache_text)
+        self.text = make_text(source, residence, dtype, cache_text)
         self.denoiser = WanDenoiser(transformer).eval()
         self._check_parts()
         self.latent_shape = self._latent_shape(defaults.height, defaults.width)
@@ -145,29 +143,6 @@ class WanBackbone(Backbone):
             self.denoiser.register_forward_pre_hook(
                 lambda module, _: residence.bring(module) and None
             )
-
-    def _make_text(self, cache_text: bool | None) -> WanText:
-        source, residence = self._source, self._residence
-        if cache_text is None:
-            cache_text = sum(file.stat().st_size for file in source.text_files()) >= BIG_ENCODER
-        # UMT5 overflows in float16; the published encoder was used in bfloat16 everywhere.
-        dtype = torch.bfloat16 if cache_text or self._dtype == torch.float16 else self._dtype
-
-        def load() -> Any:
-            if residence.offload:
-                for part in (self.denoiser, self.vae):
-                    part.to(residence.home)
-            with torch.inference_mode(mode=False):
-                return source.text_encoder(dtype, residence.device)
-
-        return WanText(
-            source.tokenizer,
-            load,
-            dtype,
-            lambda: source.text_identity,
-            cache=EmbeddingCache(cache_folder()) if cache_text else None,
-            keep=not (cache_text or residence.offload),
-        )
 
     def _check_parts(self) -> None:
         config, vae = self.denoiser.transformer.config, self.vae.config
@@ -246,6 +221,48 @@ class WanBackbone(Backbone):
         return self._source.weights_hash()
 
 
+def make_text(
+    source: WanSource, residence: Residence, dtype: torch.dtype, cache_text: bool | None = None
+) -> WanText:
+    """Return a model's text side alone, for example to fill the cache on another machine.
+
+    Args:
+        source: The model on disk or on the Hub.
+        residence: Where the encoder runs, and what has to leave before.
+        dtype: Of the denoiser. Encoders whose embeddings are cached run in bfloat16, as published;
+            none runs in float16, in which UMT5 overflows.
+        cache_text: See ``WanBackbone``.
+    """
+    cached = source.text_is_big() if cache_text is None else cache_text
+    kind = torch.bfloat16 if cached or dtype == torch.float16 else dtype
+
+    def load() -> Any:
+        device = residence.bring(None)
+        with torch.inference_mode(mode=False):
+            return source.text_encoder(kind, device)
+
+    return WanText(
+        source.tokenizer,
+        load,
+        kind,
+        lambda: source.text_identity,
+        cache=EmbeddingCache(cache_folder()) if cached else None,
+        keep=not (cached or residence.offload),
+    )
+
+
+def open_source(where: str | Path) -> WanSource:
+    """Return the model in a folder, or in a diffusers repository on the Hub.
+
+    Raises:
+        UserError: Neither is there.
+    """
+    root = Path(where).expanduser()
+    if isinstance(where, Path) or root.exists():
+        return find_source(root)
+    return HubFolder(where)
+
+
 def load_wan(
     where: str | Path,
     *,
@@ -273,8 +290,7 @@ def load_wan(
     """
     place = _device(device)
     kind = _dtype(dtype, place)
-    root = Path(where).expanduser()
-    source = find_source(root if isinstance(where, Path) or root.exists() else download(str(where)))
+    source = open_source(where)
     with torch.inference_mode(mode=False):
         return WanBackbone(
             name or str(where),
@@ -284,23 +300,6 @@ def load_wan(
             _defaults(source, changes),
             cache_text,
         )
-
-
-def download(repository: str) -> Path:
-    """Return the local copy of a diffusers repository, fetching from the Hub what is not there.
-
-    Raises:
-        UserError: It is neither on disk nor within reach.
-    """
-    patterns = ["model_index.json", *(f"{part}/*" for part in HUB_PARTS)]
-    try:
-        return Path(snapshot_download(repository, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as e:
-        reason = str(e).strip().splitlines()[0][:160]
-        raise UserError(
-            f"cannot fetch {repository} from the Hugging Face Hub ({reason}); where there is a "
-            f"network run `hf download {repository} --local-dir DIR`, then give DIR as the backbone"
-        ) from None
 
 
 def _defaults(source: WanSource, changes: dict[str, Any]) -> WanDefaults:

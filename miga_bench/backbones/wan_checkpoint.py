@@ -41,6 +41,7 @@ ORIGINAL_TEXT = "models_t5_umt5-xxl-enc-bf16.pth"
 ORIGINAL_TOKENIZER = "google/umt5-xxl"
 
 PUBLISHED_TEXT_WIDTH = 4096
+BIG_ENCODER = 1 << 30  # bytes on disk
 
 # transformers ties this one to shared.weight; files may hold either name or both.
 EMBEDDING, EMBEDDING_ALIAS = "shared.weight", "encoder.embed_tokens.weight"
@@ -104,6 +105,10 @@ class WanSource(ABC):
     @abstractmethod
     def published(self) -> bool:
         """Tell whether this is one of the authors' models, and not one trained in their layout."""
+
+    def text_is_big(self) -> bool:
+        """Tell whether the text encoder is worth caching its embeddings and unloading it."""
+        return sum(file.stat().st_size for file in self.text_files()) >= BIG_ENCODER
 
     def weights_hash(self) -> str:
         """Hash the denoiser's and the autoencoder's weights (seconds per GiB)."""
