@@ -78,6 +78,24 @@ def test_diffusers_folder(folder):
     assert not transformer.training
 
 
+def test_weights_stored_in_bfloat16(folder):
+    """Breaks if the type on disk, and not the one asked for, decides what is computed in."""
+    for part, name in (
+        ("transformer", WEIGHTS),
+        ("vae", WEIGHTS),
+        ("text_encoder", "model.safetensors"),
+    ):
+        path = folder / part / name
+        save_file({k: v.bfloat16() for k, v in load_file(path).items()}, path)
+    edit(folder / "text_encoder" / "config.json", dtype="bfloat16")
+    backbone = load_wan(folder)
+    parts = (backbone.denoiser, backbone.vae)
+    assert {w.dtype for part in parts for w in part.parameters()} == {torch.float32}
+    assert backbone.encode(["a red circle"]).dtype == torch.float32
+    rounded = tiny_vae().quant_conv.weight.bfloat16().float()
+    assert torch.equal(backbone.vae.quant_conv.weight, rounded)
+
+
 def test_stock_forward_works_on_what_was_loaded(folder):
     """Breaks if buffers that are not in the file are left empty."""
     x, t, text = torch.randn(1, 4, 2, 4, 4), torch.tensor([500.0]), torch.randn(1, 3, 20)
