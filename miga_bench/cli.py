@@ -53,7 +53,9 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:
+        if parsed.verb == "train-tiny":
+            parsed.arguments = unknown
+        elif unknown:
             raise UserError(_unknown_argument(unknown[0], parsed.options))
         return parsed
 
@@ -256,16 +258,19 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _add_train_tiny(verbs: Any) -> None:
-    parser = _verb(verbs, "train-tiny", _train_tiny, "Train the embedded model from scratch.")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to the training")
+    _verb(
+        verbs,
+        "train-tiny",
+        _train_tiny,
+        "Train the embedded model from scratch.",
+        "Further options go to the training; see python -m miga_bench.backbones.tiny.train --help",
+    )
 
 
 def _train_tiny(args: argparse.Namespace) -> int:
-    import runpy
+    from miga_bench.backbones.tiny.train import main as train
 
-    sys.argv = ["miga_bench.backbones.tiny.train", *args.arguments]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-    return DONE
+    return train(args.arguments)
 
 
 def _print_json(document: Mapping[str, Any]) -> None:

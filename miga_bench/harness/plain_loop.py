@@ -1,35 +1,37 @@
 """MIGA as one writes it down first: the yardstick of the speed measurement, and a second opinion.
 
 One window at a time, two denoiser calls for guidance, one timestep per token through diffusers' own
-forward, one solver call per frame, every video collected before stage 2. Same windows, same noise,
-same latents as ``Miga`` with reflection off and guidance frames from the queue.
+forward, diffusers' own solver called once per frame with a state of its own, every video collected
+before stage 2. Same windows, same noise, and so, to rounding, the same latents as ``Miga`` with
+reflection off and guidance frames from the queue.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 
 from miga_bench.backbones.base import Backbone
 from miga_bench.sampling import MigaSettings, NoiseSource, PromptSchedule
 from miga_bench.sampling.schedule import Schedule
-from miga_bench.sampling.solvers import Solver, SolverState
 from miga_bench.sampling.windows import Window, growth_partition, miga_windows, partition
 
 
 @dataclass
 class Slot:
-    """One latent frame ``[C, H, W]`` with its level, frame number and solver state."""
+    """One latent frame ``[C, H, W]`` with its level, frame number and solver."""
 
     latent: Tensor
     level: int
     frame: int
-    state: SolverState
+    solver: Any
 
 
 @dataclass
@@ -38,7 +40,7 @@ class PlainLoop:
 
     Attributes:
         settings: MIGA's; reflection off, ``released`` off, guidance from ``chunks`` or ``head``.
-        backbone: Gives geometry, schedule and solver.
+        backbone: Gives geometry and schedule.
         transformer: diffusers' ``WanTransformer3DModel`` with the same weights.
         prompts: A single prompt.
         noise: The same noise as the other sampler's.
@@ -52,7 +54,13 @@ class PlainLoop:
 
     def __post_init__(self) -> None:
         self.schedule: Schedule = self.backbone.schedule(self.settings.steps)
-        self.solver: Solver = self.backbone.solver(self.schedule)
+        steps = self.settings.steps
+        self.template: Any = UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True
+        )
+        self.template.set_timesteps(steps)
+        self.template.sigmas = self.schedule.sigma.flip(0).float()
+        self.template.timesteps = self.schedule.timesteps.flip(0)[:steps].long()
         patch = self.transformer.config.patch_size
         shape = self.backbone.latent_shape
         self.tokens = (shape.height // patch[1]) * (shape.width // patch[2])
@@ -104,7 +112,7 @@ class PlainLoop:
     def _unified(self, video: list[Slot], first: int, steps: int) -> list[Slot]:
         s, window = self.settings, self.backbone.window
         for slot in video:
-            slot.level, slot.state = first, self.solver.fresh_state(slot.latent[None])
+            slot.level, slot.solver = first, self._solver(first)
         for number in range(steps):
             ranges = partition(len(video), s.stride, window, number % s.stride)
             self._pass(video, miga_windows(ranges, len(video), window, 0, 1, "chunks"))
@@ -117,10 +125,18 @@ class PlainLoop:
             prediction = self._predict([before[k] for k in window.reads])
             for place, number in enumerate(window.writes, window.offset):
                 slot = queue[number]
-                latent, slot.state = self.solver.step(
-                    slot.latent[None], prediction[None, :, place], [slot.level], slot.state
-                )
-                slot.latent, slot.level = latent[0], slot.level - 1
+                time = self.template.timesteps[self.settings.steps - slot.level]
+                slot.latent = slot.solver.step(
+                    prediction[:, place], time, slot.latent, return_dict=False
+                )[0]
+                slot.level -= 1
+
+    def _solver(self, level: int) -> Any:
+        """Return a solver without a history that begins at ``level``."""
+        solver = copy.copy(self.template)
+        solver.model_outputs, solver.timestep_list = [None, None], [None, None]
+        solver.set_begin_index(self.settings.steps - level)
+        return solver
 
     def _predict(self, seen: list[tuple[Tensor, int]]) -> Tensor:
         """Return the guided prediction for one window, ``[C, F, H, W]``."""
@@ -139,7 +155,7 @@ class PlainLoop:
     def _slots(self, frames: range, level: int, purpose: str) -> list[Slot]:
         latents = self.noise(list(frames), purpose)
         return [
-            Slot(latent, level, frame, self.solver.fresh_state(latent[None]))
+            Slot(latent, level, frame, self._solver(level))
             for latent, frame in zip(latents, frames, strict=True)
         ]
 
@@ -150,4 +166,4 @@ class PlainLoop:
     def _renoised(self, slot: Slot, level: int, purpose: str) -> Slot:
         noise = self.noise([slot.frame], purpose)
         latent = self.schedule.add_noise(slot.latent[None], [level], noise)
-        return Slot(latent[0], level, slot.frame, self.solver.fresh_state(latent))
+        return Slot(latent[0], level, slot.frame, self._solver(level))

@@ -1,0 +1,287 @@
+"""The demo: four methods, same prompts and seeds, on the embedded model; pictures and a table.
+
+The world the model was trained on is known, so a reader can say of every frame what it shows. The
+table is what the reader says; nothing in it is decided beforehand.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import multiprocessing
+import os
+import random
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
+from miga_bench.backbones import load_backbone
+from miga_bench.backbones.base import Backbone
+from miga_bench.backbones.tiny.drift import measure
+from miga_bench.backbones.tiny.grammar import held_out_prompts, parse_caption
+from miga_bench.backbones.tiny.world import draw_look, render
+from miga_bench.errors import UserError
+from miga_bench.harness.generate import Watcher, generate
+from miga_bench.harness.provenance import hardware, versions, write_json
+from miga_bench.harness.request import GenerateRequest, PromptAt, check_writable
+from miga_bench.media import Cell, SideBySide, VideoWriter, contact_sheet, count_frames, read_video
+from miga_bench.sampling.base import PassReport
+
+BACKBONE = "tiny-wan"
+# label -> (method, preset)
+METHODS: dict[str, tuple[str, str | None]] = {
+    "short": ("short", None),
+    "fifo": ("fifo", None),
+    "miga": ("miga", None),
+    "miga anchored": ("miga", "anchored"),
+}
+# measure -> (heading, digits, factor)
+MEASURES: dict[str, tuple[str, int, float]] = {
+    "hue_drift": ("subject hue drift, degrees", 1, 1),
+    "field_drift": ("background color drift", 3, 1),
+    "pattern_drift": ("background pixel drift", 3, 1),
+    "flicker": ("flicker", 3, 1),
+    "path": ("path, pixels per frame", 2, 1),
+    "found": ("subject found, %", 0, 100),
+    "asked_color": ("asked color, %", 0, 100),
+    "asked_shape": ("asked shape, %", 0, 100),
+    "asked_motion": ("asked direction, %", 0, 100),
+    "nfe": ("denoiser evaluations", 0, 1),
+    "seconds": ("seconds", 0, 1),
+}
+WORLD = "the world itself"
+SHEET_COLUMNS = 10
+PANEL = 128
+
+
+@dataclass(frozen=True)
+class Item:
+    """One video of the demo."""
+
+    label: str
+    number: int
+    prompt: str
+    frames: int
+    output: Path
+
+
+def demo(output: Path, prompts: int, frames: int, overwrite: bool = False) -> dict[str, Any]:
+    """Make the demo's videos, pictures and table.
+
+    Args:
+        output: Folder to write.
+        prompts: How many held-out captions; number k has seed k.
+        frames: Frames of every video but ``short``'s, which ends with its clip.
+        overwrite: Replace what an earlier demo left.
+
+    Returns:
+        The document that also lies in ``demo.json``.
+
+    Raises:
+        UserError: A number is wrong or the folder cannot be written.
+    """
+    began = time.perf_counter()
+    _check(output, prompts, frames, overwrite)
+    videos = output / "videos"
+    videos.mkdir(parents=True, exist_ok=True)
+    captions = held_out_prompts(prompts)
+    items = [
+        Item(label, k, caption, frames, videos / f"{k + 1}-{label.replace(' ', '-')}.mp4")
+        for k, caption in enumerate(captions)
+        for label in reversed(METHODS)
+    ]
+    rows = {label: [{}] * prompts for label in (*METHODS, WORLD)}  # type: dict[str, list[Any]]
+    for item, scores in _make_all(items):
+        rows[item.label][item.number] = scores
+    rows[WORLD] = [_of_the_world(k, caption, frames) for k, caption in enumerate(captions)]
+    _pictures(output, captions, frames, items)
+    document = {
+        "backbone": BACKBONE,
+        "prompts": captions,
+        "frames": frames,
+        "methods": {label: _summary(scores) for label, scores in rows.items()},
+        "seconds": round(time.perf_counter() - began, 1),
+        "files": [str(output / name) for name in ("demo.mp4", "demo.png", "demo.json")],
+        "hardware": hardware("cpu"),
+        "versions": versions(),
+    }
+    write_json(output / "demo.json", document)
+    _print_table(document)
+    return document
+
+
+def _check(output: Path, prompts: int, frames: int, overwrite: bool) -> None:
+    if prompts < 1:
+        raise UserError(f"--prompts {prompts}: the demo needs at least 1")
+    if frames < 1:
+        raise UserError(f"--frames {frames}: a video has at least 1 frame")
+    check_writable(output)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"-o {output} is a file: name a folder")
+    if (output / "demo.json").exists() and not overwrite:
+        raise UserError(f"{output} holds a demo: add --force to replace it, or choose another -o")
+    _backbone()  # says so if the embedded weights are missing
+
+
+@functools.cache
+def _backbone() -> Backbone:
+    return load_backbone(BACKBONE, device="cpu")
+
+
+class _Keep(Watcher):
+    """Keeps the decoded frames; the files are lossy, the reader should not see that."""
+
+    def __init__(self) -> None:
+        self.frames: list[Tensor] = []
+
+    def wrote(self, frames: Tensor, total: int) -> None:
+        self.frames.append(frames)
+
+    def passed(self, report: PassReport) -> None:
+        pass
+
+
+def _make_all(items: Sequence[Item]) -> Iterator[tuple[Item, dict[str, float]]]:
+    """Make the videos, one process per core, and yield their scores as they are done."""
+    workers = max(1, min(os.cpu_count() or 1, len(items)))
+    context = multiprocessing.get_context("spawn")
+    console = Console(stderr=True)
+    with (
+        Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
+        ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool,
+    ):
+        task = bar.add_task(f"making {len(items)} videos", total=len(items))
+        futures = {pool.submit(make, item): item for item in items}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+                bar.advance(task)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def make(item: Item) -> dict[str, float]:
+    """Make one video and return what the reader says of it, and what it cost."""
+    method, preset = METHODS[item.label]
+    request = GenerateRequest(
+        prompts=[PromptAt(item.prompt)],
+        output=item.output,
+        method=method,
+        backbone=BACKBONE,
+        frames=None if method == "short" else item.frames,
+        seed=item.number,
+        preset=preset,
+        overwrite=True,
+    )
+    backbone, kept = _backbone(), _Keep()
+    began = time.perf_counter()
+    result = generate(request, kept, backbone)
+    if result.status != "done":
+        raise result.error or KeyboardInterrupt(result.status)
+    seconds = time.perf_counter() - began
+    scores = _scores(torch.cat(kept.frames), item.prompt)
+    return scores | {"nfe": float(result.record["cost"]["nfe"]), "seconds": seconds}
+
+
+def _scores(frames: Tensor, caption: str) -> dict[str, float]:
+    found = measure(frames, parse_caption(caption)).as_dict()
+    return {
+        name: math.nan if (value := found.get(name)) is None else float(value)
+        for name in MEASURES
+        if name in found
+    }
+
+
+def _of_the_world(seed: int, caption: str, frames: int) -> dict[str, float]:
+    """Score what the world itself would show: the floor of the measures."""
+    look = draw_look(parse_caption(caption), random.Random(seed))
+    return _scores(render(look, frames), caption)
+
+
+def _summary(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """Mean, spread over prompts and single values of every measure; absent where none could be taken."""
+    out = {}
+    for name in MEASURES:
+        values = [row.get(name, math.nan) for row in rows]
+        real = [value for value in values if not math.isnan(value)]
+        if real:
+            out[name] = {
+                "mean": statistics.fmean(real),
+                "sd": statistics.stdev(real) if len(real) > 1 else None,
+                "per_prompt": [None if math.isnan(value) else value for value in values],
+            }
+    return out
+
+
+def _pictures(output: Path, captions: Sequence[str], frames: int, items: Sequence[Item]) -> None:
+    """Write the side-by-side video and the contact sheet, reading all videos in step."""
+    paths = {(item.number, item.label): item.output for item in items}
+    grid = [[read_video(paths[k, label]) for label in METHODS] for k in range(len(captions))]
+    rate = _backbone().frame_rate
+    layout = SideBySide(list(METHODS), list(captions), PANEL, PANEL)
+    last = max(frames, count_frames(paths[0, "short"])) - 1
+    shown = sorted({round(i * last / (SHEET_COLUMNS - 1)) for i in range(SHEET_COLUMNS)})
+    sheet: dict[tuple[int, str], list[Cell]] = {key: [] for key in paths}
+    flat = [video for row in grid for video in row]
+    with VideoWriter(output / "demo.mp4", rate) as writer:
+        for number, pictures in enumerate(zip_longest(*flat)):
+            width = len(METHODS)
+            rows = [pictures[i : i + width] for i in range(0, len(pictures), width)]
+            writer.push(layout.compose(rows)[None])
+            if number in shown:
+                for k, row in enumerate(rows):
+                    for label, picture in zip(METHODS, row, strict=True):
+                        sheet[k, label].append(Cell(picture, f"{number / rate:.1f} s"))
+    _save_sheet(output / "demo.png", captions, sheet)
+
+
+def _save_sheet(
+    path: Path, captions: Sequence[str], sheet: dict[tuple[int, str], list[Cell]]
+) -> None:
+    rows, labels = [], []
+    for k in range(len(captions)):
+        for label in METHODS:
+            rows.append(sheet[k, label])
+            labels.append(f"{k + 1}  {label}")
+    title = "   ".join(f"{k + 1}: {caption}." for k, caption in enumerate(captions))
+    contact_sheet(rows, labels, title, cell_height=64).save(path)
+
+
+def _print_table(document: dict[str, Any]) -> None:
+    count = len(document["prompts"])
+    table = Table(
+        "measure",
+        *(*METHODS, WORLD),
+        title=f"mean ± spread over {count} prompts, {document['frames']} frames",
+        caption=(
+            "what a reader of the procedural world says; drifts are against the opening"
+            " clip, for short against its own first quarter. A steadier video may simply move"
+            " less: see the path."
+        ),
+    )
+    for name, (heading, digits, factor) in MEASURES.items():
+        cells = []
+        for label in (*METHODS, WORLD):
+            value = document["methods"][label].get(name)
+            if value is None:
+                cells.append("")
+                continue
+            text = f"{factor * value['mean']:.{digits}f}"
+            if value["sd"] is not None:
+                text += f" ± {factor * value['sd']:.{digits}f}"
+            cells.append(text)
+        table.add_row(heading, *cells)
+    console = Console()
+    (console if console.is_terminal else Console(width=120)).print(table)
