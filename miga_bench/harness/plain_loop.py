@@ -54,13 +54,7 @@ class PlainLoop:
 
     def __post_init__(self) -> None:
         self.schedule: Schedule = self.backbone.schedule(self.settings.steps)
-        steps = self.settings.steps
-        self.template: Any = UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True
-        )
-        self.template.set_timesteps(steps)
-        self.template.sigmas = self.schedule.sigma.flip(0).float()
-        self.template.timesteps = self.schedule.timesteps.flip(0)[:steps].long()
+        self.template = _scheduler(self.schedule)
         patch = self.transformer.config.patch_size
         shape = self.backbone.latent_shape
         self.tokens = (shape.height // patch[1]) * (shape.width // patch[2])
@@ -167,3 +161,13 @@ class PlainLoop:
         noise = self.noise([slot.frame], purpose)
         latent = self.schedule.add_noise(slot.latent[None], [level], noise)
         return Slot(latent[0], level, slot.frame, self._solver(level))
+
+
+def _scheduler(schedule: Schedule) -> Any:
+    """Return diffusers' UniPC on our grid."""
+    scheduler: Any = UniPCMultistepScheduler
+    scheduler = scheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    scheduler.set_timesteps(schedule.steps)
+    scheduler.sigmas = schedule.sigma.flip(0).float()
+    scheduler.timesteps = schedule.timesteps.flip(0)[: schedule.steps].long()
+    return scheduler
