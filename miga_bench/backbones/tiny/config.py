@@ -21,9 +21,9 @@ class VaeConfig:
 
     base_dim: int = 8
     z_dim: int = 12
-    steps: int = 4000
+    steps: int = 3000
     frames_per_step: int = 34
-    rate: float = 1.5e-3
+    rate: float = 4e-3
     edge: float = 0.5
     square: float = 1.0
     kl: float = 1e-4
@@ -56,8 +56,8 @@ class DenoiserConfig:
     ffn: int = 512
     text_dim: int = 64
     text_layers: int = 2
-    clips: int = 6000
-    steps: int = 6000
+    clips: int = 4000
+    steps: int = 4400
     batch: int = 8
     rate: float = 2e-3
     shift: float = 3.0

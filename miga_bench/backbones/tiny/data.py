@@ -31,7 +31,7 @@ class RenderedClips(IterableDataset[Tensor]):
     """
 
     # From this share of the steps on, these lengths in turn.
-    LENGTHS = ((0.0, (1,)), (0.12, (1, 5, 9)), (0.3, (17, 17, 33)), (0.6, (17, 33, 17, 17, 65)))
+    LENGTHS = ((0.0, (1,)), (0.2, (1, 5, 9)), (0.3, (17, 17, 33)), (0.65, (17, 33, 17, 17, 65)))
 
     def __init__(self, seed: int, steps: int, frames_per_step: int) -> None:
         self.seed, self.steps, self.frames_per_step = seed, steps, frames_per_step

@@ -208,8 +208,11 @@ def random_scene(rng: random.Random, held_out: bool | None = False) -> Scene:
 
 def with_random_detail(scene: Scene, rng: random.Random, keep: float = 0.5) -> Scene:
     """Leave each optional adjective out with probability 1 - ``keep``."""
-    left_out = {name: None for name in _OPTIONAL if rng.random() >= keep}
-    return replace(scene, **left_out)
+    size, texture, pattern = (
+        value if rng.random() < keep else None
+        for value in (scene.size, scene.texture, scene.pattern)
+    )
+    return replace(scene, size=size, texture=texture, pattern=pattern)
 
 
 def held_out_prompts(count: int, seed: int = 0) -> list[str]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from miga_bench.backbones.tiny.config import DenoiserConfig, VaeConfig
 from miga_bench.backbones.tiny.grammar import WORDS
+from miga_bench.backbones.tiny.world import FPS, SIDE
 
 TEXT_LENGTH = 24
 WEIGHTS = Path(__file__).with_name("weights") / "wan"
@@ -155,3 +156,13 @@ def save_denoiser(
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    # What a public folder does not say and our loader must know.
+    side = {
+        "height": SIDE,
+        "width": SIDE,
+        "window": 21,
+        "frame_rate": FPS,
+        "flow_shift": shift,
+        "negative_prompt": "",
+    }
+    (folder / "backbone.json").write_text(json.dumps(side, indent=2) + "\n")

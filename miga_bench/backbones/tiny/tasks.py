@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from miga_bench.backbones.tiny import models
 from miga_bench.backbones.tiny.config import TrainConfig
+from miga_bench.backbones.tiny.muon import Muon
 from miga_bench.backbones.tiny.vae_clip import decode_clip, encode_clip, use_whole_clips
 
 
@@ -35,17 +36,14 @@ class Averaged(L.LightningModule):
         """Move the average; early on it forgets faster, so that it is useful at once."""
         decay = min(self.decay, (1 + self.global_step) / (10 + self.global_step))
         with torch.no_grad():
-            ours = [p for p in self.average.parameters() if p.is_floating_point()]
+            ours: list[Tensor] = [p for p in self.average.parameters() if p.is_floating_point()]
             theirs = [p.detach() for p in self.net.parameters() if p.is_floating_point()]
             torch._foreach_lerp_(ours, theirs, 1 - decay)
 
     def configure_optimizers(self) -> Any:
-        """AdamW with a linear rise and a cosine fall to zero."""
-        optimizer = torch.optim.AdamW(
-            [p for p in self.net.parameters() if p.requires_grad],
-            lr=self.rate,
-            betas=(0.9, 0.98),
-            weight_decay=0.01,
+        """Muon with a linear rise and a cosine fall to zero of the learning rate."""
+        optimizer = Muon(
+            [p for p in self.net.parameters() if p.requires_grad], self.rate, (0.95, 0.98)
         )
         warmup = max(1, round(self.config.warmup * self.steps))
 
@@ -72,9 +70,9 @@ class VaeTask(Averaged):
         # Convolutions of so few channels are a third faster with the channels innermost.
         for module in net.modules():
             if isinstance(module, nn.Conv3d):
-                module.to(memory_format=torch.channels_last_3d)
+                module.weight.data = module.weight.contiguous(memory_format=torch.channels_last_3d)
             elif isinstance(module, nn.Conv2d):
-                module.to(memory_format=torch.channels_last)
+                module.weight.data = module.weight.contiguous(memory_format=torch.channels_last)
         super().__init__(config, net, config.vae.steps, config.vae.rate, config.vae.ema)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
@@ -99,16 +97,41 @@ def _keep_signal(vae: Any, z_dim: int) -> None:
     """Start with weights that carry the picture through; the usual ones lose it for long.
 
     PyTorch's default shrinks the signal at every convolution until biases drown it, and latents that
-    begin as noise teach the decoder to ignore them. Both ended at one flat color in our trials.
+    begin as noise teach the decoder to ignore them: both ended at one flat color in our trials.
+    In time every layer begins by passing on the newest frame, so that what single pictures taught
+    still holds when the clips grow longer.
     """
-    for module in vae.modules():
-        if isinstance(module, (nn.Conv2d, nn.Conv3d)) and module.bias is not None:
-            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-            nn.init.normal_(module.bias, std=0.2)
+    for name, module in vae.named_modules():
+        if not isinstance(module, (nn.Conv2d, nn.Conv3d)) or module.bias is None:
+            continue
+        weight = module.weight
+        nn.init.normal_(module.bias, std=0.2)
+        nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
+        if isinstance(module, nn.Conv3d):
+            _pass_on(module, "time_conv" in name)
     with torch.no_grad():
         vae.quant_conv.weight[z_dim:] *= 0.1
         vae.quant_conv.bias[z_dim:] = -8.0
         vae.decoder.conv_out.weight *= 0.5
+
+
+@torch.no_grad()
+def _pass_on(conv: nn.Conv3d, resamples_time: bool) -> None:
+    """Zero a convolution's look into the past; one that resamples time begins by copying frames."""
+    weight = conv.weight
+    rows, channels, length = weight.shape[:3]
+    if not resamples_time:
+        weight[:, :, :-1] = 0
+        weight[:, :, -1] *= length**0.5
+        return
+    nn.init.zeros_(weight)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    same = torch.eye(channels)
+    if rows == 2 * channels:  # one frame becomes two
+        weight[:, :, -1, 0, 0] = torch.cat([same, same])
+    else:  # two frames become one
+        weight[:, :, length - 2 :, 0, 0] = same[..., None] / 2
 
 
 class TextAndTransformer(nn.Module):
@@ -122,30 +145,32 @@ class TextAndTransformer(nn.Module):
 class DenoiserTask(Averaged):
     """Stage two: flow matching on whole clips that share one time, as short-clip models train."""
 
+    tokenizer: Any
+
     def __init__(self, config: TrainConfig) -> None:
-        self_config = config.denoiser
-        self.tokenizer: Any
-        transformer = models.make_transformer(self_config, config.vae.z_dim)
+        settings = config.denoiser
+        transformer = models.make_transformer(settings, config.vae.z_dim)
         tokenizer = models.make_tokenizer()
-        text_encoder = models.make_text_encoder(self_config, len(tokenizer))
+        text_encoder = models.make_text_encoder(settings, len(tokenizer))
         net = TextAndTransformer(transformer, text_encoder)
-        super().__init__(config, net, self_config.steps, self_config.rate, self_config.ema)
+        super().__init__(config, net, settings.steps, settings.rate, settings.ema)
         self.tokenizer = tokenizer
-        self.compiled: Any = None
+        # In a list, so that it is no child module: its weights are those of `net`.
+        self.compiled: list[Any] = []
 
     def training_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> Tensor:
         """Mean squared error of the velocity for normalized latents [B, z, 21, 8, 8]."""
         latents, captions = batch
         net: Any = self.net
-        if self.compiled is None:
-            self.compiled = torch.compile(net.transformer)
+        if not self.compiled:
+            self.compiled.append(torch.compile(net.transformer))
         shift = self.config.denoiser.shift
         uniform = torch.rand(len(latents))
         sigma = (shift * uniform / (1 + (shift - 1) * uniform)).view(-1, 1, 1, 1, 1)
         noise = torch.randn_like(latents)
         noisy = (1 - sigma) * latents + sigma * noise
         text = models.encode_text(self.tokenizer, net.text_encoder, captions)
-        velocity = self.compiled(noisy, 1000 * sigma.flatten(), text, return_dict=False)[0]
+        velocity = self.compiled[0](noisy, 1000 * sigma.flatten(), text, return_dict=False)[0]
         loss = F.mse_loss(velocity.float(), noise - latents)
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return loss

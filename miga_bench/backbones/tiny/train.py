@@ -117,6 +117,7 @@ def _fit(config: TrainConfig, task: Averaged, clips: Any, snapshot: Path) -> Non
     trainer = L.Trainer(
         accelerator="cpu",
         devices=config.processes,
+        # Single pictures do not reach the layers that resample time.
         strategy="ddp_spawn_find_unused_parameters_true" if config.processes > 1 else "auto",
         precision="bf16-mixed",
         max_steps=task.steps,

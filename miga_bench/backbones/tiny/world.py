@@ -39,7 +39,8 @@ SPEED = (0.4, 1.0)  # pixels per frame
 HEADING = {"right": (1.0, 0.0), "left": (-1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 FADE_FRAMES = 8  # an event's change of looks is a cross-fade of half a second
 
-Array = NDArray[np.float32]
+# Single precision throughout; the type names no width because numpy's stubs lose it on the way.
+Array = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
