@@ -25,6 +25,7 @@ from miga_bench.harness.plain_loop import PlainLoop
 from miga_bench.harness.provenance import hardware, versions
 from miga_bench.sampling import METHODS, CounterNoise, Miga, PromptSchedule, resolve
 
+BACKBONE = "tiny-wan"
 PROMPT = "a red circle moves right on a blue field"
 PARTS = ("overhead", "plain", "memory", "startup")
 REPEATS = 3
@@ -87,7 +88,7 @@ def _seconds(work: Callable[[], object], clock: Callable[[], float] = time.proce
 
 def overhead() -> dict[str, Any]:
     """Time of a sampler over the time of its denoiser calls, per method."""
-    backbone = load_backbone("tiny-wan")
+    backbone = load_backbone(BACKBONE, device="cpu")
     noise = CounterNoise(0, backbone.latent_shape)
     timed = Timed(backbone.denoiser)
     backbone.denoiser = timed
@@ -110,7 +111,7 @@ def overhead() -> dict[str, Any]:
 
 def against_plain_loop() -> dict[str, Any]:
     """Time of the plain loop over ours on the same video, and what torch.compile adds."""
-    backbone = load_backbone("tiny-wan")
+    backbone = load_backbone(BACKBONE, device="cpu")
     denoiser: Any = backbone.denoiser
     settings = resolve("miga", backbone, overrides=HALF)
     prompts, noise = _prompts(backbone), CounterNoise(0, backbone.latent_shape)
@@ -163,11 +164,15 @@ def memory() -> dict[str, Any]:
 def _peak_memory(frames: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "miga_bench", "generate", PROMPT, "--quiet"]
-        command += ["--frames", str(frames), "-o", str(Path(folder) / "out.mp4")]
+        command += ["--backbone", BACKBONE, "--device", "cpu", "--frames", str(frames)]
+        command += ["-o", str(Path(folder) / "out.mp4")]
         for setting in BRIEF:
             command += ["--set", setting]
-        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return float(json.loads(out.splitlines()[-1])["cost"]["peak_memory_mib"]["process"])
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"generate failed: {done.stderr.strip()}")
+    record = json.loads(done.stdout.splitlines()[-1])
+    return float(record["cost"]["peak_memory_mib"]["process"])
 
 
 def startup() -> dict[str, Any]:
