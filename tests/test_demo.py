@@ -1,0 +1,81 @@
+"""The demo's pictures and table, on videos the world itself renders."""
+
+import json
+import math
+import random
+
+import pytest
+from PIL import Image
+
+from miga_bench.backbones.tiny.grammar import held_out_prompts, parse_caption
+from miga_bench.backbones.tiny.world import draw_look, render
+from miga_bench.errors import UserError
+from miga_bench.harness import demo as page
+from miga_bench.media import VideoWriter, read_video
+
+FRAMES = 24
+
+
+@pytest.fixture
+def items(tmp_path, monkeypatch):
+    """Videos of two captions; short's ends after 8 frames."""
+
+    class Backbone:
+        frame_rate = 16.0
+
+    monkeypatch.setattr(page, "_backbone", Backbone)
+    items = []
+    for k, caption in enumerate(held_out_prompts(2)):
+        for label in page.METHODS:
+            path = tmp_path / f"{k}-{label}.mp4"
+            frames = 8 if label == "short" else FRAMES
+            with VideoWriter(path, 16) as writer:
+                writer.push(render(draw_look(parse_caption(caption), random.Random(k)), frames))
+            items.append(page.Item(label, k, caption, FRAMES, path))
+    return items
+
+
+def test_pictures_show_every_video_and_blanks_after_the_short_one(tmp_path, items):
+    page._pictures(tmp_path, held_out_prompts(2), FRAMES, items)
+    video = list(read_video(tmp_path / "demo.mp4"))
+    assert len(video) == FRAMES
+    inside = (slice(None), 24 + 60, 6 + 60)  # the middle of short's first panel
+    assert (video[0][inside].int() - 208).abs().max() > 10
+    assert (video[-1][inside].int() - 208).abs().max() < 6
+    sheet = Image.open(tmp_path / "demo.png")
+    assert sheet.height > 8 * 64
+    assert sheet.width > page.SHEET_COLUMNS * 64
+
+
+def test_the_world_itself_scores_clean():
+    scores = page._of_the_world(0, held_out_prompts(1)[0], 120)
+    assert scores["asked_color"] > 0.99
+    assert scores["hue_drift"] < 1
+    assert scores["path"] > 0.1
+
+
+def test_summary_leaves_out_what_could_not_be_measured():
+    rows = [{"hue_drift": 2.0, "flicker": math.nan}, {"hue_drift": 4.0, "flicker": math.nan}]
+    summary = page._summary(rows)
+    assert summary["hue_drift"] == {
+        "mean": 3.0,
+        "sd": pytest.approx(math.sqrt(2)),
+        "per_prompt": [2.0, 4.0],
+    }
+    assert "flicker" not in summary
+    json.dumps(summary, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "frames", "rule"), [(0, 10, "--prompts 0"), (1, 0, "--frames 0")]
+)
+def test_numbers_are_checked_first(tmp_path, prompts, frames, rule):
+    with pytest.raises(UserError, match=rule):
+        page.demo(tmp_path / "demo", prompts, frames)
+    assert not (tmp_path / "demo").exists()
+
+
+def test_an_earlier_demo_needs_force(tmp_path):
+    (tmp_path / "demo.json").write_text("{}")
+    with pytest.raises(UserError, match="--force"):
+        page.demo(tmp_path, 1, 10)
