@@ -73,6 +73,7 @@ class VideoWriter:
         self._container: OutputContainer | None = None
 
     def _open(self, height: int, width: int) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "wb", buffering=0)  # noqa: SIM115 - closed by close()
         self._outbox = _Outbox()
         self._container = av.open(

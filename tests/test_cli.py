@@ -38,6 +38,7 @@ def refused(capsys, *arguments):
         ([PROMPT, "--then", "60:b", "--then", "50:c"], "frames must rise"),
         ([PROMPT, "--then", "0:b"], "frames must rise"),
         ([PROMPT, "--then", "60:b", "--frames", "60"], "begins after the last of 60 frames"),
+        ([PROMPT, "--then", "300:b"], "begins after the last of 300 frames"),
         ([PROMPT, "--set", "steps"], "not NAME=VALUE"),
         ([PROMPT, "-o", "video.avi"], "name it for example video.mp4"),
         ([PROMPT, "-o", "/proc/nowhere/a.mp4"], "cannot write in /proc"),

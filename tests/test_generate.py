@@ -209,3 +209,20 @@ def test_names_are_checked_before_a_model_is_loaded(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="steps is 'many': it must be a whole number"):
         generate(request(tmp_path, overrides={"steps": "many"}))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_are_checked_before_the_text_encoder_is_at_work(tmp_path, monkeypatch):
+    backbone = SimpleBackbone()
+    monkeypatch.setattr(backbone, "encode", lambda prompts: pytest.fail("encoded"))
+    for length in ({"frames": 45}, {"frames": None, "endless": True}):
+        with pytest.raises(UserError, match="zigzag is 4: it must divide the window"):
+            generate(request(tmp_path, overrides=SMALL | {"zigzag": "4"}, **length), None, backbone)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_folder_is_made_with_the_first_frame(tmp_path):
+    wanted = dataclasses.replace(request(tmp_path), output=tmp_path / "new" / "out.mp4")
+    generate(wanted, backbone=SimpleBackbone(poison_at=1))
+    assert list(tmp_path.iterdir()) == []
+    assert generate(wanted, backbone=SimpleBackbone()).status == "done"
+    assert count_frames(tmp_path / "new" / "out.mp4") == 45

@@ -90,9 +90,9 @@ def overhead() -> dict[str, Any]:
     """Time of a sampler over the time of its denoiser calls, per method."""
     backbone = load_backbone(BACKBONE, device="cpu")
     noise = CounterNoise(0, backbone.latent_shape)
+    prompts, ratios = _prompts(backbone), {}
     timed = Timed(backbone.denoiser)
     backbone.denoiser = timed
-    prompts, ratios = _prompts(backbone), {}
     for method in ("short", "fifo", "miga"):
         length = backbone.window if method == "short" else 2 * backbone.window
         overrides = HALF if method == "miga" else {"steps": HALF["steps"]}

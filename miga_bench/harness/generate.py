@@ -141,6 +141,9 @@ def generate(
         sampler = METHODS[request.method](settings)
         frames = _length(request, sampler, backbone)
         latents = None if frames is None else backbone.latents_for(frames)
+        # a walk of the empty queue also checks the settings, before the text encoder is at work
+        windows = estimate_windows(sampler, backbone, latents or backbone.window)
+        clock.lap("plan")
         prompts = _schedule(request, backbone)
         clock.lap("encode text")
 
@@ -151,11 +154,8 @@ def generate(
 
         noise = CounterNoise(request.seed, backbone.latent_shape, backbone.device)
         stream = sampler.stream(backbone, prompts, noise, latents, on_pass)
-        windows = None if latents is None else estimate_windows(sampler, backbone, latents)
-        watcher.started(windows, frames)
-        clock.lap("plan")
+        watcher.started(windows if latents else None, frames)
         sample = EvenSample(4 * SHEET_FRAMES)
-        request.output.parent.mkdir(parents=True, exist_ok=True)
         writer = VideoWriter(request.output, backbone.frame_rate, lossless=request.lossless)
         result = GenerateResult("done", 0, {})
         try:
@@ -221,14 +221,18 @@ def _schedule(request: GenerateRequest, backbone: Backbone) -> PromptSchedule:
             "two --then frames fall into one latent frame: move them apart, by"
             f" {backbone.frames_of(2) - backbone.frames_of(1)} frames or more"
         )
-    negative = request.negative_prompt
-    if negative is None:
-        negative = getattr(backbone, "negative_prompt", "")
     return PromptSchedule(
         backbone.encode([p.text for p in request.prompts]),
-        backbone.encode([negative]),
+        backbone.encode([_negative_prompt(request, backbone)]),
         tuple(starts),
     )
+
+
+def _negative_prompt(request: GenerateRequest, backbone: Backbone) -> str:
+    if request.negative_prompt is not None:
+        return request.negative_prompt
+    default: str = getattr(backbone, "negative_prompt", "")
+    return default
 
 
 def _record(
@@ -250,7 +254,7 @@ def _record(
         "frames": result.frames,
         "frame_rate": backbone.frame_rate,
         "prompts": [asdict(prompt) for prompt in request.prompts],
-        "negative_prompt": request.negative_prompt,
+        "negative_prompt": _negative_prompt(request, backbone),
         "seed": request.seed,
         "method": request.method,
         "preset": request.preset or default_preset(backbone),

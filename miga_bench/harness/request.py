@@ -80,7 +80,7 @@ class GenerateRequest:
         Raises:
             UserError: What is wrong, the rule, what to do.
         """
-        _check_prompts(self.prompts, self.frames)
+        _check_prompts(self.prompts, self.frames or (None if self.endless else DEFAULT_FRAMES))
         _check_length(self.frames, self.endless)
         for name, size in (("height", self.height), ("width", self.width)):
             if size is not None and size <= 0:
