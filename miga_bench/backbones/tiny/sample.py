@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 
@@ -24,9 +25,11 @@ class TinyWan:
     def __init__(self, folder: Path = WEIGHTS) -> None:
         load: dict[str, Any] = {"local_files_only": True}
         self.vae: Any = AutoencoderKLWan.from_pretrained(folder / "vae", **load).float().eval()
-        self.transformer: Any = (
-            WanTransformer3DModel.from_pretrained(folder / "transformer", **load).float().eval()
-        )
+        # `from_pretrained` of this class wants the accelerate package, which we do not need.
+        config = WanTransformer3DModel.load_config(folder / "transformer", **load)
+        self.transformer: Any = WanTransformer3DModel.from_config(config).eval()
+        weights = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+        self.transformer.load_state_dict(weights)
         self.text_encoder: Any = UMT5EncoderModel.from_pretrained(
             folder / "text_encoder", **load
         ).eval()

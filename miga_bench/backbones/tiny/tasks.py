@@ -159,11 +159,11 @@ class DenoiserTask(Averaged):
         self.compiled: list[Any] = []
 
     def training_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> Tensor:
-        """Mean squared error of the velocity for normalized latents [B, z, 21, 8, 8]."""
+        """Mean squared error of the velocity for normalized latents [B, z, f, 8, 8]."""
         latents, captions = batch
         net: Any = self.net
         if not self.compiled:
-            self.compiled.append(torch.compile(net.transformer))
+            self.compiled.append(torch.compile(net.transformer, dynamic=False))
         shift = self.config.denoiser.shift
         uniform = torch.rand(len(latents))
         sigma = (shift * uniform / (1 + (shift - 1) * uniform)).view(-1, 1, 1, 1, 1)

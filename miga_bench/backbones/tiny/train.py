@@ -5,8 +5,10 @@ text encoder on latents computed once. A stage whose result is already in ``--ou
 """
 
 import argparse
+import functools
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -36,11 +38,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--stage", choices=("vae", "latents", "denoiser", "all"), default="all", help="one stage"
     )
+    parser.add_argument(
+        "--resume",
+        type=int,
+        default=0,
+        metavar="STEP",
+        help="continue the denoiser from its last snapshot, counted as STEP, with a new warm-up",
+    )
     options = parser.parse_args(arguments)
     config = quick(TrainConfig()) if options.quick else TrainConfig()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
-    stages = {"vae": train_vae, "latents": make_latents, "denoiser": train_denoiser}
+    stages: dict[str, Callable[[TrainConfig, Path], None]] = {
+        "vae": train_vae,
+        "latents": make_latents,
+        "denoiser": functools.partial(train_denoiser, first=options.resume),
+    }
     for name, stage in stages.items():
         if options.stage in (name, "all"):
             start = time.monotonic()
@@ -80,14 +93,25 @@ def make_latents(config: TrainConfig, out: Path) -> None:
             raise RuntimeError("a process computing latents failed; its message is above")
 
 
-def train_denoiser(config: TrainConfig, out: Path) -> None:
-    """Stage two; writes the whole diffusers folder."""
-    L.seed_everything(config.seed + 1, verbose=False)
+def train_denoiser(config: TrainConfig, out: Path, first: int = 0) -> None:
+    """Stage two; writes the whole diffusers folder.
+
+    Args:
+        config: What to train.
+        out: Training folder with ``vae.pt`` and ``latents``.
+        first: Step to continue from with the averaged weights of the last snapshot; 0 begins anew.
+    """
+    L.seed_everything(config.seed + 1 + first, verbose=False)
     settings = config.denoiser
     clips = LatentClips(
-        out / "latents", config.seed, settings.steps, settings.batch, settings.dropout
+        out / "latents", config.seed, settings.steps, settings.batch, settings.dropout, first
     )
     task = DenoiserTask(config)
+    if first:
+        so_far = torch.load(out / "denoiser-so-far.pt", weights_only=True)
+        task.net.load_state_dict(so_far)
+        task.average.load_state_dict(so_far)
+        task.steps -= first
     _fit(config, task, clips, out / "denoiser-so-far.pt")
     torch.save(task.average.state_dict(), out / "denoiser.pt")
     export(config, out, out / "denoiser.pt", out / "weights")
