@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import random
 import statistics
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -159,7 +160,7 @@ def _make_all(items: Sequence[Item]) -> Iterator[tuple[Item, dict[str, float]]]:
     console = Console(stderr=True)
     with (
         Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
-        ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool,
+        ProcessPoolExecutor(workers, context, _prepare_worker) as pool,
     ):
         task = bar.add_task(f"making {len(items)} videos", total=len(items))
         futures = {pool.submit(make, item): item for item in items}
@@ -170,6 +171,19 @@ def _make_all(items: Sequence[Item]) -> Iterator[tuple[Item, dict[str, float]]]:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _prepare_worker() -> None:
+    """Take one thread, and end with the parent however it ends."""
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def make(item: Item) -> dict[str, float]:
