@@ -46,10 +46,12 @@ def bench(only: Sequence[str] | None = None) -> dict[str, Any]:
     }
     document: dict[str, Any] = {"hardware": hardware("cpu"), "versions": versions()}
     table = Table("measurement", "value", "target", title="miga-bench bench")
+    log = Console(stderr=True, highlight=False)
     for name in only or PARTS:
-        Console(stderr=True).print(f"measuring {name} ...")
+        log.print(f"measuring {name} ...")
         document[name] = parts[name]()
         for row in document[name].pop("table"):
+            log.print("  {}: {}".format(*row))
             table.add_row(*row)
     Console(width=None if Console().is_terminal else 120).print(table)
     return document
