@@ -217,14 +217,17 @@ def _add_demo(verbs: Any) -> None:
         "-o", "--output", metavar="FOLDER", type=Path, default=Path("demo"), help="folder (demo)"
     )
     parser.add_argument("--prompts", metavar="N", type=int, default=4, help="how many prompts (4)")
-    parser.add_argument("--frames", metavar="N", type=int, default=160, help="frames each (160)")
+    parser.add_argument("--frames", metavar="N", type=int, default=321, help="frames each (321)")
+    parser.add_argument(
+        "--ablation", action="store_true", help="show MIGA's parts one by one too: eight videos"
+    )
     parser.add_argument("--force", action="store_true", help="replace files that exist")
 
 
 def _demo(args: argparse.Namespace) -> int:
     from miga_bench.harness.demo import demo
 
-    _print_json(demo(args.output, args.prompts, args.frames, overwrite=args.force))
+    _print_json(demo(args.output, args.prompts, args.frames, args.force, args.ablation))
     return DONE
 
 

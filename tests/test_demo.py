@@ -36,7 +36,7 @@ def items(tmp_path, monkeypatch):
 
 
 def test_pictures_show_every_video_and_blanks_after_the_short_one(tmp_path, items):
-    page._pictures(tmp_path, held_out_prompts(2), FRAMES, items)
+    page._pictures(tmp_path, held_out_prompts(2), list(page.METHODS), FRAMES, items)
     video = list(read_video(tmp_path / "demo.mp4"))
     assert len(video) == FRAMES
     inside = (slice(None), 24 + 60, 6 + 60)  # the middle of short's first panel

@@ -36,6 +36,21 @@ def request(tmp_path, **changes):
     return GenerateRequest(prompts=prompts, output=tmp_path / "out.mp4", **values)
 
 
+def test_words_the_model_does_not_know_are_told(tmp_path):
+    lines = []
+
+    class Listener(Watcher):
+        def noticed(self, line):
+            lines.append(line)
+
+    backbone = SimpleBackbone()
+    generate(request(tmp_path, frames=5), Listener(), backbone)
+    assert lines == []
+    backbone.unknown_words = lambda prompts: ["dragon"]
+    generate(request(tmp_path, frames=5, overwrite=True), Listener(), backbone)
+    assert lines == ["tiny-simple does not know and passes over: dragon"]
+
+
 def test_video_sheet_and_record(tmp_path):
     backbone = SimpleBackbone()
     result = generate(request(tmp_path, lossless=True), backbone=backbone)

@@ -79,6 +79,10 @@ class Backbone(ABC):
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Return the prompts' embeddings ``[len(prompts), S, D]``, padded as the family wants."""
 
+    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
+        """Return the prompts' words that the text encoder has no token for."""
+        return []
+
     @abstractmethod
     def decoder(self) -> StreamingDecoder:
         """Return a fresh streaming decoder for one video."""

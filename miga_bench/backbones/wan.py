@@ -176,6 +176,10 @@ class WanBackbone(Backbone):
             )
         return text.to(self._residence.device, self._dtype)
 
+    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
+        """Return the prompts' words that the tokenizer does not know."""
+        return self.text.unknown_words(prompts)
+
     def decoder(self) -> WanStreamingDecoder:
         """Return a fresh streaming decoder for one video."""
         return WanStreamingDecoder(self.vae, *self._session())

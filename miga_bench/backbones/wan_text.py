@@ -157,6 +157,14 @@ class WanText:
             )
         return tokens
 
+    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
+        """Return words that the tokenizer turns into its unknown token, in order, each once."""
+        words = dict.fromkeys(
+            word.strip(".,;:!?") for p in prompts for word in clean_prompt(p).split()
+        )
+        unknown = self.tokenizer.unk_token_id
+        return [word for word in words if unknown in self.tokenizer(word).input_ids]
+
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Return embeddings ``[len(prompts), length, D]`` on the CPU, zero past each prompt's end.
 

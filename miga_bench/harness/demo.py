@@ -11,12 +11,13 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import statistics
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,37 @@ from miga_bench.media import Cell, SideBySide, VideoWriter, contact_sheet, count
 from miga_bench.sampling.base import PassReport
 
 BACKBONE = "tiny-wan"
-# label -> (method, preset)
-METHODS: dict[str, tuple[str, str | None]] = {
-    "short": ("short", None),
-    "fifo": ("fifo", None),
-    "miga": ("miga", None),
-    "miga anchored": ("miga", "anchored"),
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method with settings: one column of the table."""
+
+    method: str
+    preset: str | None = None
+    overrides: dict[str, object] = field(default_factory=dict)
+
+
+METHODS: dict[str, Arm] = {
+    "short": Arm("short"),
+    "fifo": Arm("fifo"),
+    "miga": Arm("miga"),
+    "miga anchored": Arm("miga", "anchored"),
 }
+_OFF = {"reflection": "off"}
+_BARE = {"zigzag": 1, "stage2_steps": 0, "renoise": 0, "guidance_frames": 0, **_OFF}
+# What MIGA's parts do one by one.
+ABLATION: dict[str, Arm] = {
+    "short": METHODS["short"],
+    "fifo": METHODS["fifo"],
+    "miga, all parts off": Arm("miga", None, _BARE),
+    "alignment only": Arm("miga", None, {"guidance_frames": 0, **_OFF}),
+    "miga, no reflection": Arm("miga", None, _OFF),
+    "miga": METHODS["miga"],
+    "anchored, no reflection": Arm("miga", "anchored", _OFF),
+    "miga anchored": METHODS["miga anchored"],
+}
+ARMS = METHODS | ABLATION
 # measure -> (heading, digits, factor)
 MEASURES: dict[str, tuple[str, int, float]] = {
     "hue_drift": ("subject hue drift, degrees", 1, 1),
@@ -64,6 +89,7 @@ MEASURES: dict[str, tuple[str, int, float]] = {
 WORLD = "the world itself"
 SHEET_COLUMNS = 10
 PANEL = 128
+PICTURED = 4  # prompts shown in the pictures; the table counts all
 
 
 @dataclass(frozen=True)
@@ -77,7 +103,9 @@ class Item:
     output: Path
 
 
-def demo(output: Path, prompts: int, frames: int, overwrite: bool = False) -> dict[str, Any]:
+def demo(
+    output: Path, prompts: int, frames: int, overwrite: bool = False, ablation: bool = False
+) -> dict[str, Any]:
     """Make the demo's videos, pictures and table.
 
     Args:
@@ -85,6 +113,7 @@ def demo(output: Path, prompts: int, frames: int, overwrite: bool = False) -> di
         prompts: How many held-out captions; number k has seed k.
         frames: Frames of every video but ``short``'s, which ends with its clip.
         overwrite: Replace what an earlier demo left.
+        ablation: Show MIGA's parts one by one too.
 
     Returns:
         The document that also lies in ``demo.json``.
@@ -97,16 +126,17 @@ def demo(output: Path, prompts: int, frames: int, overwrite: bool = False) -> di
     videos = output / "videos"
     videos.mkdir(parents=True, exist_ok=True)
     captions = held_out_prompts(prompts)
+    labels = list(ABLATION if ablation else METHODS)
     items = [
-        Item(label, k, caption, frames, videos / f"{k + 1}-{label.replace(' ', '-')}.mp4")
+        Item(label, k, caption, frames, videos / f"{k + 1}-{re.sub(r'[^a-z]+', '-', label)}.mp4")
         for k, caption in enumerate(captions)
-        for label in reversed(METHODS)
+        for label in reversed(labels)
     ]
-    rows = {label: [{}] * prompts for label in (*METHODS, WORLD)}  # type: dict[str, list[Any]]
+    rows = {label: [{}] * prompts for label in (*labels, WORLD)}  # type: dict[str, list[Any]]
     for item, scores in _make_all(items):
         rows[item.label][item.number] = scores
     rows[WORLD] = [_of_the_world(k, caption, frames) for k, caption in enumerate(captions)]
-    _pictures(output, captions, frames, items)
+    _pictures(output, captions[:PICTURED], labels, frames, items)
     document = {
         "backbone": BACKBONE,
         "prompts": captions,
@@ -188,15 +218,16 @@ def _prepare_worker() -> None:
 
 def make(item: Item) -> dict[str, float]:
     """Make one video and return what the reader says of it, and what it cost."""
-    method, preset = METHODS[item.label]
+    arm = ARMS[item.label]
     request = GenerateRequest(
         prompts=[PromptAt(item.prompt)],
         output=item.output,
-        method=method,
+        method=arm.method,
         backbone=BACKBONE,
-        frames=None if method == "short" else item.frames,
+        frames=None if arm.method == "short" else item.frames,
         seed=item.number,
-        preset=preset,
+        preset=arm.preset,
+        overrides=arm.overrides,
         overwrite=True,
     )
     backbone, kept = _backbone(), _Keep()
@@ -239,24 +270,32 @@ def _summary(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
     return out
 
 
-def _pictures(output: Path, captions: Sequence[str], frames: int, items: Sequence[Item]) -> None:
+def _pictures(
+    output: Path,
+    captions: Sequence[str],
+    labels: Sequence[str],
+    frames: int,
+    items: Sequence[Item],
+) -> None:
     """Write the side-by-side video and the contact sheet, reading all videos in step."""
     paths = {(item.number, item.label): item.output for item in items}
-    grid = [[read_video(paths[k, label]) for label in METHODS] for k in range(len(captions))]
+    grid = [[read_video(paths[k, label]) for label in labels] for k in range(len(captions))]
     rate = _backbone().frame_rate
-    layout = SideBySide(list(METHODS), list(captions), PANEL, PANEL)
+    layout = SideBySide(list(labels), list(captions), PANEL, PANEL)
     last = max(frames, count_frames(paths[0, "short"])) - 1
     shown = sorted({round(i * last / (SHEET_COLUMNS - 1)) for i in range(SHEET_COLUMNS)})
-    sheet: dict[tuple[int, str], list[Cell]] = {key: [] for key in paths}
+    sheet: dict[tuple[int, str], list[Cell]] = {
+        (k, label): [] for k in range(len(captions)) for label in labels
+    }
     flat = [video for row in grid for video in row]
     with VideoWriter(output / "demo.mp4", rate) as writer:
         for number, pictures in enumerate(zip_longest(*flat)):
-            width = len(METHODS)
+            width = len(labels)
             rows = [pictures[i : i + width] for i in range(0, len(pictures), width)]
             writer.push(layout.compose(rows)[None])
             if number in shown:
                 for k, row in enumerate(rows):
-                    for label, picture in zip(METHODS, row, strict=True):
+                    for label, picture in zip(labels, row, strict=True):
                         sheet[k, label].append(Cell(picture, f"{number / rate:.1f} s"))
     _save_sheet(output / "demo.png", captions, sheet)
 
@@ -264,20 +303,16 @@ def _pictures(output: Path, captions: Sequence[str], frames: int, items: Sequenc
 def _save_sheet(
     path: Path, captions: Sequence[str], sheet: dict[tuple[int, str], list[Cell]]
 ) -> None:
-    rows, labels = [], []
-    for k in range(len(captions)):
-        for label in METHODS:
-            rows.append(sheet[k, label])
-            labels.append(f"{k + 1}  {label}")
+    labels = [f"{k + 1}  {label}" for k, label in sheet]
     title = "   ".join(f"{k + 1}: {caption}." for k, caption in enumerate(captions))
-    contact_sheet(rows, labels, title, cell_height=64).save(path)
+    contact_sheet(list(sheet.values()), labels, title, cell_height=64).save(path)
 
 
 def _print_table(document: dict[str, Any]) -> None:
     count = len(document["prompts"])
     table = Table(
         "measure",
-        *(*METHODS, WORLD),
+        *document["methods"],
         title=f"mean ± spread over {count} prompts, {document['frames']} frames",
         caption=(
             "what a reader of the procedural world says; drifts are against the opening"
@@ -287,7 +322,7 @@ def _print_table(document: dict[str, Any]) -> None:
     )
     for name, (heading, digits, factor) in MEASURES.items():
         cells = []
-        for label in (*METHODS, WORLD):
+        for label in document["methods"]:
             value = document["methods"][label].get(name)
             if value is None:
                 cells.append("")

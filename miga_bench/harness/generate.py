@@ -35,6 +35,9 @@ class Watcher:
     def started(self, windows: int | None, frames: int | None) -> None:
         """The work is known: total windows and frames, None where nobody knows."""
 
+    def noticed(self, line: str) -> None:
+        """Something the user should know, though the work goes on."""
+
     def passed(self, report: PassReport) -> None:
         """A denoising pass ended."""
 
@@ -145,6 +148,9 @@ def generate(
         windows = estimate_windows(sampler, backbone, latents or backbone.window)
         clock.lap("plan")
         prompts = _schedule(request, backbone)
+        unknown = backbone.unknown_words([prompt.text for prompt in request.prompts])
+        if unknown:
+            watcher.noticed(f"{backbone.name} does not know and passes over: {', '.join(unknown)}")
         clock.lap("encode text")
 
         def on_pass(report: PassReport) -> None:

@@ -54,6 +54,10 @@ class ProgressBar(Watcher):
         self._bar.update(self._task, total=windows, description="denoising")
         self._show(0)
 
+    def noticed(self, line: str) -> None:
+        """Print the line above the bar, also where there is no bar."""
+        self._bar.console.print(f"note: {line}", highlight=False, markup=False)
+
     def passed(self, report: PassReport) -> None:
         """Advance to the windows done; searches may take more than was planned."""
         self._bar.update(
