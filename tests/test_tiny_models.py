@@ -124,7 +124,8 @@ def test_shipped_weights_follow_held_out_captions(shipped):
     mean = evaluate.summary(scores)
     assert mean["found"] >= 0.8, mean
     assert mean["asked_color"] >= 0.7, mean
-    assert mean["asked_field"] >= 0.7, mean
+    assert mean["asked_field"] >= 0.9, mean
+    assert mean["asked_shape"] >= 0.3, mean
 
 
 def test_training_moves_the_average():
@@ -151,7 +152,7 @@ def test_muons_updates_are_near_orthogonal():
 
 def test_the_training_command_makes_a_folder_that_loads(tmp_path, monkeypatch):
     # Compiling takes longer than everything else here and changes no result.
-    monkeypatch.setattr(torch, "compile", lambda module: module)
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
     assert train.main(["--quick", "--out", str(tmp_path)]) == 0
     model = TinyWan(tmp_path / "weights")
     clip = model.sample(["a red circle moves right on a blue field"], steps=1, latents=2)

@@ -9,6 +9,7 @@ import functools
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="STEP",
         help="continue the denoiser from its last snapshot, counted as STEP, with a new warm-up",
     )
+    parser.add_argument("--steps", type=int, help="steps of the denoiser, in all")
     options = parser.parse_args(arguments)
     config = quick(TrainConfig()) if options.quick else TrainConfig()
+    if options.steps:
+        config = replace(config, denoiser=replace(config.denoiser, steps=options.steps))
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     stages: dict[str, Callable[[TrainConfig, Path], None]] = {
