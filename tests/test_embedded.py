@@ -8,8 +8,6 @@ import torch
 from miga_bench.backbones import load_backbone
 from miga_bench.sampling import METHODS, CounterNoise, PromptSchedule, resolve
 
-SHORTER = {"steps": 27, "stage2_steps": 5, "renoise": 5, "reflection_level": 22}
-
 
 @pytest.fixture(scope="module")
 def tiny():
@@ -25,8 +23,7 @@ def prompts(tiny):
 
 @pytest.mark.parametrize("method", ["fifo", "miga"])
 def test_batch_size_does_not_change_the_video(method, tiny, prompts):
-    changes = SHORTER if method == "miga" else {"steps": 27}
-    settings = resolve(method, tiny, None, changes)
+    settings = resolve(method, tiny)
     noise = CounterNoise(3, tiny.latent_shape)
     one, many = (
         METHODS[method](dataclasses.replace(settings, batch=batch)).sample(tiny, prompts, noise, 8)
