@@ -49,7 +49,7 @@ class Arm:
 
     method: str
     preset: str | None = None
-    overrides: dict[str, object] = field(default_factory=dict)
+    overrides: dict[str, str] = field(default_factory=dict)
 
 
 METHODS: dict[str, Arm] = {
@@ -59,13 +59,13 @@ METHODS: dict[str, Arm] = {
     "miga anchored": Arm("miga", "anchored"),
 }
 _OFF = {"reflection": "off"}
-_BARE = {"zigzag": 1, "stage2_steps": 0, "renoise": 0, "guidance_frames": 0, **_OFF}
+_BARE = {"zigzag": "1", "stage2_steps": "0", "renoise": "0", "guidance_frames": "0", **_OFF}
 # What MIGA's parts do one by one.
 ABLATION: dict[str, Arm] = {
     "short": METHODS["short"],
     "fifo": METHODS["fifo"],
     "miga, all parts off": Arm("miga", None, _BARE),
-    "alignment only": Arm("miga", None, {"guidance_frames": 0, **_OFF}),
+    "alignment only": Arm("miga", None, {"guidance_frames": "0", **_OFF}),
     "miga, no reflection": Arm("miga", None, _OFF),
     "miga": METHODS["miga"],
     "anchored, no reflection": Arm("miga", "anchored", _OFF),
