@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from torch import Tensor
+
+from miga_bench.errors import UserError
 
 if TYPE_CHECKING:
     from miga_bench.sampling.schedule import Schedule
@@ -27,6 +30,45 @@ class Denoiser(Protocol):
 
         Returns:
             ``[B, C, F, H, W]``, the family's prediction (velocity for flow matching, eps for DDPM).
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """Which attention over frames is being computed.
+
+    Attributes:
+        height: Rows of the token grid of a frame.
+        width: Columns of it.
+        joint: Whether every token attends to all tokens of all frames (Wan), or only to those at
+            its own place (VideoCrafter2's temporal attention).
+        scale: Latent pixels along one side of a token: 1 at a U-Net's finest level.
+        timesteps: ``[B, F]`` float32, what the denoiser was told.
+    """
+
+    height: int
+    width: int
+    joint: bool
+    scale: int
+    timesteps: Tensor
+
+
+class FrameAttention(Protocol):
+    """Stands in for the attention over frames, between the projections in and out."""
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, site: AttentionSite) -> Tensor:
+        """Attend.
+
+        Args:
+            query: ``[B, F, P, heads, a]``: F frames of P = height * width tokens, normalized and
+                rotated as the family does it.
+            key: As ``query``.
+            value: As ``query``.
+            site: Where in the network this is.
+
+        Returns:
+            ``[B, F, P, heads, a]``.
         """
         ...
 
@@ -102,6 +144,51 @@ class Backbone(ABC):
     @abstractmethod
     def frames_of(self, latents: int) -> int:
         """Return how many frames ``latents`` latents decode to."""
+
+    def reading(
+        self,
+        grid: Literal["even", "stock"] | None = None,
+        rescale: bool | None = None,
+        fps: float | None = None,
+    ) -> Backbone:
+        """Return this backbone, networks shared, with other answers to what its weights leave open.
+
+        Args:
+            grid: Training steps that the levels stand at, see ``ddpm_schedule``.
+            rescale: Whether the schedule has the dynamic rescale the network was trained with.
+            fps: Frame rate that the network is told.
+
+        None keeps the backbone's own answer.
+
+        Raises:
+            UserError: The family has no such choice.
+        """
+        for name, value in (("grid", grid), ("rescale", rescale), ("fps", fps)):
+            if value is not None:
+                raise UserError(
+                    f"{name} is {value}: it is a setting of VideoCrafter2, {self.name} has no such "
+                    "choice; leave it out"
+                )
+        return self
+
+    def attending(self, attention: FrameAttention) -> AbstractContextManager[None]:
+        """Return a context in which ``attention`` does this backbone's attention over frames.
+
+        Only this backbone's own denoiser is touched, and left as it was found.
+
+        Raises:
+            UserError: The denoiser's attention cannot be reached, for example in a compiled engine.
+        """
+        raise UserError(f"{self.name} does not let a method change its attention over frames")
+
+    @property
+    def can_cut(self) -> bool:
+        """Whether the denoiser takes ``cut=N``, how many leading frames are no neighbors of the rest.
+
+        Such frames are attended to, but convolutions and norms over time treat them as a clip of
+        their own.
+        """
+        return False
 
     def default_batch(self) -> int:
         """Return how many windows one denoiser call may hold in the memory that is free now."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,34 @@ from torch import Tensor
 from miga_bench.backbones.base import Backbone
 from miga_bench.sampling.noise import NoiseSource
 
-SettingsT = TypeVar("SettingsT")
+SettingsT = TypeVar("SettingsT", bound="CommonSettings")
+
+
+@dataclass(frozen=True)
+class CommonSettings:
+    """What every method is told.
+
+    Attributes:
+        steps: T, levels above clean.
+        guidance_scale: Classifier-free guidance; 1 is without.
+        batch: Windows in one denoiser call; 0 chooses from free memory.
+        grid: Training steps that the levels stand at, ``even`` or ``stock``; see ``ddpm_schedule``.
+        rescale: Whether the schedule shrinks clean latents as the network was trained.
+        fps: Frame rate that the network is told.
+
+    The last three are VideoCrafter2's; None leaves them to the backbone.
+    """
+
+    steps: int
+    guidance_scale: float
+    batch: int = field(default=0, kw_only=True)
+    grid: Literal["even", "stock"] | None = field(default=None, kw_only=True)
+    rescale: bool | None = field(default=None, kw_only=True)
+    fps: float | None = field(default=None, kw_only=True)
+
+    def reading(self, backbone: Backbone) -> Backbone:
+        """Return the backbone with these settings' answers to what its weights leave open."""
+        return backbone.reading(self.grid, self.rescale, self.fps)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,11 @@ class WindowDenoiser:
             unconditional half.
         batch: Most windows in one denoiser call; with guidance the call holds twice as many.
         cost: Counts windows.
+
+    Attributes:
+        anchors: Guidance frames of anchored windows.
+        cut: Whether the denoiser is told how many frames of a window are guidance frames, so that
+            they are no temporal neighbors of the others.
     """
 
     def __init__(
@@ -67,7 +73,7 @@ class WindowDenoiser:
         batch: int,
         cost: Cost,
     ) -> None:
-        self.denoiser = backbone.denoiser
+        self.denoiser: Any = backbone.denoiser
         self.device = backbone.device
         self.prompts = prompts
         self.solver = solver
@@ -76,6 +82,7 @@ class WindowDenoiser:
         self.batch = batch or backbone.default_batch()
         self.cost = cost
         self.anchors: Anchors | None = None
+        self.cut = False
 
     @property
     def schedule(self) -> Schedule:
@@ -86,17 +93,21 @@ class WindowDenoiser:
     def predict(self, works: Sequence[Work]) -> list[Tensor]:
         """Return for each work the prediction for its written slots, ``[written, C, H, W]``."""
         jobs = [(number, window) for number, work in enumerate(works) for window in work.windows]
-        by_length: dict[int, list[int]] = {}
+        shapes: dict[tuple[int, int], list[int]] = {}
         for job, (_, window) in enumerate(jobs):
-            by_length.setdefault(self._frames_seen(window), []).append(job)
+            before = self._before(window)
+            length = len(window.reads) - window.offset + before
+            shapes.setdefault((length, before if self.cut else 0), []).append(job)
         results: list[Tensor] = [torch.empty(0)] * len(jobs)
-        for alike in by_length.values():
+        for (_, cut), alike in shapes.items():
             for first in range(0, len(alike), self.batch):
                 batch = alike[first : first + self.batch]
-                output = self._call([(works[jobs[job][0]].queue, jobs[job][1]) for job in batch])
+                output = self._call(
+                    [(works[jobs[job][0]].queue, jobs[job][1]) for job in batch], cut
+                )
                 for row, job in zip(output, batch, strict=True):
                     window = jobs[job][1]
-                    start = window.offset + (self._anchor_count if window.anchored else 0)
+                    start = self._before(window)
                     results[job] = row[start : start + len(window.writes)]
         self.cost.windows += len(jobs)
         ends = [sum(len(work.windows) for work in works[: k + 1]) for k in range(len(works))]
@@ -105,14 +116,13 @@ class WindowDenoiser:
             for work, end in zip(works, ends, strict=True)
         ]
 
-    @property
-    def _anchor_count(self) -> int:
-        return 0 if self.anchors is None else len(next(iter(self.anchors.sets.values())))
+    def _before(self, window: Window) -> int:
+        """Return how many frames a window sees before the first it writes: MIGA's guidance frames."""
+        if not window.anchored or self.anchors is None:
+            return window.offset
+        return window.offset + len(next(iter(self.anchors.sets.values())))
 
-    def _frames_seen(self, window: Window) -> int:
-        return len(window.reads) + (self._anchor_count if window.anchored else 0)
-
-    def _call(self, batch: Sequence[tuple[Queue, Window]]) -> Tensor:
+    def _call(self, batch: Sequence[tuple[Queue, Window]], cut: int) -> Tensor:
         """Run one batch of equally long windows; ``[B, F, C, H, W]``."""
         rows, levels, segments = [], [], []
         for queue, window in batch:
@@ -135,13 +145,15 @@ class WindowDenoiser:
         latents = torch.stack(rows).transpose(1, 2)
         timesteps = self.schedule.timesteps[torch.tensor(levels)].to(self.device)
         text = self.prompts.text[torch.tensor(segments)]
+        more = {"cut": cut} if cut else {}
         if self.guidance_scale == 1:
-            output = self.denoiser(latents, timesteps, text)
+            output = self.denoiser(latents, timesteps, text, **more)
         else:
             both = self.denoiser(
                 torch.cat([latents, latents]),
                 torch.cat([timesteps, timesteps]),
                 torch.cat([text, self.prompts.negative.expand_as(text)]),
+                **more,
             )
             conditional, unconditional = both.float().chunk(2)
             output = torch.lerp(unconditional, conditional, self.guidance_scale)

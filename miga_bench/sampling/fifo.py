@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from miga_bench.backbones.base import Backbone
-from miga_bench.sampling.base import Cost, PassCallback, PromptSchedule, Sampler
+from miga_bench.sampling.base import CommonSettings, Cost, PassCallback, PromptSchedule, Sampler
 from miga_bench.sampling.denoise import WindowDenoiser
 from miga_bench.sampling.noise import NoiseSource
 from miga_bench.sampling.queue import Queue
@@ -24,20 +24,14 @@ from miga_bench.sampling.windows import fifo_windows
 
 
 @dataclass(frozen=True)
-class FifoSettings:
-    """Settings of FIFO-Diffusion.
+class FifoSettings(CommonSettings):
+    """Settings of FIFO-Diffusion; ``steps`` is also the length of the queue, at least a window.
 
     Attributes:
-        steps: T, levels and length of the queue; at least a window.
-        guidance_scale: Classifier-free guidance; 1 is without.
         lookahead: Whether a window writes only its noisier half.
-        batch: Windows in one denoiser call; 0 chooses from free memory.
     """
 
-    steps: int
-    guidance_scale: float
     lookahead: bool = True
-    batch: int = 0
 
 
 class Fifo(Sampler[FifoSettings]):
@@ -59,6 +53,7 @@ class Fifo(Sampler[FifoSettings]):
         clip's first frame, and are not handed out.
         """
         s = self.settings
+        backbone = s.reading(backbone)
         check_common(s.steps, s.guidance_scale, s.batch, length)
         window, steps = backbone.window, s.steps
         require(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from miga_bench.backbones.base import Backbone
-from miga_bench.sampling.base import Cost, PassCallback, PromptSchedule, Sampler
+from miga_bench.sampling.base import CommonSettings, Cost, PassCallback, PromptSchedule, Sampler
 from miga_bench.sampling.denoise import Anchors, WindowDenoiser
 from miga_bench.sampling.noise import NoiseSource
 from miga_bench.sampling.pipeline import PassPlan, Pipeline
@@ -31,11 +31,10 @@ from miga_bench.sampling.windows import Reach, growth_partition, miga_windows, p
 
 
 @dataclass(frozen=True)
-class MigaSettings:
+class MigaSettings(CommonSettings):
     """Settings of MIGA, in the paper's symbols where it has one.
 
     Attributes:
-        steps: T, levels above clean.
         zigzag: L_zig, slots of a chunk; divides the window.
         guidance_frames: m, guidance frames of a window; 0 turns long-range guidance off.
         guidance_reach: ``chunks`` (as released), ``head`` (the paper's formula) or ``anchor`` (latents of
@@ -43,32 +42,30 @@ class MigaSettings:
         stage2_steps: Unified steps of stage 2; 0 turns it off.
         renoise: Unified steps of the re-noise pass; 0 turns it off.
         stride: Slots written per window.
-        guidance_scale: Classifier-free guidance; 1 is without.
         reflection: ``off``, ``continuous`` (for as long as the video runs) or ``growth`` (only while the
             queue fills, as released).
         reflection_threshold: delta, the drop of similarity that starts a search.
         reflection_level: Level of the judged chunk.
         reference_chunks: Chunks the judged one is compared with.
         candidates: n_samp, tails drawn in a search.
+        guidance_cut: Keep guidance frames from being the temporal neighbors of the window's first
+            frame in convolutions and norms (VideoCrafter2); they are still attended to.
         released: Follow the released code of the backbone's family, quirks included.
-        batch: Windows in one denoiser call; 0 chooses from free memory.
     """
 
-    steps: int
     zigzag: int
     guidance_frames: int
     guidance_reach: Reach
     stage2_steps: int
     renoise: int
     stride: int
-    guidance_scale: float
     reflection: Literal["off", "continuous", "growth"]
     reflection_threshold: float
     reflection_level: int
     reference_chunks: int
     candidates: int
+    guidance_cut: bool = False
     released: bool = False
-    batch: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,6 +136,10 @@ def check_miga(s: MigaSettings, backbone: Backbone, length: int | None) -> None:
         f"guidance_frames is {s.guidance_frames}: with stride {s.stride} a window of {window} latents "
         f"leaves room for 0 to {window - s.stride}",
     )
+    require(
+        backbone.can_cut or not s.guidance_cut,
+        f"guidance_cut is true: {backbone.name} has no convolutions over time to cut; leave it out",
+    )
     opening = window // s.zigzag
     room = s.steps - opening - clean - 1
     require(
@@ -185,10 +186,12 @@ class Miga(Sampler[MigaSettings]):
     ) -> Iterator[Tensor]:
         """Yield finished latents; see ``Sampler.stream``."""
         s = self.settings
+        backbone = s.reading(backbone)
         check_miga(s, backbone, length)
         cost = Cost(callback)
         solver = backbone.solver(backbone.schedule(s.steps))
         denoiser = WindowDenoiser(backbone, prompts, solver, noise, s.guidance_scale, s.batch, cost)
+        denoiser.cut = s.guidance_cut
         for latent in _Video(s, backbone, denoiser, length).stream():
             cost.finished += 1
             yield latent

@@ -64,7 +64,7 @@ def flow_schedule(steps: int, shift: float) -> Schedule:
 
 def ddpm_schedule(
     steps: int,
-    grid: Literal["fifo", "stock"] = "fifo",
+    grid: Literal["even", "stock"] = "even",
     rescale: bool = False,
     beta_start: float = 0.00085,
     beta_end: float = 0.012,
@@ -73,7 +73,7 @@ def ddpm_schedule(
 
     Args:
         steps: T, from 2 to 1000.
-        grid: ``fifo`` spaces T whole numbers evenly over 0 to 999, ends included, as FIFO-Diffusion
+        grid: ``even`` spaces T whole numbers evenly over 0 to 999, ends included, as FIFO-Diffusion
             and MIGA do; ``stock`` counts 1, 1 + 1000 // T, ... as VideoCrafter itself does.
         rescale: Whether clean latents shrink to 0.7 over the first 400 training steps, as the
             network was trained; FIFO's and MIGA's queues leave it out.
@@ -82,7 +82,7 @@ def ddpm_schedule(
     """
     betas = torch.linspace(beta_start**0.5, beta_end**0.5, 1000, dtype=torch.float64) ** 2
     alpha_bar = torch.cumprod(1 - betas, 0)
-    if grid == "fifo":
+    if grid == "even":
         training_steps = torch.linspace(0, 999, steps, dtype=torch.float64).round().long()
     else:
         training_steps = torch.arange(0, 1000, 1000 // steps)[:steps] + 1
@@ -91,12 +91,12 @@ def ddpm_schedule(
     sigma = (1 - alpha_bar).sqrt()
     # Level l stands at training step number l - 1 of the grid; level 0 repeats level 1, except that
     # VideoCrafter's own grid ends at the first training step.
-    below = training_steps[:1] if grid == "fifo" else torch.zeros(1, dtype=torch.long)
+    below = training_steps[:1] if grid == "even" else torch.zeros(1, dtype=torch.long)
     at_level = torch.cat([below, training_steps])
     return Schedule(
         steps=steps,
         timesteps=at_level.float(),
         alpha=alpha[at_level],
         sigma=sigma[at_level],
-        clean=1 if grid == "fifo" else 0,
+        clean=1 if grid == "even" else 0,
     )

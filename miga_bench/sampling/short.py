@@ -9,25 +9,15 @@ from torch import Tensor
 
 from miga_bench.backbones.base import Backbone
 from miga_bench.errors import UserError
-from miga_bench.sampling.base import Cost, PassCallback, PromptSchedule, Sampler
+from miga_bench.sampling.base import CommonSettings, Cost, PassCallback, PromptSchedule, Sampler
 from miga_bench.sampling.denoise import WindowDenoiser
 from miga_bench.sampling.noise import NoiseSource
 from miga_bench.sampling.rules import check_common
 
 
 @dataclass(frozen=True)
-class ShortSettings:
-    """Settings of the short clip.
-
-    Attributes:
-        steps: T, denoising steps.
-        guidance_scale: Classifier-free guidance; 1 is without.
-        batch: Windows in one denoiser call; 0 chooses from free memory.
-    """
-
-    steps: int
-    guidance_scale: float
-    batch: int = 0
+class ShortSettings(CommonSettings):
+    """Settings of the short clip: only what every method is told."""
 
 
 class Short(Sampler[ShortSettings]):
@@ -46,6 +36,7 @@ class Short(Sampler[ShortSettings]):
     ) -> Iterator[Tensor]:
         """Yield up to ``backbone.window`` latents; see ``Sampler.stream``."""
         s = self.settings
+        backbone = s.reading(backbone)
         check_common(s.steps, s.guidance_scale, s.batch, length)
         if length is None or length > backbone.window:
             raise UserError(

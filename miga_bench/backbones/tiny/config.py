@@ -57,7 +57,7 @@ class DenoiserConfig:
     text_dim: int = 64
     text_layers: int = 2
     clips: int = 4000
-    steps: int = 4400
+    steps: int = 9000
     batch: int = 8
     rate: float = 2e-3
     shift: float = 3.0

@@ -54,12 +54,12 @@ class RenderedClips(IterableDataset[Tensor]):
 class LatentClips(IterableDataset[tuple[Tensor, list[str]]]):
     """Batches of normalized latents [B, z, f, 8, 8] and captions of random detail.
 
-    Every clip begins at its first latent, the one that stands for a single frame. From a share of
-    the steps on, every second batch holds four times as many clips of 5 latents instead of whole
-    ones of 21: at the same cost more sprites are seen, and shapes are learned sooner.
+    Every clip begins at its first latent, the one that stands for a single frame. Up to a share of
+    the steps, every second batch holds four times as many clips of 5 latents instead of whole ones
+    of 21: at the same cost more sprites are seen, and shapes are learned sooner.
     """
 
-    SHORT, SHORT_SHARE = 5, (0.5, 0.85)
+    SHORT, SHORT_SHARE = 5, 0.85
 
     def __init__(
         self, folder: Path, seed: int, steps: int, batch: int, dropout: float, first: int = 0
@@ -75,8 +75,7 @@ class LatentClips(IterableDataset[tuple[Tensor, list[str]]]):
         mine = list(range(rank, len(captions), ranks))
         order: list[int] = []
         for step in range(self.first, self.steps):
-            begin, end = (share * self.steps for share in self.SHORT_SHARE)
-            short = begin <= step < end and step % 2 == 0
+            short = step < self.SHORT_SHARE * self.steps and step % 2 == 0
             batch = 4 * self.batch if short else self.batch
             while len(order) < batch:
                 order += rng.sample(mine, len(mine))
