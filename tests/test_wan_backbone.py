@@ -287,3 +287,17 @@ def test_listing_backbones_needs_no_torch():
     """Breaks if `miga-bench list backbones` pays seconds for a table of names."""
     code = "import sys, miga_bench.backbones; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_compiled_denoiser_refuses_an_attention_in_one_line(backbone):
+    """Breaks if a method that changes attention runs on a network that would not notice."""
+    with backbone.attending(lambda query, key, value, site: value):
+        pass
+    backbone.denoiser.network.compile(backend="eager")
+    assert "load the model uncompiled" in refusal(lambda: backbone.attending(None))
+
+
+def test_a_clips_memory_grows_with_its_length(backbone):
+    """Breaks if a long clip is thought to take what a window takes."""
+    assert backbone.clip_bytes(42) == 2 * backbone.clip_bytes(21)
+    assert backbone.clip_bytes(21, copies=100.0) > backbone.clip_bytes(21)

@@ -6,7 +6,8 @@ from diffusers import WanTransformer3DModel
 from wan_fixtures import CHANNELS, TEXT_WIDTH, tiny_transformer
 
 from miga_bench.backbones.wan_checkpoint import make_transformer
-from miga_bench.backbones.wan_denoiser import Rotary, WanDenoiser
+from miga_bench.backbones.wan_denoiser import Rotary, WanDenoiser, can_attend
+from miga_bench.sampling.attention import full_attention
 
 BATCH, FRAMES, HEIGHT, WIDTH = 2, 5, 4, 6
 TOKENS = HEIGHT // 2 * WIDTH // 2
@@ -186,3 +187,87 @@ def test_refuses_image_to_video_transformers():
     """Breaks if a transformer with an image branch, which this forward skips, is accepted."""
     with pytest.raises(ValueError, match="text-to-video"):
         WanDenoiser(tiny_transformer(image_dim=8, added_kv_proj_dim=32))
+
+
+class Watching:
+    """Full attention that remembers what it was given."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, query, key, value, site):
+        self.calls.append((query, key, value, site))
+        return full_attention(query, key, value, site.joint)
+
+
+def test_an_attention_of_ones_own_stands_in_for_self_attention(denoiser, inputs):
+    """Breaks if what it is given is not the frames' tokens, or a block or the text's is missed."""
+    latents, timesteps, text = inputs
+    expected, watching = denoiser(*inputs), Watching()
+    network = denoiser.network
+    with denoiser.attending(watching):
+        assert torch.equal(denoiser(*inputs), expected)
+    assert denoiser.network is network
+    assert len(watching.calls) == len(denoiser.transformer.blocks)
+    for query, key, value, site in watching.calls:
+        assert query.shape == key.shape == value.shape == (BATCH, FRAMES, TOKENS, 2, 16)
+        assert (site.height, site.width, site.joint, site.scale) == (2, 3, True, 2)
+        assert torch.equal(site.timesteps, timesteps)
+    # the first block's values come before any attention: each frame's are of that frame alone
+    other = latents.clone()
+    other[:, :, 3] += 1
+    with denoiser.attending(watching):
+        denoiser(other, timesteps, text)
+    first, moved = watching.calls[0][2], watching.calls[len(watching.calls) // 2][2]
+    assert [not torch.equal(first[:, f], moved[:, f]) for f in range(FRAMES)] == [
+        f == 3 for f in range(FRAMES)
+    ]
+
+
+def test_queries_and_keys_come_rotated(denoiser, inputs):
+    """Breaks if an attention over chosen frames would not know how far apart they are."""
+    watching = Watching()
+    with denoiser.attending(watching):
+        denoiser(*inputs)
+        denoiser(*inputs, positions=torch.arange(FRAMES) * 2)
+    (query, _, value, _), (turned, _, same, _) = (
+        watching.calls[0],
+        watching.calls[len(watching.calls) // 2],
+    )
+    assert torch.equal(value, same)
+    assert torch.equal(query[:, 0], turned[:, 0])
+    assert not torch.equal(query[:, 1], turned[:, 1])
+
+
+def test_the_denoiser_is_left_as_it_was(denoiser, inputs):
+    """Breaks if an attention stays behind, after an error too, or an inner one ends the outer."""
+    expected, outer = denoiser(*inputs), Watching()
+    with denoiser.attending(outer):
+        with denoiser.attending(Watching()):
+            denoiser(*inputs)
+        assert not outer.calls
+        denoiser(*inputs)
+        assert outer.calls
+    with pytest.raises(ZeroDivisionError), denoiser.attending(lambda *_: 1 / 0):
+        denoiser(*inputs)
+    seen = len(outer.calls)
+    assert torch.equal(denoiser(*inputs), expected)
+    assert len(outer.calls) == seen
+    other = WanDenoiser(tiny_transformer())
+    with denoiser.attending(outer):
+        other(*inputs)
+    assert len(outer.calls) == seen
+
+
+def test_compiled_and_foreign_denoisers_do_not_take_an_attention():
+    """Breaks if an attention is silently left out because a graph was already made."""
+    assert can_attend(WanDenoiser(tiny_transformer()))
+    assert not can_attend(lambda latents, timesteps, text: latents)
+    assert not can_attend(torch.compile(WanDenoiser(tiny_transformer()), backend="eager"))
+    for part in ("denoiser", "network"):
+        compiled = WanDenoiser(tiny_transformer())
+        (compiled if part == "denoiser" else compiled.network).compile(backend="eager")
+        assert not can_attend(compiled)
+    replaced = WanDenoiser(tiny_transformer())
+    replaced.network = torch.compile(replaced.network, backend="eager")
+    assert not can_attend(replaced)

@@ -194,6 +194,22 @@ class Backbone(ABC):
         """Return how many windows one denoiser call may hold in the memory that is free now."""
         return 4
 
+    def clip_bytes(self, frames: int, copies: float = 0.0) -> int | None:
+        """Return about how much memory one row of a denoiser call on a long clip takes.
+
+        Args:
+            frames: Latents of the clip, any number.
+            copies: Tensors of an attention's output, in float32, that a method holds besides.
+
+        Returns:
+            Bytes, the weights left out; None where there is no estimate.
+        """
+        return None
+
+    def free_bytes(self) -> int | None:
+        """Return the memory that is free where the denoiser runs, None if that is not known."""
+        return None
+
     @property
     @abstractmethod
     def device(self) -> str:

@@ -1,7 +1,8 @@
-"""How many windows one denoiser call may hold."""
+"""How many windows one denoiser call may hold, and how long a clip."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,6 +31,53 @@ def window_bytes(tokens: int, width: int, feed_forward: int, element: int) -> in
     return tokens * (width * (3 * 4 + 3 * element) + 2 * feed_forward * element)
 
 
+def attention_bytes(tokens: int, width: int, element: int, copies: float) -> int:
+    """Estimate the memory of one row in self-attention that a method has taken over.
+
+    Residual, normalized input, query, key, value and output in the network's type, and what the
+    method holds besides. Attention itself is computed in tiles.
+
+    Args:
+        tokens: Tokens of the clip.
+        width: Model width.
+        element: Bytes of one number in the network's type.
+        copies: The method's own tensors of an output's shape, in float32.
+    """
+    return int(tokens * width * (6 * element + 4 * copies))
+
+
+def clip_bytes(backbone: WanBackbone, frames: int, copies: float) -> int:
+    """Return about the memory of one row of a denoiser call; see ``Backbone.clip_bytes``."""
+    tokens, width, feed_forward, element = _measures(backbone)
+    return max(
+        window_bytes(frames * tokens, width, feed_forward, element),
+        attention_bytes(frames * tokens, width, element, copies),
+    )
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Return the memory that is free on a device, counting what torch holds but does not use.
+
+    On a CPU: what Linux says is available, or less where a control group allows less; None where
+    neither can be read.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type != "cpu":
+        return None
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        found.append(max(0, limit - used))
+    except (OSError, ValueError):  # not Linux, or a group without a limit, which says "max"
+        pass
+    return min(found, default=None)
+
+
 def default_batch(backbone: WanBackbone) -> int:
     """Return how many windows fit one denoiser call, with guidance (two rows each).
 
@@ -39,13 +87,19 @@ def default_batch(backbone: WanBackbone) -> int:
     device = torch.device(backbone.device)
     if device.type != "cuda":
         return CPU_WINDOWS
-    free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    transformer = backbone.denoiser.transformer
-    config = transformer.config
-    shape = backbone.latent_shape
-    tokens = backbone.window * shape.height * shape.width // (config.patch_size[1] ** 2)
-    width = config.num_attention_heads * config.attention_head_dim
-    element = transformer.patch_embedding.weight.element_size()
-    row = window_bytes(tokens, width, config.ffn_dim, element)
+    free = free_bytes(device) or 0
+    tokens, width, feed_forward, element = _measures(backbone)
+    row = window_bytes(backbone.window * tokens, width, feed_forward, element)
     return max(1, min(MOST_WINDOWS, int(HEADROOM * free / (2 * row))))
+
+
+def _measures(backbone: WanBackbone) -> tuple[int, int, int, int]:
+    """Return tokens of a frame, model width, hidden width and bytes of a number."""
+    transformer = backbone.denoiser.transformer
+    config, shape = transformer.config, backbone.latent_shape
+    return (
+        shape.height * shape.width // (config.patch_size[1] * config.patch_size[2]),
+        config.num_attention_heads * config.attention_head_dim,
+        config.ffn_dim,
+        transformer.patch_embedding.weight.element_size(),
+    )

@@ -7,6 +7,7 @@ model and the 1.3B one run through the same code.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from miga_bench.backbones.base import Backbone, LatentShape
+from miga_bench.backbones.base import Backbone, FrameAttention, LatentShape
 from miga_bench.backbones.checkpoint import read_json
-from miga_bench.backbones.memory import default_batch
+from miga_bench.backbones.memory import clip_bytes, default_batch, free_bytes
 from miga_bench.backbones.wan_checkpoint import WanSource, find_source
-from miga_bench.backbones.wan_denoiser import WanDenoiser
+from miga_bench.backbones.wan_denoiser import WanDenoiser, can_attend
 from miga_bench.backbones.wan_hub import HubFolder
 from miga_bench.backbones.wan_text import NEGATIVE_PROMPT, EmbeddingCache, WanText, cache_folder
 from miga_bench.backbones.wan_vae import (
@@ -213,6 +214,23 @@ class WanBackbone(Backbone):
     def default_batch(self) -> int:
         """Return how many windows one denoiser call may hold in the memory that is free now."""
         return default_batch(self)
+
+    def attending(self, attention: FrameAttention) -> AbstractContextManager[None]:
+        """Return a context in which ``attention`` does the blocks' self-attention."""
+        if not can_attend(self.denoiser):
+            raise UserError(
+                f"{self.name}: the attention of a compiled or exported denoiser cannot be changed; "
+                "load the model uncompiled, or use fifo or miga"
+            )
+        return self.denoiser.attending(attention)
+
+    def clip_bytes(self, frames: int, copies: float = 0.0) -> int:
+        """Return about how much memory one row of a denoiser call takes; see ``Backbone``."""
+        return clip_bytes(self, frames, copies)
+
+    def free_bytes(self) -> int | None:
+        """Return the memory that is free where the denoiser runs, None if that is not known."""
+        return free_bytes(self._residence.device)
 
     @property
     def device(self) -> str:

@@ -11,12 +11,17 @@ S text rows, D text width, d model width, a attention head width.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as nnf
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
+
+from miga_bench.backbones.base import AttentionSite, FrameAttention
 
 _CACHED_TABLES = 16
 
@@ -100,19 +105,37 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _attend(
-    attention: Any, x: Tensor, context: Tensor, rotary: tuple[Tensor, Tensor] | None
+    attention: Any,
+    x: Tensor,
+    context: Tensor,
+    rotary: tuple[Tensor, Tensor] | None,
+    instead: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Run one ``WanAttention`` on ``x`` ``[B, N, d]`` over ``context`` ``[B, M, d]``."""
+    """Run one ``WanAttention`` on ``x`` ``[B, N, d]`` over ``context`` ``[B, M, d]``.
+
+    ``instead`` stands in for the attention between the projections, ``[B, N, heads, a]`` each.
+    """
     heads = (attention.heads, -1)
     query = attention.norm_q(attention.to_q(x)).unflatten(2, heads)
     key = attention.norm_k(attention.to_k(context)).unflatten(2, heads)
     value = attention.to_v(context).unflatten(2, heads)
     if rotary is not None:
         query, key = rotate(query, *rotary), rotate(key, *rotary)
+    if instead is not None:
+        return attention.to_out[0](instead(query, key, value).flatten(2))
     out = nnf.scaled_dot_product_attention(
         query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     )
     return attention.to_out[0](out.transpose(1, 2).flatten(2))
+
+
+def _by_frame(
+    query: Tensor, key: Tensor, value: Tensor, attention: FrameAttention, site: AttentionSite
+) -> Tensor:
+    """Run a method's attention on tokens ``[B, F * P, heads, a]`` of all frames."""
+    frames = site.timesteps.shape[1]
+    query, key, value = (x.unflatten(1, (frames, -1)) for x in (query, key, value))
+    return attention(query, key, value, site).flatten(1, 2)
 
 
 class WanNetwork(nn.Module):
@@ -123,7 +146,13 @@ class WanNetwork(nn.Module):
         self.transformer = transformer
 
     def forward(
-        self, latents: Tensor, timesteps: Tensor, text: Tensor, cos: Tensor, sin: Tensor
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        attention: FrameAttention | None = None,
     ) -> Tensor:
         """Predict the velocity.
 
@@ -133,6 +162,7 @@ class WanNetwork(nn.Module):
             text: ``[B, S, D]``.
             cos: ``[1 or B, F * L, 1, a / 2]`` float32, see ``Rotary``.
             sin: As ``cos``.
+            attention: Stands in for every block's self-attention.
 
         Returns:
             ``[B, C, F, H, W]`` in the latents' type.
@@ -149,8 +179,12 @@ class WanNetwork(nn.Module):
             timesteps.flatten(), text.to(dtype), None, timestep_seq_len=frames
         )
         modulation = modulation.unflatten(2, (6, -1)).float()  # [B, F, 6, d]
+        instead = None
+        if attention is not None:
+            site = AttentionSite(rows, columns, True, patch_height, timesteps)
+            instead = partial(_by_frame, attention=attention, site=site)
         for block in net.blocks:
-            hidden = self._block(block, hidden, modulation, context, (cos, sin), frames)
+            hidden = self._block(block, hidden, modulation, context, (cos, sin), frames, instead)
 
         # [B, F, 2, d] -> two of [B, F, 1, d]
         shift, scale = (net.scale_shift_table[:, None] + embedded[:, :, None]).chunk(2, dim=2)
@@ -183,12 +217,13 @@ class WanNetwork(nn.Module):
         context: Tensor,
         rotary: tuple[Tensor, Tensor],
         frames: int,
+        instead: Callable[[Tensor, Tensor, Tensor], Tensor] | None,
     ) -> Tensor:
         table = block.scale_shift_table[:, None] + modulation
         shift, scale, gate, shift_ff, scale_ff, gate_ff = table.chunk(6, dim=2)
 
         normed = self._modulate(block.norm1, hidden, shift, scale, frames)
-        attended = _attend(block.attn1, normed, normed, rotary)
+        attended = _attend(block.attn1, normed, normed, rotary, instead)
         hidden = self._add_gated(hidden, attended, gate, frames)
 
         normed = block.norm2(hidden.float()).type_as(hidden)
@@ -214,6 +249,7 @@ class WanDenoiser(nn.Module):
             raise ValueError("a text-to-video Wan transformer with temporal patch size 1 is needed")
         self.network = WanNetwork(transformer)
         self.rotary = Rotary(config.attention_head_dim, *config.patch_size[1:])
+        self._attention: FrameAttention | None = None
 
     @property
     def transformer(self) -> WanTransformer3DModel:
@@ -235,4 +271,27 @@ class WanDenoiser(nn.Module):
             ``[B, C, F, H, W]`` in the latents' type.
         """
         cos, sin = self.rotary(latents, positions)
-        return self.network(latents, timesteps, text, cos, sin)
+        if self._attention is None:
+            return self.network(latents, timesteps, text, cos, sin)
+        return self.network(latents, timesteps, text, cos, sin, self._attention)
+
+    @contextmanager
+    def attending(self, attention: FrameAttention) -> Iterator[None]:
+        """Let ``attention`` do the blocks' self-attention while the context is entered.
+
+        Queries and keys come normalized and rotated; attention to the text is left alone.
+        """
+        before = self._attention
+        self._attention = attention
+        try:
+            yield
+        finally:
+            self._attention = before
+
+
+def can_attend(denoiser: object) -> bool:
+    """Return whether a denoiser's attention is Python's to change: it is ours, and not compiled."""
+    if not isinstance(denoiser, WanDenoiser) or not isinstance(denoiser.network, WanNetwork):
+        return False
+    modules = (denoiser, denoiser.network)
+    return all(getattr(module, "_compiled_call_impl", None) is None for module in modules)
