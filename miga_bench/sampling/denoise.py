@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -199,17 +200,30 @@ class WindowDenoiser:
             slots = slice(group[0].writes.start, group[-1].writes.stop)
             queue.write(slots, self.step(queue[slots], prediction, purpose))
 
-    def short_clip(self, frames: int) -> Tensor:
-        """Denoise one window of pure noise on shared levels, ``[frames, C, H, W]`` clean.
+    def short_clip(
+        self,
+        frames: int,
+        start: Tensor | None = None,
+        around: Callable[[float], AbstractContextManager[None]] | None = None,
+    ) -> Tensor:
+        """Denoise one clip of pure noise on shared levels, ``[frames, C, H, W]`` clean.
 
         This is what the model was trained for: the plain short clip, and the opening every queue
-        is seeded with.
+        is seeded with. Methods that make a long video as one clip bring noise and contexts.
+
+        Args:
+            frames: Latents of the clip.
+            start: ``[frames, C, H, W]`` noise to start from; None draws it frame by frame.
+            around: Returns the context that a step at a timestep is made in.
         """
         numbers = list(range(frames))
-        start = self.noise(numbers, "base")
+        if start is None:
+            start = self.noise(numbers, "base")
         queue = Queue.fresh(start, [self.schedule.steps] * frames, numbers, self.solver)
         whole = [Window(tuple(numbers), range(frames), 0)]
         while queue.levels[0] > self.schedule.clean:
-            self.denoise(queue, whole, "base step", in_place=False)
+            told = float(self.schedule.timesteps[queue.levels[0]])
+            with around(told) if around else nullcontext():
+                self.denoise(queue, whole, "base step", in_place=False)
             self.cost.report("base", queue.levels)
         return queue.latents

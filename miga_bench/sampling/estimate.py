@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from miga_bench.backbones.base import Backbone, LatentShape, StreamingDecoder
+from miga_bench.backbones.base import Backbone, FrameAttention, LatentShape, StreamingDecoder
 from miga_bench.sampling.base import PassReport, PromptSchedule, Sampler
 from miga_bench.sampling.schedule import Schedule
 from miga_bench.sampling.solvers import FlowEuler, Solver
@@ -41,6 +42,24 @@ class _Hollow(Backbone):
 
     def frames_of(self, latents: int) -> int:
         return self._real.frames_of(latents)
+
+    def reading(
+        self,
+        grid: Literal["even", "stock"] | None = None,
+        rescale: bool | None = None,
+        fps: float | None = None,
+    ) -> Backbone:
+        return _Hollow(self._real.reading(grid, rescale, fps))
+
+    def attending(self, attention: FrameAttention) -> AbstractContextManager[None]:
+        self._real.attending(attention)  # never entered: only to hear of a refusal early
+        return nullcontext()
+
+    def clip_bytes(self, frames: int, copies: float = 0.0) -> int | None:
+        return self._real.clip_bytes(frames, copies)
+
+    def free_bytes(self) -> int | None:
+        return self._real.free_bytes()
 
     def default_batch(self) -> int:
         return 64

@@ -1,0 +1,114 @@
+"""What FreeLong and FreePCA share: the whole video as one clip, with an attention of their own."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from miga_bench.backbones.base import Backbone, FrameAttention
+from miga_bench.errors import UserError
+from miga_bench.sampling.base import Cost, PassCallback, PromptSchedule, Sampler, SettingsT
+from miga_bench.sampling.denoise import WindowDenoiser
+from miga_bench.sampling.noise import NoiseSource
+from miga_bench.sampling.rules import check_common, require
+
+# Share of the free memory that a clip may take.
+HEADROOM = 0.8
+
+
+class WholeVideo(Sampler[SettingsT]):
+    """A method that takes all latents down the levels together; not endless.
+
+    A video of at most a window is the plain short clip, bit for bit: there is nothing to extend.
+    """
+
+    endless = False
+
+    @abstractmethod
+    def check(self, backbone: Backbone) -> None:
+        """Raise ``UserError`` if a setting breaks a rule of the method on this backbone."""
+
+    @abstractmethod
+    def start(self, noise: NoiseSource, window: int, frames: int) -> Tensor:
+        """Return the noise ``[frames, C, H, W]`` that denoising starts from."""
+
+    @abstractmethod
+    def attention(self, window: int, frames: int, timestep: float) -> FrameAttention:
+        """Return the attention over frames of a step at a timestep in ``[0, 1000]``."""
+
+    @abstractmethod
+    def copies(self, window: int) -> float:
+        """Return how many float32 tensors of its output's shape ``attention`` holds at its peak."""
+
+    def stream(
+        self,
+        backbone: Backbone,
+        prompts: PromptSchedule,
+        noise: NoiseSource,
+        length: int | None = None,
+        callback: PassCallback | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield ``length`` latents, the first after the last step; see ``Sampler.stream``."""
+        s = self.settings
+        backbone = s.reading(backbone)
+        check_common(s.steps, s.guidance_scale, s.batch, length)
+        if length is None:
+            raise UserError(
+                f"{self.name} denoises the whole video at once, so it cannot go on for ever: "
+                "say how long the video is to be, or use fifo or miga"
+            )
+        require(
+            all(not 0 < start < length for start in prompts.starts),
+            f"{self.name} makes the whole video under one prompt, which cannot change on the way: "
+            "give one prompt, or use fifo or miga",
+        )
+        self.check(backbone)
+        window = backbone.window
+        solver = backbone.solver(backbone.schedule(s.steps))
+        cost = Cost(callback)
+        denoiser = WindowDenoiser(backbone, prompts, solver, noise, s.guidance_scale, s.batch, cost)
+        if length <= window:
+            yield from denoiser.short_clip(window)[:length]
+            return
+        rows = 1 if s.guidance_scale == 1 else 2
+        check_memory(self.name, backbone, length, rows, self.copies(window), backbone.free_bytes())
+        # All steps are made before the first latent is handed out, so a caller that stops to
+        # look at it never finds the backbone changed.
+        yield from denoiser.short_clip(
+            length,
+            self.start(noise, window, length),
+            lambda told: backbone.attending(self.attention(window, length, told)),
+        )
+
+
+def check_memory(
+    method: str, backbone: Backbone, length: int, rows: int, copies: float, available: int | None
+) -> None:
+    """Refuse a clip that will not fit, before anything is computed.
+
+    Args:
+        method: For the message.
+        backbone: Knows what a clip takes.
+        length: Latents of the clip.
+        rows: Rows of a denoiser call: 2 with guidance.
+        copies: See ``WholeVideo.copies``.
+        available: Free bytes; None is not known, and refuses nothing.
+
+    Raises:
+        UserError: It does not fit; the message says what it takes and how long a clip may be.
+    """
+
+    def need(frames: int) -> int:
+        return int(rows * (backbone.clip_bytes(frames, copies) or 0) / HEADROOM)
+
+    if available is None or need(length) <= available:
+        return
+    most = bisect_right(range(1, length), available, key=need)
+    raise UserError(
+        f"{method} denoises all {length} latents at once on {backbone.name}, which takes about "
+        f"{need(length) / 2**30:.1f} GiB; with {available / 2**30:.1f} GiB free at most {most} fit "
+        f"({backbone.frames_of(most)} frames): ask for fewer frames, or use fifo or miga"
+    )
