@@ -81,10 +81,12 @@ class PassReport:
         windows: Windows denoised so far in the whole video (two network evaluations each with
             classifier-free guidance, one without).
         finished: Latents handed out so far.
-        similarity: Self-reflection's score of this pass, if it was taken.
+        similarity: Self-reflection's score of this pass, or the best candidate's reward in
+            ScalingNoise, if there was one.
         triggered: Whether the score's drop started a search.
         accepted: Whether the search's best candidate was adopted.
-        search_windows: Windows spent on searches so far (part of ``windows``).
+        search_windows: Windows spent on searches so far (part of ``windows``); what is left is as many
+            as without a search.
     """
 
     stage: str
@@ -148,6 +150,10 @@ class Sampler(ABC, Generic[SettingsT]):
             NumericalError: The denoiser returned a value that is not finite.
         """
 
+    def without_search(self) -> Sampler[SettingsT]:
+        """Return a sampler that takes as many windows as this one, its searches left out."""
+        return self
+
     def sample(
         self,
         backbone: Backbone,
@@ -167,7 +173,7 @@ class Cost:
     Attributes:
         callback: Told of every pass.
         windows: Windows denoised so far.
-        search_windows: Those of them spent on self-reflection's searches.
+        search_windows: Those of them spent on searches.
         finished: Latents handed out.
         passes: Passes so far by stage.
     """

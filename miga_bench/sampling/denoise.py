@@ -39,10 +39,18 @@ class Anchors:
 
 @dataclass
 class Work:
-    """Windows of one queue that are to be denoised."""
+    """Windows of one queue that are to be denoised.
+
+    Attributes:
+        queue: What they read.
+        windows: At least one.
+        whole: Whether the predictions for all frames that a window reads are wanted, context
+            included, not only those for the slots it writes.
+    """
 
     queue: Queue
     windows: Sequence[Window]
+    whole: bool = False
 
 
 class WindowDenoiser:
@@ -92,7 +100,10 @@ class WindowDenoiser:
 
     @torch.inference_mode()
     def predict(self, works: Sequence[Work]) -> list[Tensor]:
-        """Return for each work the prediction for its written slots, ``[written, C, H, W]``."""
+        """Return for each work the prediction for its slots, window by window.
+
+        ``[written, C, H, W]``, or ``[read, C, H, W]`` for a work that wants its windows whole.
+        """
         jobs = [(number, window) for number, work in enumerate(works) for window in work.windows]
         shapes: dict[tuple[int, int], list[int]] = {}
         for job, (_, window) in enumerate(jobs):
@@ -107,9 +118,10 @@ class WindowDenoiser:
                     [(works[jobs[job][0]].queue, jobs[job][1]) for job in batch], cut
                 )
                 for row, job in zip(output, batch, strict=True):
-                    window = jobs[job][1]
+                    number, window = jobs[job]
                     start = self._before(window)
-                    results[job] = row[start : start + len(window.writes)]
+                    written = row[start : start + len(window.writes)]
+                    results[job] = row if works[number].whole else written
         self.cost.windows += len(jobs)
         ends = [sum(len(work.windows) for work in works[: k + 1]) for k in range(len(works))]
         return [

@@ -70,7 +70,7 @@ class _Hollow(Backbone):
 
 
 def estimate_windows(sampler: Sampler[Any], backbone: Backbone, length: int) -> int:
-    """Return how many windows ``length`` latents take, self-reflection's searches left out.
+    """Return how many windows ``length`` latents take, searches left out.
 
     The sampler itself is run on latents of one number, so the count is its own.
 
@@ -87,6 +87,6 @@ def estimate_windows(sampler: Sampler[Any], backbone: Backbone, length: int) -> 
         return torch.zeros(len(frames), 1, 1, 1)
 
     prompts = PromptSchedule(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
-    for _ in sampler.stream(hollow, prompts, no_noise, length, remember):
+    for _ in sampler.without_search().stream(hollow, prompts, no_noise, length, remember):
         pass
-    return last[0].windows
+    return last[0].windows - last[0].search_windows

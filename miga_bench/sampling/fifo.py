@@ -34,6 +34,38 @@ class FifoSettings(CommonSettings):
     lookahead: bool = True
 
 
+def check_fifo(s: CommonSettings, backbone: Backbone, length: int | None) -> None:
+    """Check the settings of a queue that rises by one level per slot.
+
+    Raises:
+        UserError: A rule is broken; the message names it.
+    """
+    check_common(s.steps, s.guidance_scale, s.batch, length)
+    require(
+        s.steps >= backbone.window,
+        f"steps is {s.steps}: FIFO needs at least the {backbone.window} latents of a window on "
+        f"{backbone.name}",
+    )
+
+
+def seed_queue(denoiser: WindowDenoiser, window: int, context: int) -> Queue:
+    """Return FIFO's first queue: the opening clip up the levels, clones of its first frame before.
+
+    Args:
+        denoiser: Makes the opening clip.
+        window: Latents of the opening clip.
+        context: Clean slots before the front, read and never written.
+    """
+    steps = denoiser.schedule.steps
+    opening = denoiser.short_clip(window)
+    warm_up = steps - window
+    frames = [slot - warm_up for slot in range(-context, steps)]
+    levels = [0] * context + [slot + 1 for slot in range(steps)]
+    sources = torch.tensor([max(0, frame) for frame in frames])
+    latents = denoiser.schedule.add_noise(opening[sources], levels, denoiser.noise(frames, "seed"))
+    return Queue.fresh(latents, levels, frames, denoiser.solver)
+
+
 class Fifo(Sampler[FifoSettings]):
     """FIFO-Diffusion; endless."""
 
@@ -54,17 +86,13 @@ class Fifo(Sampler[FifoSettings]):
         """
         s = self.settings
         backbone = s.reading(backbone)
-        check_common(s.steps, s.guidance_scale, s.batch, length)
-        window, steps = backbone.window, s.steps
-        require(
-            steps >= window,
-            f"steps is {steps}: FIFO needs at least the {window} latents of a window on {backbone.name}",
-        )
-        solver = backbone.solver(backbone.schedule(steps))
+        check_fifo(s, backbone, length)
+        window = backbone.window
+        solver = backbone.solver(backbone.schedule(s.steps))
         cost = Cost(callback)
         denoiser = WindowDenoiser(backbone, prompts, solver, noise, s.guidance_scale, s.batch, cost)
         context = window - window // 2 if s.lookahead else 0
-        queue = self._seed(denoiser, window, context)
+        queue = seed_queue(denoiser, window, context)
         plan = fifo_windows(len(queue), window, context)
         while length is None or cost.finished < length:
             denoiser.denoise(queue, plan, "fifo step", in_place=False)
@@ -76,20 +104,6 @@ class Fifo(Sampler[FifoSettings]):
             if front.frames[0] >= 0:
                 cost.finished += 1
                 yield front.latents[0]
-
-    def _seed(self, denoiser: WindowDenoiser, window: int, context: int) -> Queue:
-        """Return the first queue: the opening clip up the levels, clones of its first frame before."""
-        steps = denoiser.schedule.steps
-        opening = denoiser.short_clip(window)
-        warm_up = steps - window
-        frames = [slot - warm_up for slot in range(-context, steps)]
-        levels = [slot + 1 for slot in range(steps)]
-        sources = torch.tensor([max(0, frame) for frame in frames])
-        levels = [0] * context + levels
-        latents = denoiser.schedule.add_noise(
-            opening[sources], levels, denoiser.noise(frames, "seed")
-        )
-        return Queue.fresh(latents, levels, frames, denoiser.solver)
 
     def _noise_slot(self, denoiser: WindowDenoiser, frame: int) -> Queue:
         """Return one slot of pure noise at the top level."""

@@ -48,11 +48,16 @@ class Queue:
 
     def __add__(self, other: Queue) -> Queue:
         """Return this queue with the other one behind it."""
-        return Queue(
-            torch.cat([self.latents, other.latents]),
-            self.levels + other.levels,
-            self.frames + other.frames,
-            {name: torch.cat([value, other.state[name]]) for name, value in self.state.items()},
+        return Queue.join([self, other])
+
+    @classmethod
+    def join(cls, runs: Sequence[Queue]) -> Queue:
+        """Return runs of slots, at least one, as one queue."""
+        return cls(
+            torch.cat([run.latents for run in runs]),
+            [level for run in runs for level in run.levels],
+            [frame for run in runs for frame in run.frames],
+            {name: torch.cat([run.state[name] for run in runs]) for name in runs[0].state},
         )
 
     def pop(self, count: int) -> Queue:

@@ -40,6 +40,22 @@ class Solver(ABC):
         """Return the state of slots that were never stepped, for latents ``[F, C, H, W]``."""
         return {}
 
+    def clean_prediction(
+        self, latents: Tensor, prediction: Tensor, levels: Sequence[int]
+    ) -> Tensor:
+        """Return the clean latents that a prediction stands for, ``[F, C, H, W]``.
+
+        For flow matching, where the denoiser predicts the velocity, ``x_0 = x - sigma v``; solvers of
+        other predictions have their own.
+
+        Args:
+            latents: ``[F, C, H, W]``, slot f at ``levels[f]``.
+            prediction: The denoiser's output for them, same shape.
+            levels: Level of each slot, 0 to T.
+        """
+        sigma = per_slot(self.schedule.sigma, torch.as_tensor(levels), latents)
+        return torch.addcmul(latents, sigma, prediction, value=-1)
+
     @abstractmethod
     def step(
         self,
@@ -86,6 +102,15 @@ class DDIM(Solver):
         self.keep = alpha[below] / alpha
         self.toward = direction - self.keep * sigma
         self.fresh = fresh
+
+    def clean_prediction(
+        self, latents: Tensor, prediction: Tensor, levels: Sequence[int]
+    ) -> Tensor:
+        """Return ``x_0 = (x - sigma eps) / alpha``; see ``Solver.clean_prediction``."""
+        index = torch.as_tensor(levels)
+        sigma = per_slot(self.schedule.sigma, index, latents)
+        clean = torch.addcmul(latents, sigma, prediction, value=-1)
+        return clean / per_slot(self.schedule.alpha, index, latents)
 
     def step(
         self,
@@ -209,8 +234,7 @@ class UniPC(Solver):
                 out.addcmul_(weight[:, None, None, None], term)
             return out
 
-        sigma = per_slot(self.schedule.sigma, level, latents)
-        x0 = torch.addcmul(latents, sigma, prediction, value=-1)
+        x0 = self.clean_prediction(latents, prediction, levels)
         x = mix(self.correct, latents, state["x"], state["x0"], state["x0_before"], x0)
         lower = mix(self.predict, x, x0, state["x0"])
         return lower, {
