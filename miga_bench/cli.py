@@ -129,7 +129,7 @@ def _add_generate(verbs: Any) -> None:
     video.add_argument("--height", metavar="N", type=int, help="frame height in pixels")
     video.add_argument("--width", metavar="N", type=int, help="frame width in pixels")
     how = parser.add_argument_group("method")
-    how.add_argument("--method", metavar="NAME", default="miga", help="miga, fifo or short (miga)")
+    how.add_argument("--method", metavar="NAME", default="miga", help="see list methods (miga)")
     how.add_argument("--preset", metavar="NAME", help="a named set of settings; see list presets")
     how.add_argument(
         "--set",

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from miga_bench.backbones import BACKBONES
 from miga_bench.sampling import METHODS, PRESETS
+from miga_bench.sampling.cards import tables
 from miga_bench.sampling.presets import settings_class
 
 
@@ -21,15 +22,16 @@ def _print(table: Table) -> None:
     Console(width=None if Console().is_terminal else 120).print(table)
 
 
-def _first_line(thing: object) -> str:
-    return (thing.__doc__ or "").strip().splitlines()[0]
-
-
 def _methods() -> None:
-    table = Table("method", "what it is", "settings")
+    for headings, *body in tables():
+        table = Table(*headings, show_lines=True)
+        table.columns[0].no_wrap = True
+        for row in body:
+            table.add_row(*row)
+        _print(table)
+    table = Table("method", "settings", title="settings, each changed by --set NAME=VALUE")
     for name, method in METHODS.items():
-        fields = typing.get_type_hints(settings_class(method))
-        table.add_row(name, _first_line(method), ", ".join(fields))
+        table.add_row(name, ", ".join(typing.get_type_hints(settings_class(method))))
     _print(table)
 
 

@@ -29,7 +29,7 @@ class GenerateRequest:
     Attributes:
         prompts: The texts over the video, the first from frame 0.
         output: The mp4; the contact sheet and the record lie beside it (.png, .json).
-        method: ``miga``, ``fifo`` or ``short``.
+        method: A name that ``miga-bench list methods`` shows.
         backbone: A name, a hub id or a folder.
         frames: Video frames to make; None is the method's default length.
         endless: Go on until stopped.

@@ -3,7 +3,8 @@
 ``paper`` is what the MIGA paper describes (arXiv 2605.18233, section 4.1; FIFO: arXiv 2405.11473); ``release``
 what the authors' code does, quirks included; ``anchored`` is ours: the backbone's default preset with
 guidance frames kept for the whole video; ``tiny`` is tuned for the embedded models. Where paper and
-release are silent (FIFO on Wan), the number of steps is MIGA's.
+release are silent (FIFO on Wan), the number of steps is MIGA's. On VideoCrafter2 ``paper`` honors the
+dynamic rescale the network was trained with, which the released queues leave out.
 """
 
 from __future__ import annotations
@@ -18,85 +19,20 @@ from miga_bench.backbones.base import Backbone
 from miga_bench.errors import UserError
 from miga_bench.sampling.base import Sampler
 from miga_bench.sampling.fifo import Fifo
+from miga_bench.sampling.freelong import FreeLong
+from miga_bench.sampling.freepca import FreePca
 from miga_bench.sampling.miga import Miga
+from miga_bench.sampling.preset_values import PRESETS, Values
+from miga_bench.sampling.scaling_noise import ScalingNoise
 from miga_bench.sampling.short import Short
 
-METHODS: dict[str, type[Sampler]] = {"short": Short, "fifo": Fifo, "miga": Miga}
-
-_WAN_MIGA = {
-    "steps": 54,
-    "zigzag": 7,
-    "guidance_frames": 4,
-    "guidance_reach": "chunks",
-    "stage2_steps": 10,
-    "renoise": 10,
-    "stride": 10,
-    "guidance_scale": 5.0,
-    "reflection": "continuous",
-    "reflection_threshold": 0.01,
-    "reflection_level": 44,
-    "reference_chunks": 2,
-    "candidates": 3,
-}
-_VC2_MIGA = {
-    "steps": 64,
-    "zigzag": 4,
-    "guidance_frames": 6,
-    "guidance_reach": "chunks",
-    "stage2_steps": 9,
-    "renoise": 10,
-    "stride": 8,
-    "guidance_scale": 12.0,
-    "reflection": "continuous",
-    "reflection_threshold": 0.01,
-    "reflection_level": 51,
-    "reference_chunks": 3,
-    "candidates": 5,
-}
-_WAN_PLAIN = {"steps": 54, "guidance_scale": 5.0}
-_VC2_PLAIN = {"steps": 64, "guidance_scale": 12.0}
-# Half the large model's steps, and the same shares of them: a laptop's minutes count.
-_TINY_WAN = {"steps": 27, "guidance_scale": 3.0}
-_TINY_WAN_MIGA = {
-    **_WAN_MIGA,
-    **_TINY_WAN,
-    "stage2_steps": 5,
-    "renoise": 5,
-    "reflection_level": 22,
-}
-
-Values = Mapping[str, Any]
-# preset -> family -> method -> settings
-PRESETS: dict[str, dict[str, dict[str, Values]]] = {
-    "paper": {
-        "wan": {"short": _WAN_PLAIN, "fifo": _WAN_PLAIN, "miga": _WAN_MIGA},
-        "videocrafter2": {"short": _VC2_PLAIN, "fifo": _VC2_PLAIN, "miga": _VC2_MIGA},
-    },
-    "release": {
-        "wan": {
-            "short": _WAN_PLAIN,
-            "fifo": _WAN_PLAIN,
-            "miga": {**_WAN_MIGA, "released": True, "reflection": "growth"},
-        },
-        "videocrafter2": {
-            "short": _VC2_PLAIN,
-            "fifo": _VC2_PLAIN,
-            "miga": {
-                **_VC2_MIGA,
-                "released": True,
-                "guidance_frames": 4,
-                "reflection": "off",
-                "reflection_threshold": 0.001,
-            },
-        },
-    },
-    "tiny": {
-        "wan": {
-            "short": _TINY_WAN,
-            "fifo": _TINY_WAN,
-            "miga": _TINY_WAN_MIGA,
-        },
-    },
+METHODS: dict[str, type[Sampler]] = {
+    "short": Short,
+    "fifo": Fifo,
+    "scaling-noise": ScalingNoise,
+    "freelong": FreeLong,
+    "freepca": FreePca,
+    "miga": Miga,
 }
 
 
@@ -171,7 +107,7 @@ def resolve(
     """Return a method's complete settings on a backbone.
 
     Args:
-        method: ``short``, ``fifo``, ``miga``.
+        method: A name in ``METHODS``.
         backbone: Chooses the family's values and the default preset.
         preset: A name, or None for the backbone's default.
         overrides: Settings to change, values as text or as the field's type.

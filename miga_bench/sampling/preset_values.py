@@ -1,0 +1,138 @@
+"""The values of the presets, and of which method on which family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Values = Mapping[str, Any]
+
+_WAN_MIGA = {
+    "steps": 54,
+    "zigzag": 7,
+    "guidance_frames": 4,
+    "guidance_reach": "chunks",
+    "stage2_steps": 10,
+    "renoise": 10,
+    "stride": 10,
+    "guidance_scale": 5.0,
+    "reflection": "continuous",
+    "reflection_threshold": 0.01,
+    "reflection_level": 44,
+    "reference_chunks": 2,
+    "candidates": 3,
+}
+_VC2_MIGA = {
+    "steps": 64,
+    "zigzag": 4,
+    "guidance_frames": 6,
+    "guidance_reach": "chunks",
+    "stage2_steps": 9,
+    "renoise": 10,
+    "stride": 8,
+    "guidance_scale": 12.0,
+    "reflection": "continuous",
+    "reflection_threshold": 0.01,
+    "reflection_level": 51,
+    "reference_chunks": 3,
+    "candidates": 5,
+}
+_WAN_PLAIN = {"steps": 54, "guidance_scale": 5.0}
+_VC2_PLAIN = {"steps": 64, "guidance_scale": 12.0}
+# VideoCrafter's own way of sampling, which FreeLong and FreePCA keep.
+_VC2_STOCK = {"steps": 50, "guidance_scale": 12.0, "grid": "stock", "rescale": True, "fps": 28.0}
+# The released queues know nothing of the dynamic rescale.
+_UNSCALED = {"rescale": False}
+_SEARCH = {
+    "beams": 3,
+    "candidates": 5,
+    "greedy": 0.8,
+    "reward": "dino",
+    "proposal": "mixture",
+    "lookahead": True,
+    "lag": 16,
+}
+_BANDS = {"blend": "bands", "start": "specmix"}
+_LOW_PASS = {"blend": "lowpass", "start": "shuffled"}
+
+# Half the large models' steps, and the same shares of them: a laptop's minutes count.
+_TINY_WAN = {"steps": 27, "guidance_scale": 3.0}
+_TINY_WAN_MIGA = {
+    **_WAN_MIGA,
+    **_TINY_WAN,
+    "stage2_steps": 5,
+    "renoise": 5,
+    "reflection_level": 22,
+}
+_TINY_VC2 = {"steps": 32, "guidance_scale": 4.0}
+_TINY_VC2_MIGA = {
+    **_VC2_MIGA,
+    **_TINY_VC2,
+    "guidance_frames": 4,
+    "stage2_steps": 5,
+    "renoise": 5,
+    "reflection_level": 26,
+}
+_TINY_SEARCH = {**_SEARCH, "beams": 2, "candidates": 3, "reward": "latent"}
+
+# preset -> family -> method -> settings
+PRESETS: dict[str, dict[str, dict[str, Values]]] = {
+    "paper": {
+        "wan": {
+            "short": _WAN_PLAIN,
+            "fifo": _WAN_PLAIN,
+            "scaling-noise": {**_WAN_PLAIN, **_SEARCH},
+            "freelong": {**_WAN_PLAIN, **_BANDS},
+            "freepca": {**_WAN_PLAIN, "stride": 5},
+            "miga": _WAN_MIGA,
+        },
+        "videocrafter2": {
+            "short": _VC2_PLAIN,
+            "fifo": _VC2_PLAIN,
+            "scaling-noise": {**_VC2_PLAIN, **_SEARCH},
+            "freelong": {**_VC2_STOCK, **_LOW_PASS},
+            "freepca": {**_VC2_STOCK, "stride": 4},
+            "miga": _VC2_MIGA,
+        },
+    },
+    "release": {
+        "wan": {
+            "short": _WAN_PLAIN,
+            "fifo": _WAN_PLAIN,
+            "miga": {**_WAN_MIGA, "released": True, "reflection": "growth"},
+        },
+        "videocrafter2": {
+            "short": _VC2_STOCK,
+            "fifo": {**_VC2_PLAIN, **_UNSCALED},
+            "scaling-noise": {**_VC2_PLAIN, **_UNSCALED, **_SEARCH, "released": True},
+            "freelong": {**_VC2_STOCK, **_LOW_PASS},
+            "freepca": {**_VC2_STOCK, "stride": 4},
+            "miga": {
+                **_VC2_MIGA,
+                **_UNSCALED,
+                "released": True,
+                "guidance_frames": 4,
+                "reflection": "off",
+                "reflection_threshold": 0.001,
+            },
+        },
+    },
+    "tiny": {
+        "wan": {
+            "short": _TINY_WAN,
+            "fifo": _TINY_WAN,
+            "scaling-noise": {**_TINY_WAN, **_TINY_SEARCH},
+            "freelong": {**_TINY_WAN, **_BANDS},
+            "freepca": {**_TINY_WAN, "stride": 5},
+            "miga": _TINY_WAN_MIGA,
+        },
+        "videocrafter2": {
+            "short": _TINY_VC2,
+            "fifo": _TINY_VC2,
+            "scaling-noise": {**_TINY_VC2, **_TINY_SEARCH},
+            "freelong": {**_TINY_VC2, **_LOW_PASS},
+            "freepca": {**_TINY_VC2, "stride": 4},
+            "miga": _TINY_VC2_MIGA,
+        },
+    },
+}
