@@ -210,16 +210,22 @@ def _add_demo(verbs: Any) -> None:
         verbs,
         "demo",
         _demo,
-        "Four methods, same prompts and seeds, on the embedded model: a video side by side, a"
-        " contact sheet and a table.",
+        "All methods, same prompts and seeds, on an embedded model: a video side by side, a contact"
+        " sheet and a table.",
     )
     parser.add_argument(
         "-o", "--output", metavar="FOLDER", type=Path, default=Path("demo"), help="folder (demo)"
     )
     parser.add_argument("--prompts", metavar="N", type=int, default=4, help="how many prompts (4)")
-    parser.add_argument("--frames", metavar="N", type=int, default=321, help="frames each (321)")
+    parser.add_argument("--frames", metavar="N", type=int, default=241, help="frames each (241)")
     parser.add_argument(
-        "--ablation", action="store_true", help="show MIGA's parts one by one too: eight videos"
+        "--ablation", action="store_true", help="show MIGA's parts one by one instead"
+    )
+    parser.add_argument(
+        "--backbone",
+        choices=("tiny-wan", "tiny-videocrafter2"),
+        default="tiny-wan",
+        help="which embedded model (tiny-wan)",
     )
     parser.add_argument("--force", action="store_true", help="replace files that exist")
 
@@ -227,19 +233,24 @@ def _add_demo(verbs: Any) -> None:
 def _demo(args: argparse.Namespace) -> int:
     from miga_bench.harness.demo import demo
 
-    _print_json(demo(args.output, args.prompts, args.frames, args.force, args.ablation))
+    _print_json(
+        demo(args.output, args.prompts, args.frames, args.force, args.ablation, args.backbone)
+    )
     return DONE
 
 
 def _add_list(verbs: Any) -> None:
     parser = _verb(verbs, "list", _list, "Show the methods, backbones or presets there are.")
     parser.add_argument("what", choices=("methods", "backbones", "presets"))
+    parser.add_argument("--markdown", action="store_true", help="methods as README shows them")
 
 
 def _list(args: argparse.Namespace) -> int:
+    if args.markdown and args.what != "methods":
+        raise UserError(f"--markdown is for methods, not {args.what}: leave it out")
     from miga_bench.harness.listing import show
 
-    show(args.what)
+    show(args.what, args.markdown)
     return DONE
 
 

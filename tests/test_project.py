@@ -68,6 +68,12 @@ def test_continuous_integration_runs_make_test():
     subprocess.run(["bash", "-n", str(script)], check=True)
 
 
+def test_readme_shows_the_table_of_methods():
+    command = [sys.executable, "-m", "miga_bench", "list", "methods", "--markdown"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in (ROOT / "README.md").read_text()
+
+
 def test_modules_stay_small():
     long = {
         str(path.relative_to(ROOT)): lines

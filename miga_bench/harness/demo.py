@@ -1,4 +1,4 @@
-"""The demo: four methods, same prompts and seeds, on the embedded model; pictures and a table.
+"""The demo: all methods, same prompts and seeds, on an embedded model; pictures and a table.
 
 The world the model was trained on is known, so a reader can say of every frame what it shows. The
 table is what the reader says; nothing in it is decided beforehand.
@@ -40,7 +40,7 @@ from miga_bench.harness.request import GenerateRequest, PromptAt, check_writable
 from miga_bench.media import Cell, SideBySide, VideoWriter, contact_sheet, count_frames, read_video
 from miga_bench.sampling.base import PassReport
 
-BACKBONE = "tiny-wan"
+BACKBONES = ("tiny-wan", "tiny-videocrafter2")
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,9 @@ class Arm:
 METHODS: dict[str, Arm] = {
     "short": Arm("short"),
     "fifo": Arm("fifo"),
+    "scaling-noise": Arm("scaling-noise"),
+    "freelong": Arm("freelong"),
+    "freepca": Arm("freepca"),
     "miga": Arm("miga"),
     "miga anchored": Arm("miga", "anchored"),
 }
@@ -89,7 +92,7 @@ MEASURES: dict[str, tuple[str, int, float]] = {
 WORLD = "the world itself"
 SHEET_COLUMNS = 10
 PANEL = 128
-PICTURED = 4  # prompts shown in the pictures; the table counts all
+PICTURED = 3  # prompts shown in the pictures; the table counts all
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,16 @@ class Item:
     prompt: str
     frames: int
     output: Path
+    backbone: str
 
 
 def demo(
-    output: Path, prompts: int, frames: int, overwrite: bool = False, ablation: bool = False
+    output: Path,
+    prompts: int,
+    frames: int,
+    overwrite: bool = False,
+    ablation: bool = False,
+    backbone: str = "tiny-wan",
 ) -> dict[str, Any]:
     """Make the demo's videos, pictures and table.
 
@@ -113,7 +122,8 @@ def demo(
         prompts: How many held-out captions; number k has seed k.
         frames: Frames of every video but ``short``'s, which ends with its clip.
         overwrite: Replace what an earlier demo left.
-        ablation: Show MIGA's parts one by one too.
+        ablation: Show MIGA's parts one by one instead of the other methods.
+        backbone: One of the embedded models.
 
     Returns:
         The document that also lies in ``demo.json``.
@@ -122,13 +132,13 @@ def demo(
         UserError: A number is wrong or the folder cannot be written.
     """
     began = time.perf_counter()
-    _check(output, prompts, frames, overwrite)
+    _check(output, prompts, frames, overwrite, backbone)
     videos = output / "videos"
     videos.mkdir(parents=True, exist_ok=True)
     captions = held_out_prompts(prompts)
     labels = list(ABLATION if ablation else METHODS)
     items = [
-        Item(label, k, caption, frames, videos / f"{k + 1}-{re.sub(r'[^a-z]+', '-', label)}.mp4")
+        Item(label, k, caption, frames, videos / f"{k + 1}-{_file_name(label)}.mp4", backbone)
         for k, caption in enumerate(captions)
         for label in reversed(labels)
     ]
@@ -138,7 +148,7 @@ def demo(
     rows[WORLD] = [_of_the_world(k, caption, frames) for k, caption in enumerate(captions)]
     _pictures(output, captions[:PICTURED], labels, frames, items)
     document = {
-        "backbone": BACKBONE,
+        "backbone": backbone,
         "prompts": captions,
         "frames": frames,
         "methods": {label: _summary(scores) for label, scores in rows.items()},
@@ -152,7 +162,11 @@ def demo(
     return document
 
 
-def _check(output: Path, prompts: int, frames: int, overwrite: bool) -> None:
+def _file_name(label: str) -> str:
+    return re.sub(r"[^a-z]+", "-", label)
+
+
+def _check(output: Path, prompts: int, frames: int, overwrite: bool, backbone: str) -> None:
     if prompts < 1:
         raise UserError(f"--prompts {prompts}: the demo needs at least 1")
     if frames < 1:
@@ -162,12 +176,12 @@ def _check(output: Path, prompts: int, frames: int, overwrite: bool) -> None:
         raise UserError(f"-o {output} is a file: name a folder")
     if (output / "demo.json").exists() and not overwrite:
         raise UserError(f"{output} holds a demo: add --force to replace it, or choose another -o")
-    _backbone()  # says so if the embedded weights are missing
+    _backbone(backbone)  # says so if the embedded weights are missing
 
 
 @functools.cache
-def _backbone() -> Backbone:
-    return load_backbone(BACKBONE, device="cpu")
+def _backbone(name: str) -> Backbone:
+    return load_backbone(name, device="cpu")
 
 
 class _Keep(Watcher):
@@ -223,14 +237,14 @@ def make(item: Item) -> dict[str, float]:
         prompts=[PromptAt(item.prompt)],
         output=item.output,
         method=arm.method,
-        backbone=BACKBONE,
+        backbone=item.backbone,
         frames=None if arm.method == "short" else item.frames,
         seed=item.number,
         preset=arm.preset,
         overrides=arm.overrides,
         overwrite=True,
     )
-    backbone, kept = _backbone(), _Keep()
+    backbone, kept = _backbone(item.backbone), _Keep()
     began = time.perf_counter()
     result = generate(request, kept, backbone)
     if result.status != "done":
@@ -280,7 +294,7 @@ def _pictures(
     """Write the side-by-side video and the contact sheet, reading all videos in step."""
     paths = {(item.number, item.label): item.output for item in items}
     grid = [[read_video(paths[k, label]) for label in labels] for k in range(len(captions))]
-    rate = _backbone().frame_rate
+    rate = _backbone(items[0].backbone).frame_rate
     layout = SideBySide(list(labels), list(captions), PANEL, PANEL)
     last = max(frames, count_frames(paths[0, "short"])) - 1
     shown = sorted({round(i * last / (SHEET_COLUMNS - 1)) for i in range(SHEET_COLUMNS)})
@@ -313,7 +327,7 @@ def _print_table(document: dict[str, Any]) -> None:
     table = Table(
         "measure",
         *document["methods"],
-        title=f"mean ± spread over {count} prompts, {document['frames']} frames",
+        title=f"{document['backbone']}: mean ± spread over {count} prompts, {document['frames']} frames",
         caption=(
             "what a reader of the procedural world says; drifts are against the opening"
             " clip, for short against its own first quarter. A steadier video may simply move"

@@ -21,7 +21,7 @@ from miga_bench.harness.provenance import hardware, peak_memory_mib, versions, w
 from miga_bench.harness.request import DEFAULT_FRAMES, GenerateRequest
 from miga_bench.harness.stop import StopRequested, StopSignals
 from miga_bench.media import Cell, EvenSample, VideoWriter, contact_sheet, count_frames
-from miga_bench.sampling import METHODS, PRESETS, CounterNoise, estimate_windows, resolve
+from miga_bench.sampling import METHODS, PRESETS, CounterNoise, Short, estimate_windows, resolve
 from miga_bench.sampling.base import PassReport, PromptSchedule, Sampler
 from miga_bench.sampling.presets import default_preset, describe
 
@@ -215,7 +215,8 @@ def _length(request: GenerateRequest, sampler: Sampler[Any], backbone: Backbone)
     """Return how many video frames to make; None is endless."""
     if request.endless:
         return None
-    default = DEFAULT_FRAMES if sampler.endless else backbone.frames_of(backbone.window)
+    short = isinstance(sampler, Short)
+    default = backbone.frames_of(backbone.window) if short else DEFAULT_FRAMES
     return request.frames or default
 
 

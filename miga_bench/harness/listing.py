@@ -9,12 +9,15 @@ from rich.table import Table
 
 from miga_bench.backbones import BACKBONES
 from miga_bench.sampling import METHODS, PRESETS
-from miga_bench.sampling.cards import tables
+from miga_bench.sampling.cards import markdown, tables
 from miga_bench.sampling.presets import settings_class
 
 
-def show(what: str) -> None:
-    """Print the methods, backbones or presets there are."""
+def show(what: str, as_markdown: bool = False) -> None:
+    """Print the methods, backbones or presets there are; the methods as Markdown if so wanted."""
+    if as_markdown:
+        print(markdown())
+        return
     {"methods": _methods, "backbones": _backbones, "presets": _presets}[what]()
 
 

@@ -86,6 +86,99 @@ class TrainConfig:
     snapshots: int = 10
 
 
+@dataclass(frozen=True)
+class PictureVaeConfig:
+    """The autoencoder of single pictures and its training.
+
+    Attributes:
+        channels: Width of each level, finest first; every level after the first halves the side.
+        layers: Residual blocks per level.
+        groups: Groups of the group norms.
+        z_dim: Latent channels.
+        steps: Optimizer steps.
+        batch: Pictures per step and process.
+        rate: Peak learning rate.
+        edge: Weight of the L1 between the pictures' horizontal and vertical differences.
+        square: Weight of the mean squared error beside the L1.
+        kl: Weight of the mean KL divergence per latent value.
+        ema: Decay of the averaged weights, which are the ones kept.
+    """
+
+    channels: tuple[int, ...] = (16, 32, 64, 64)
+    layers: int = 1
+    groups: int = 8
+    z_dim: int = 8
+    steps: int = 3000
+    batch: int = 20
+    rate: float = 4e-3
+    edge: float = 0.5
+    square: float = 1.0
+    kl: float = 1e-4
+    ema: float = 0.998
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The noise-predicting U-Net, its text encoder and their training.
+
+    Attributes:
+        channels: Width of each level, finest first.
+        layers: Residual blocks per level.
+        head_dim: Width of an attention head.
+        temporal_heads: Heads of the first temporal transformer.
+        groups: Groups of the group norms.
+        text_dim: Width of the text encoder.
+        text_layers: Blocks of the text encoder.
+        clips: Training clips whose latents are computed once.
+        clip_frames: Frames kept of each, at 8 frames a second.
+        steps: Optimizer steps.
+        batch: Clips of 16 frames per step and process.
+        rate: Peak learning rate.
+        dropout: Share of captions replaced by the empty one, for guidance.
+        ema: Decay of the averaged weights, which are the ones kept.
+    """
+
+    channels: tuple[int, ...] = (48, 96, 96)
+    layers: int = 1
+    head_dim: int = 16
+    temporal_heads: int = 4
+    groups: int = 8
+    text_dim: int = 64
+    text_layers: int = 2
+    clips: int = 5000
+    clip_frames: int = 40
+    steps: int = 7000
+    batch: int = 5
+    rate: float = 2e-3
+    dropout: float = 0.1
+    ema: float = 0.999
+
+
+@dataclass(frozen=True)
+class VideoCrafterConfig:
+    """Both stages of the tiny VideoCrafter2, and what they share; see ``TrainConfig``."""
+
+    vae: PictureVaeConfig = field(default_factory=PictureVaeConfig)
+    denoiser: UNetConfig = field(default_factory=UNetConfig)
+    seed: int = 0
+    processes: int = 2
+    warmup: float = 0.05
+    snapshots: int = 10
+
+
+def quick_videocrafter(config: VideoCrafterConfig) -> VideoCrafterConfig:
+    """A smoke run of a minute: every stage, a handful of steps, one process."""
+    return replace(
+        config,
+        vae=replace(config.vae, steps=3, batch=2),
+        denoiser=replace(
+            config.denoiser, clips=4, clip_frames=32, steps=3, batch=2, channels=(16, 16)
+        ),
+        processes=1,
+        snapshots=1,
+    )
+
+
 def quick(config: TrainConfig) -> TrainConfig:
     """A smoke run of a minute: every stage, a handful of steps, one process."""
     return replace(

@@ -15,7 +15,7 @@ from miga_bench.backbones.tiny.grammar import parse_caption, random_scene, with_
 from miga_bench.backbones.tiny.vae_clip import encode_clip
 
 
-def _rank() -> tuple[int, int]:
+def rank() -> tuple[int, int]:
     """This process's number and how many there are."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -38,9 +38,9 @@ class RenderedClips(IterableDataset[Tensor]):
 
     def __iter__(self) -> Iterator[Tensor]:
         """Draw other clips in every process."""
-        rank, _ = _rank()
+        number, _ = rank()
         for step in range(self.steps):
-            rng = random.Random(f"{self.seed} {rank} {step}")
+            rng = random.Random(f"{self.seed} {number} {step}")
             done = step / self.steps
             lengths = next(turn for share, turn in reversed(self.LENGTHS) if done >= share)
             frames = lengths[step % len(lengths)]
@@ -69,10 +69,10 @@ class LatentClips(IterableDataset[tuple[Tensor, list[str]]]):
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
         """Go through the clips in shuffled order, again and again, each process its share."""
-        rank, ranks = _rank()
+        number, ranks = rank()
         latents, captions, mean, std = load_latents(self.folder)
-        rng = random.Random(f"{self.seed} {rank} {self.first}")
-        mine = list(range(rank, len(captions), ranks))
+        rng = random.Random(f"{self.seed} {number} {self.first}")
+        mine = list(range(number, len(captions), ranks))
         order: list[int] = []
         for step in range(self.first, self.steps):
             short = step < self.SHORT_SHARE * self.steps and step % 2 == 0

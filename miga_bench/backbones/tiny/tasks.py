@@ -22,11 +22,10 @@ class Averaged(L.LightningModule):
     The copy is a child module, so it comes back from the training processes with the weights.
     """
 
-    net: nn.Module
+    net: Any
+    config: Any  # its family's; all have a warmup
 
-    def __init__(
-        self, config: TrainConfig, net: nn.Module, steps: int, rate: float, ema: float
-    ) -> None:
+    def __init__(self, config: Any, net: nn.Module, steps: int, rate: float, ema: float) -> None:
         super().__init__()
         self.config, self.net = config, net
         self.average = copy.deepcopy(net).requires_grad_(False)
@@ -161,7 +160,7 @@ class DenoiserTask(Averaged):
     def training_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> Tensor:
         """Mean squared error of the velocity for normalized latents [B, z, f, 8, 8]."""
         latents, captions = batch
-        net: Any = self.net
+        net = self.net
         if not self.compiled:
             self.compiled.append(torch.compile(net.transformer, dynamic=False))
         shift = self.config.denoiser.shift

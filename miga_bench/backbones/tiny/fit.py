@@ -1,0 +1,66 @@
+"""What both families' training shares: the Lightning Trainer, and work dealt to processes."""
+
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from torch.utils.data import DataLoader
+
+from miga_bench.backbones.tiny.tasks import Averaged, Snapshots
+
+
+def fit(config: Any, task: Averaged, clips: Any, snapshot: Path) -> None:
+    """Train a stage.
+
+    Args:
+        config: Its family's; says how many processes and snapshots.
+        task: The stage; its averaged weights are trained in place.
+        clips: Iterable dataset of whole batches.
+        snapshot: Where the averaged weights go now and then.
+    """
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=config.processes,
+        # Single pictures do not reach the layers that resample time.
+        strategy="ddp_spawn_find_unused_parameters_true" if config.processes > 1 else "auto",
+        precision="bf16-mixed",
+        max_steps=task.steps,
+        gradient_clip_val=1.0,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=[
+            TQDMProgressBar(refresh_rate=50),
+            Snapshots(snapshot, max(1, task.steps // config.snapshots)),
+        ],
+    )
+    trainer.fit(task, DataLoader(clips, batch_size=None))
+
+
+def in_processes(count: int, work: Callable[..., None], *arguments: Any) -> None:
+    """Run ``work(part, *arguments)`` for part 0 to ``count`` - 1, each in a process of one thread.
+
+    Raises:
+        RuntimeError: One of them failed.
+    """
+    context = get_context("spawn")
+    workers = [
+        context.Process(target=_on_one_thread, args=(work, part, *arguments))
+        for part in range(count)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        if worker.exitcode:
+            raise RuntimeError("a process computing latents failed; its message is above")
+
+
+def _on_one_thread(work: Callable[..., None], *arguments: Any) -> None:
+    torch.set_num_threads(1)
+    work(*arguments)

@@ -1,0 +1,122 @@
+"""What the tiny VideoCrafter2's training reads: fresh pictures, and latents computed once."""
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from miga_bench.backbones.tiny import world
+from miga_bench.backbones.tiny.data import rank
+from miga_bench.backbones.tiny.grammar import parse_caption, random_scene, with_random_detail
+from miga_bench.backbones.tiny.vc2_models import STRIDES, WINDOW
+
+WORLD_STEP = 2  # stored clips keep every second frame of the world: 8 a second
+_BACK = {"right": "left", "left": "right", "up": "down", "down": "up"}
+
+
+class Pictures(IterableDataset[Tensor]):
+    """Batches of single frames [B, 3, 64, 64] in [-1, 1] for the autoencoder."""
+
+    def __init__(self, seed: int, steps: int, batch: int) -> None:
+        self.seed, self.steps, self.batch = seed, steps, batch
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Draw other pictures in every process."""
+        number, _ = rank()
+        for step in range(self.steps):
+            rng = random.Random(f"{self.seed} picture {number} {step}")
+            looks = [world.draw_look(random_scene(rng), rng) for _ in range(self.batch)]
+            frames = [world.render(look, 1, rng.randrange(200)) for look in looks]
+            yield torch.cat(frames) * 2 - 1
+
+
+class FrameLatents(IterableDataset[tuple[Tensor, list[str], float]]):
+    """Batches of latents [B, z, F, 8, 8], captions of random detail, and the clips' frame rate.
+
+    A clip begins anywhere in a stored one and takes its frames at a rate drawn per batch; half the
+    clips run backward, which in this world is a motion the other way. Up to a share of the steps
+    every second batch holds four times as many clips of 4 frames: more sprites at the same cost.
+    """
+
+    SHORT, SHORT_SHARE = 4, 0.85
+    FASTER = 0.25  # share of batches at 4 frames a second
+
+    def __init__(
+        self, folder: Path, seed: int, steps: int, batch: int, dropout: float, first: int = 0
+    ) -> None:
+        self.folder, self.seed, self.steps, self.first = folder, seed, steps, first
+        self.batch, self.dropout = batch, dropout
+
+    def __iter__(self) -> Iterator[tuple[Tensor, list[str], float]]:
+        """Go through the clips in shuffled order, again and again, each process its share."""
+        number, ranks = rank()
+        latents, captions, scale = load_latents(self.folder)
+        rng = random.Random(f"{self.seed} {number} {self.first}")
+        mine = list(range(number, len(captions), ranks))
+        order: list[int] = []
+        for step in range(self.first, self.steps):
+            short = step < self.SHORT_SHARE * self.steps and step % 2 == 0
+            frames, batch = (self.SHORT, 4 * self.batch) if short else (WINDOW, self.batch)
+            fps = min(STRIDES) if rng.random() < self.FASTER else max(STRIDES)
+            span = (frames - 1) * STRIDES[fps] + 1
+            while len(order) < batch:
+                order += rng.sample(mine, len(mine))
+            chosen, order = order[:batch], order[batch:]
+            clips, texts = [], []
+            for i in chosen:
+                start = rng.randint(0, latents.shape[2] - span)
+                clip = latents[i, :, start : start + span : STRIDES[fps]]
+                scene = with_random_detail(parse_caption(captions[i]), rng)
+                if rng.random() < 0.5:
+                    clip, scene = clip.flip(1), replace(scene, motion=_BACK[scene.motion])
+                clips.append(clip)
+                texts.append("" if rng.random() < self.dropout else scene.caption)
+            yield torch.stack(clips).float() * scale, texts, fps
+
+
+def compute_latents(
+    vae: Any, seed: int, clips: int, frames: int, folder: Path, part: int = 0
+) -> None:
+    """Render clips and write the latents of their frames and their fully detailed captions.
+
+    Args:
+        vae: Trained.
+        seed: Of the clips.
+        clips: How many.
+        frames: Kept of each clip, every second of the world's.
+        folder: Where ``latents-PART.pt`` and ``captions-PART.json`` go.
+        part: Number of this share of the work; each share draws other clips.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(f"{seed} frame latents {part}")
+    latents, captions = [], []
+    for _ in range(clips):
+        scene = random_scene(rng)
+        pictures = world.render(world.draw_look(scene, rng), WORLD_STEP * frames)[::WORLD_STEP]
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            mean = vae.encode(pictures * 2 - 1).latent_dist.mean
+        latents.append(mean.transpose(0, 1).half())
+        captions.append(scene.caption)
+    torch.save(torch.stack(latents), folder / f"latents-{part}.pt")
+    (folder / f"captions-{part}.json").write_text(json.dumps(captions))
+
+
+def load_latents(folder: Path) -> tuple[Tensor, list[str], float]:
+    """Read what `compute_latents` wrote.
+
+    Returns:
+        Latents [N, z, frames, 8, 8] in half precision, N captions, and the factor that gives the
+        latents a standard deviation of one.
+    """
+    files = sorted(folder.glob("latents-*.pt"))
+    latents = torch.cat([torch.load(file, weights_only=True) for file in files])
+    captions: list[str] = []
+    for file in sorted(folder.glob("captions-*.json")):
+        captions += json.loads(file.read_text())
+    return latents, captions, 1 / latents[:1000].float().std().item()

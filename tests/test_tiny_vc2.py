@@ -1,0 +1,95 @@
+"""The tiny VideoCrafter2-family model: its training data, its training path and its files."""
+
+import json
+import random
+
+import pytest
+import torch
+
+from miga_bench.backbones import load_backbone
+from miga_bench.backbones.tiny import train, vc2_models, world
+from miga_bench.backbones.tiny.config import PictureVaeConfig
+from miga_bench.backbones.tiny.grammar import Scene, parse_caption
+from miga_bench.backbones.tiny.vc2_data import FrameLatents, Pictures, compute_latents, load_latents
+from miga_bench.sampling import CounterNoise, PromptSchedule, Short, ShortSettings
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """Latents that say where they come from: value = clip number, plus frame / 100."""
+    folder = tmp_path_factory.mktemp("latents")
+    clips = torch.arange(6.0).view(6, 1, 1, 1, 1) + torch.arange(40).view(1, 1, 40, 1, 1) / 100
+    torch.save(clips.expand(6, 2, 40, 8, 8).half(), folder / "latents-0.pt")
+    captions = [Scene("circle", "red", motion, "blue").caption for motion in world.HEADING] * 2
+    (folder / "captions-0.json").write_text(json.dumps(captions[:6]))
+    return folder
+
+
+def test_clips_run_either_way_and_say_so(stored):
+    _, captions, scale = load_latents(stored)
+    seen = set()
+    for latents, texts, fps in FrameLatents(stored, 0, 40, 2, dropout=0.0):
+        assert latents.shape in ((8, 2, 4, 8, 8), (2, 2, 16, 8, 8))
+        for clip, text in zip(latents[:, 0, :, 0, 0] / scale, texts, strict=True):
+            steps = (clip.diff() * 100).round().int()
+            asked = parse_caption(captions[int(clip.min() + 1e-2)]).motion
+            told = parse_caption(text).motion
+            forward = steps[0] > 0
+            back = {"right": "left", "left": "right", "up": "down", "down": "up"}
+            assert told == (asked if forward else back[asked])
+            assert (steps.abs() == vc2_models.STRIDES[fps]).all()
+            seen.add((bool(forward), fps))
+    assert len(seen) == 4  # both ways at both rates
+
+
+def test_dropped_captions_are_empty(stored):
+    texts = [t for _, batch, _ in FrameLatents(stored, 0, 20, 2, dropout=1.0) for t in batch]
+    assert set(texts) == {""}
+
+
+def test_pictures_are_repeatable_and_in_range():
+    first, again = (next(iter(Pictures(3, 1, 4))) for _ in range(2))
+    assert torch.equal(first, again)
+    assert first.shape == (4, 3, 64, 64)
+    assert -1 <= first.min() < first.max() <= 1
+
+
+def test_latents_are_of_every_second_frame(tmp_path):
+    torch.manual_seed(0)
+    vae = vc2_models.make_vae(PictureVaeConfig()).eval()
+    compute_latents(vae, 5, 1, 3, tmp_path)
+    latents, captions, _ = load_latents(tmp_path)
+    rng = random.Random("5 frame latents 0")
+    scene = parse_caption(captions[0])
+    from miga_bench.backbones.tiny.grammar import random_scene
+
+    assert random_scene(rng) == scene
+    frames = world.render(world.draw_look(scene, rng), 6)[::2]
+    with torch.no_grad():
+        expected = vae.encode(frames * 2 - 1).latent_dist.mean
+    torch.testing.assert_close(latents[0].transpose(0, 1).float(), expected, rtol=0.05, atol=0.05)
+
+
+def test_the_training_command_makes_a_folder_that_loads(tmp_path, monkeypatch):
+    # Compiling takes longer than everything else here and changes no result.
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    assert train.main(["--family", "videocrafter2", "--quick", "--out", str(tmp_path)]) == 0
+    backbone = load_backbone(tmp_path / "weights", device="cpu")
+    assert backbone.family == "videocrafter2"
+    assert backbone.window == 16
+    prompts = PromptSchedule(
+        backbone.encode(["a red circle moves right on a blue field"]), backbone.encode([""])
+    )
+    noise = CounterNoise(0, backbone.latent_shape, "cpu")
+    latents = Short(ShortSettings(2, 1.0)).sample(backbone, prompts, noise, 16)
+    frames = backbone.decoder().push(latents)
+    assert frames.shape == (16, 3, 64, 64)
+    assert 0 <= frames.min() <= frames.max() <= 1
