@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from miga_bench.backbones.base import Backbone, FrameAttention, LatentShape
-from miga_bench.backbones.checkpoint import read_json
 from miga_bench.backbones.memory import clip_bytes, default_batch, free_bytes
+from miga_bench.backbones.residence import Residence, join_defaults, pick_device, pick_dtype
 from miga_bench.backbones.wan_checkpoint import WanSource, find_source
 from miga_bench.backbones.wan_denoiser import WanDenoiser, can_attend
 from miga_bench.backbones.wan_hub import HubFolder
@@ -32,17 +32,6 @@ from miga_bench.backbones.wan_vae import (
 from miga_bench.errors import UserError
 from miga_bench.sampling.schedule import Schedule, flow_schedule
 from miga_bench.sampling.solvers import Solver, UniPC
-
-SIDE_FILE = "backbone.json"
-
-DTYPES = {
-    "fp32": torch.float32,
-    "float32": torch.float32,
-    "bf16": torch.bfloat16,
-    "bfloat16": torch.bfloat16,
-    "fp16": torch.float16,
-    "float16": torch.float16,
-}
 
 
 @dataclass(frozen=True)
@@ -64,34 +53,6 @@ class WanDefaults:
     frame_rate: float = 16.0
     flow_shift: float = 5.0
     negative_prompt: str = ""
-
-
-class Residence:
-    """Which of a backbone's networks are on the device: all, or with offloading one at a time."""
-
-    def __init__(self, device: torch.device, offload: bool) -> None:
-        self.device = device
-        self.offload = offload
-        self._parts: list[nn.Module] = []
-
-    @property
-    def home(self) -> torch.device:
-        """Where a network waits until it is used."""
-        return torch.device("cpu") if self.offload else self.device
-
-    def add(self, part: nn.Module) -> None:
-        """Take charge of a network that is at home."""
-        self._parts.append(part)
-
-    def bring(self, part: nn.Module | None) -> torch.device:
-        """Make sure a network is on the device, and with offloading no other; return the device."""
-        if self.offload:
-            for other in self._parts:
-                if other is not part:
-                    other.to(self.home)
-            if part is not None:
-                part.to(self.device)
-        return self.device
 
 
 class WanBackbone(Backbone):
@@ -301,8 +262,8 @@ def load_wan(
         where: A folder in either layout, or the id of a diffusers repository on the Hub.
         name: What to call it; by default ``where``.
         device: Where to run, by default the GPU if there is one.
-        dtype: Of the denoiser, a name in ``DTYPES`` or a torch type; by default bfloat16 on a GPU,
-            float32 on a CPU. Time embedding, modulation tables and norms stay float32.
+        dtype: Of the denoiser, a name in ``residence.DTYPES`` or a torch type; by default bfloat16
+            on a GPU, float32 on a CPU. Time embedding, modulation tables and norms stay float32.
         offload: Keep the networks in main memory and bring one at a time to the device.
         cache_text: See ``WanBackbone``.
         **changes: Fields of ``WanDefaults`` to use instead of the model's own; None is ignored.
@@ -310,8 +271,8 @@ def load_wan(
     Raises:
         UserError: Nothing usable is there, or an argument is wrong.
     """
-    place = _device(device)
-    kind = _dtype(dtype, place)
+    place = pick_device(device)
+    kind = pick_dtype(dtype, place)
     source = open_source(where)
     with torch.inference_mode(mode=False):
         return WanBackbone(
@@ -333,34 +294,4 @@ def _defaults(source: WanSource, changes: dict[str, Any]) -> WanDefaults:
         found["negative_prompt"] = NEGATIVE_PROMPT
     elif shift is not None:
         found["flow_shift"] = shift
-    side = source.root / SIDE_FILE
-    if side.exists():
-        found.update(read_json(side))
-    found.update({key: value for key, value in changes.items() if value is not None})
-    known = [field.name for field in fields(WanDefaults)]
-    unknown = [key for key in found if key not in known]
-    if unknown:
-        raise UserError(f"{side}: unknown {', '.join(unknown)}; there are {', '.join(known)}")
-    return WanDefaults(**found)
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"unknown device {device!r}; there are cpu, cuda, cuda:1, ...") from None
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {place} is not there: {torch.cuda.device_count()} GPUs are seen")
-    return place
-
-
-def _dtype(dtype: str | torch.dtype | None, place: torch.device) -> torch.dtype:
-    if dtype is None:
-        return torch.bfloat16 if place.type == "cuda" else torch.float32
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in DTYPES:
-        raise UserError(f"unknown dtype {dtype!r}; there are {', '.join(DTYPES)}")
-    return DTYPES[dtype]
+    return join_defaults(WanDefaults, found, source.root, changes)

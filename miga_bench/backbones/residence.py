@@ -1,0 +1,111 @@
+"""What all families do alike: where networks live, what they compute in, which defaults hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from miga_bench.backbones.checkpoint import read_json
+from miga_bench.errors import UserError
+
+DefaultsT = TypeVar("DefaultsT")
+
+SIDE_FILE = "backbone.json"
+
+DTYPES = {
+    "fp32": torch.float32,
+    "float32": torch.float32,
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+}
+
+
+class Residence:
+    """Which of a backbone's networks are on the device: all, or with offloading one at a time."""
+
+    def __init__(self, device: torch.device, offload: bool) -> None:
+        self.device = device
+        self.offload = offload
+        self._parts: list[nn.Module] = []
+
+    @property
+    def home(self) -> torch.device:
+        """Where a network waits until it is used."""
+        return torch.device("cpu") if self.offload else self.device
+
+    def add(self, part: nn.Module) -> None:
+        """Take charge of a network that is at home."""
+        self._parts.append(part)
+
+    def bring(self, part: nn.Module | None) -> torch.device:
+        """Make sure a network is on the device, and with offloading no other; return the device."""
+        if self.offload:
+            for other in self._parts:
+                if other is not part:
+                    other.to(self.home)
+            if part is not None:
+                part.to(self.device)
+        return self.device
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """Return the device a user names; None is the GPU if there is one.
+
+    Raises:
+        UserError: It is unknown or not there.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"unknown device {device!r}; there are cpu, cuda, cuda:1, ...") from None
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {place} is not there: {torch.cuda.device_count()} GPUs are seen")
+    return place
+
+
+def pick_dtype(dtype: str | torch.dtype | None, place: torch.device) -> torch.dtype:
+    """Return the type a user names; None is bfloat16 on a GPU, else float32.
+
+    Raises:
+        UserError: It is unknown.
+    """
+    if dtype is None:
+        return torch.bfloat16 if place.type == "cuda" else torch.float32
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}; there are {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def join_defaults(
+    kind: type[DefaultsT], found: Mapping[str, Any], root: Path, changes: Mapping[str, Any]
+) -> DefaultsT:
+    """Join what the files of a model say, its ``backbone.json``, and what the caller wants.
+
+    Args:
+        kind: Dataclass of a family's defaults; its own hold where nobody says otherwise.
+        found: What other files of the model say.
+        root: The model's folder; it may hold a ``backbone.json``.
+        changes: What the caller wants; None is ignored.
+
+    Raises:
+        UserError: There is no such default.
+    """
+    side = root / SIDE_FILE
+    joined = {**found, **(read_json(side) if side.exists() else {})}
+    joined.update({key: value for key, value in changes.items() if value is not None})
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    unknown = [key for key in joined if key not in known]
+    if unknown:
+        raise UserError(f"{side}: unknown {', '.join(unknown)}; there are {', '.join(known)}")
+    return kind(**joined)
