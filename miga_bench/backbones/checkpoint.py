@@ -56,7 +56,9 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
         shards = sorted(set(read_json(path).get("weight_map", {}).values()))
         lost = [shard for shard in shards if not (folder / shard).exists()]
         if lost or not shards:
-            raise UserError(f"{path} names files that are missing: {_some(lost) or 'none at all'}")
+            raise UserError(
+                f"{path} names files that are missing: {some_of(lost) or 'none at all'}"
+            )
         return [folder / shard for shard in shards]
     raise UserError(f"no weights in {folder}: {stem}.safetensors is missing (or its shards)")
 
@@ -84,9 +86,18 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _unpickle(path: Path) -> dict[str, Tensor]:
+    return named_tensors(read_pickle(path), str(path))
+
+
+def read_pickle(path: Path) -> Any:
+    """Read what ``torch.save`` wrote, tensors mapped from disk if possible; nothing in it is run.
+
+    Raises:
+        UserError: The file is missing, damaged, or carries code.
+    """
     damaged = f"{path} is truncated or damaged; fetch it again"
     try:
-        content = torch.load(
+        return torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except FileNotFoundError:
@@ -101,10 +112,14 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
         ) from None
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, IndexError):
         raise UserError(damaged) from None
+
+
+def named_tensors(content: Any, source: str) -> dict[str, Tensor]:
+    """Return a table of tensors by name, or raise a UserError if it is something else."""
     if not isinstance(content, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     ):
-        raise UserError(f"{path} does not hold a table of named tensors")
+        raise UserError(f"{source} does not hold a table of named tensors")
     return dict(content)
 
 
@@ -155,7 +170,7 @@ def fill(
         if key in given and given[key].shape != wanted[key].shape
     ]
     faults = [
-        f"{len(keys)} {what} ({_some(keys)})"
+        f"{len(keys)} {what} ({some_of(keys)})"
         for keys, what in (
             (missing, "missing"),
             (unexpected, "unexpected"),
@@ -203,7 +218,8 @@ def fingerprint_of(files: Iterable[Path], root: Path) -> str:
     return total.hexdigest()
 
 
-def _some(names: Sequence[str], limit: int = 3) -> str:
+def some_of(names: Sequence[str], limit: int = 3) -> str:
+    """Name the first few of many."""
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 

@@ -43,13 +43,18 @@ class HubFolder(DiffusersFolder):
         return f"{self.repository}@{self.root.name}"
 
 
-def download(repository: str, parts: Sequence[str]) -> Path:
+def download(repository: str, parts: Sequence[str], files: Sequence[str] = ()) -> Path:
     """Return the local copy of parts of a repository, fetching what is not there.
+
+    Args:
+        repository: ``organization/name``.
+        parts: Folders.
+        files: Files besides ``model_index.json``, patterns allowed.
 
     Raises:
         UserError: They are neither on disk nor within reach.
     """
-    patterns = ["model_index.json", *(f"{part}/*" for part in parts)]
+    patterns = ["model_index.json", *files, *(f"{part}/*" for part in parts)]
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as e:
