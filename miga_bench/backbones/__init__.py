@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ class BackboneEntry:
     """A backbone with a name.
 
     Attributes:
-        family: ``wan``.
+        family: ``wan`` or ``videocrafter2``.
         where: Its folder, or the id of its repository on the Hugging Face Hub.
         summary: One line for ``miga-bench list backbones``.
         changes: Defaults that its files do not hold.
@@ -45,6 +46,18 @@ BACKBONES: dict[str, BackboneEntry] = {
         "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
         "Wan2.1 text-to-video, 1.3B parameters, 480x832; fetched from the Hugging Face Hub",
     ),
+    "tiny-videocrafter2": BackboneEntry(
+        "videocrafter2",
+        _TINY / "videocrafter2",
+        "embedded VideoCrafter2-family model of a procedural world, 64x64; comes with the package",
+        {"height": 64, "width": 64},
+    ),
+    "videocrafter2": BackboneEntry(
+        "videocrafter2",
+        "VideoCrafter/VideoCrafter2",
+        "VideoCrafter2 text-to-video, 1.4B parameters, 320x512; fetched from the Hugging Face Hub, "
+        "weights for research only",
+    ),
 }
 
 
@@ -60,7 +73,7 @@ def load_backbone(
 
     Args:
         name_or_path: A name in ``BACKBONES``, a folder with a diffusers pipeline or the original
-            checkpoint files, or ``organization/repository``.
+            checkpoint files, VideoCrafter2's checkpoint, or ``organization/repository``.
         device: As torch names it; by default the GPU if there is one.
         dtype: Of the denoiser, for example ``bf16``; by default bfloat16 on a GPU, else float32.
         offload: Bring networks to the GPU only while they are used.
@@ -72,7 +85,8 @@ def load_backbone(
     name = str(name_or_path)
     entry = BACKBONES.get(name)
     if entry is None:
-        entry = BackboneEntry("wan", _find(name), "")
+        where = _find(name)
+        entry = BackboneEntry(_family(where), where, "")
     elif isinstance(entry.where, Path) and not entry.where.is_dir():
         raise UserError(f"{name} is not installed: {entry.where} is missing")
     return _load(entry, name, device, dtype, offload, changes)
@@ -87,10 +101,14 @@ def _load(
     changes: dict[str, Any],
 ) -> Backbone:
     # Families are imported when used: listing names needs no torch.
-    from miga_bench.backbones.wan import load_wan
+    load: Callable[..., Backbone]
+    if entry.family == "videocrafter2":
+        from miga_bench.backbones.videocrafter2 import load_videocrafter2 as load
+    else:
+        from miga_bench.backbones.wan import load_wan as load
 
     given = {key: value for key, value in changes.items() if value is not None}
-    return load_wan(
+    return load(
         entry.where,
         name=name,
         device=device,
@@ -98,6 +116,16 @@ def _load(
         offload=offload,
         **{**entry.changes, **given},
     )
+
+
+def _family(where: Path | str) -> str:
+    """Tell the family by the names of files, or of the repository."""
+    if isinstance(where, str):
+        return "videocrafter2" if "videocrafter" in where.lower() else "wan"
+    marks = (where / "unet", where / "model.ckpt")
+    if where.suffix == ".ckpt" or any(mark.exists() for mark in marks):
+        return "videocrafter2"
+    return "wan"
 
 
 def _find(name: str) -> Path | str:

@@ -1,0 +1,56 @@
+"""VideoCrafter2's text: CLIP embeddings of 77 tokens, all of which the denoiser attends to.
+
+The rule of the released model: prompts are padded with token 0 (the vocabulary's "!") and not with
+the end mark as CLIP's other users do, the encoder has no mask but the causal one, and the rows past
+the end mark are kept. The encoder is without its last layer (see ``vc2_keys.convert_text``) but with
+the norm behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from miga_bench.backbones.wan_text import EmbeddingCache, WanText
+
+TEXT_LENGTH = 77
+PADDING = 0
+
+
+class VideoCrafterText(WanText):
+    """Prompts to embeddings; see ``WanText`` for arguments, cache and the encoder's coming and going.
+
+    A prompt that is too long is refused as there: OpenCLIP would cut its end off silently.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Path,
+        load_encoder: Callable[[], Any],
+        dtype: torch.dtype,
+        identity: Callable[[], str],
+        cache: EmbeddingCache | None = None,
+        keep: bool = True,
+    ) -> None:
+        super().__init__(tokenizer, load_encoder, dtype, identity, cache, keep)
+        self.length = min(self.length, TEXT_LENGTH)
+
+    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
+        """Return words that the tokenizer turns into its unknown token, in order, each once."""
+        unknown = self.tokenizer.unk_token_id
+        if unknown in (None, self.tokenizer.eos_token_id):
+            return []  # CLIP's byte pairs spell every word
+        return super().unknown_words(prompts)
+
+    @torch.no_grad()
+    def _run(self, tokens: list[int]) -> Tensor:
+        if self._encoder is None:
+            self._encoder = self._load_encoder()
+        encoder: Any = self._encoder
+        padded = tokens + [PADDING] * (self.length - len(tokens))
+        out = encoder(input_ids=torch.tensor([padded], device=encoder.device))
+        return out.last_hidden_state[0].to("cpu", self.dtype)

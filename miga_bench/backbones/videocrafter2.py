@@ -1,0 +1,355 @@
+"""The VideoCrafter2 family: text encoder, denoiser, autoencoder and schedule of one model.
+
+``load_videocrafter2`` takes the published checkpoint or any folder in diffusers' layout, so that the
+embedded tiny model and the 1.4B one run through the same code.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from miga_bench.backbones import memory
+from miga_bench.backbones.base import Backbone, FrameAttention, LatentShape
+from miga_bench.backbones.residence import Residence, join_defaults, pick_device, pick_dtype
+from miga_bench.backbones.vc2_checkpoint import VideoCrafterSource, open_source
+from miga_bench.backbones.vc2_denoiser import VideoCrafterDenoiser, VideoCrafterUNet
+from miga_bench.backbones.vc2_text import VideoCrafterText
+from miga_bench.backbones.vc2_vae import (
+    VideoCrafterStreamingDecoder,
+    VideoCrafterStreamingEncoder,
+    spatial_factor,
+)
+from miga_bench.backbones.wan_text import EmbeddingCache, cache_folder
+from miga_bench.errors import UserError
+from miga_bench.sampling.schedule import Schedule, ddpm_schedule
+from miga_bench.sampling.solvers import DDIM, Solver
+
+GRIDS = ("even", "stock")
+TRAINING_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class VideoCrafterDefaults:
+    """What a model's weights do not say; a folder's ``backbone.json`` may hold any of these.
+
+    Attributes:
+        height: Video height, pixels.
+        width: Video width, pixels.
+        window: Latents, which are frames, of the clips the model was trained on.
+        frame_rate: Frames per second of the video that is written.
+        fps: Frame rate that the network is told; the higher, the less moves between frames.
+        fps_range: Lowest and highest rate the network knows; 4 to 32 is what the authors offer.
+        grid: Training steps that the levels stand at, see ``ddpm_schedule``.
+        rescale: Whether the schedule shrinks clean latents as in training. The loops of FIFO and MIGA
+            as released leave it out.
+        eta: Share of fresh noise in a DDIM step.
+        negative_prompt: What guidance steers away from.
+    """
+
+    height: int = 320
+    width: int = 512
+    window: int = 16
+    frame_rate: float = 10.0
+    fps: float = 8.0
+    fps_range: Sequence[float] = (4.0, 32.0)
+    grid: Literal["even", "stock"] = "even"
+    rescale: bool = True
+    eta: float = 1.0
+    negative_prompt: str = ""
+
+
+class VideoCrafter2Backbone(Backbone):
+    """A VideoCrafter2 text-to-video model.
+
+    Attributes:
+        negative_prompt: The default text of the unconditional half of guidance.
+        defaults: All it was loaded with, ``reading``'s answers included.
+        vae: The shared autoencoder; sessions read it and change nothing.
+        text: Tokenizer, encoder and cache of embeddings.
+    """
+
+    family = "videocrafter2"
+    denoiser: Any
+    vae: Any
+
+    def __init__(
+        self,
+        name: str,
+        source: VideoCrafterSource,
+        residence: Residence,
+        dtype: torch.dtype,
+        defaults: VideoCrafterDefaults,
+        cache_text: bool | None = None,
+    ) -> None:
+        """Load denoiser and autoencoder; the text encoder waits for a prompt it does not know.
+
+        Args:
+            name: What the user calls it.
+            source: The model on disk.
+            residence: Device, and whether networks leave it between uses.
+            dtype: Of the denoiser; autoencoder and text encoder stay float32.
+            defaults: Size, window, rates, schedule, negative prompt.
+            cache_text: Keep embeddings on disk and drop the encoder after use; None does so for
+                encoders of 1 GiB and more.
+        """
+        self.name = name
+        self.window, self.frame_rate = defaults.window, defaults.frame_rate
+        self.negative_prompt = defaults.negative_prompt
+        self._source, self._residence, self._dtype = source, residence, dtype
+        self._check(defaults)
+        network: Any = source.unet(dtype, residence.home)
+        self.vae = source.vae(torch.float32, residence.home)
+        self.text = make_text(source, residence, cache_text)
+        self._check_parts(network.config)
+        self.latent_shape = self._latent_shape(network.config, defaults.height, defaults.width)
+        for part in (network, self.vae):
+            residence.add(part)
+        self._settle(network, defaults)
+
+    def _settle(self, network: VideoCrafterUNet, defaults: VideoCrafterDefaults) -> None:
+        """Put the network behind a denoiser of these defaults."""
+        residence = self._residence
+        self.defaults = defaults
+        self.denoiser = VideoCrafterDenoiser(network, float(defaults.fps)).eval()
+        if residence.offload:
+            self.denoiser.register_forward_pre_hook(
+                lambda module, _: residence.bring(module.network) and None
+            )
+
+    def _check(self, defaults: VideoCrafterDefaults) -> None:
+        """Refuse what is impossible; warn of a rate that the network does not know."""
+        if defaults.grid not in GRIDS:
+            raise UserError(f"unknown grid {defaults.grid!r}; there are {', '.join(GRIDS)}")
+        if not defaults.fps > 0:
+            raise UserError(f"fps is {defaults.fps}; the network must be told a rate above 0")
+        lowest, highest = defaults.fps_range
+        if not lowest <= defaults.fps <= highest:
+            warnings.warn(
+                f"{self.name} knows frame rates from {lowest:g} to {highest:g} and is told fps "
+                f"{defaults.fps:g}",
+                stacklevel=4,
+            )
+
+    def _check_parts(self, config: Any) -> None:
+        channels = self.vae.config.latent_channels
+        if not config.in_channels == config.out_channels == channels:
+            raise UserError(
+                f"{self.name}: the denoiser takes {config.in_channels} channels and gives "
+                f"{config.out_channels}, but the autoencoder's latents have {channels}"
+            )
+
+    def _latent_shape(self, config: Any, height: int, width: int) -> LatentShape:
+        factor = spatial_factor(self.vae)
+        step = factor * 2 ** (len(config.block_out_channels) - 1)
+        nearest = [max(1, round(value / step)) * step for value in (height, width)]
+        if [height, width] != nearest:
+            raise UserError(
+                f"{self.name} cannot make {height}x{width} (height x width): both must be multiples "
+                f"of {step}; the nearest size is {nearest[0]}x{nearest[1]}"
+            )
+        return LatentShape(self.vae.config.latent_channels, height // factor, width // factor)
+
+    def reading(
+        self,
+        grid: Literal["even", "stock"] | None = None,
+        rescale: bool | None = None,
+        fps: float | None = None,
+    ) -> VideoCrafter2Backbone:
+        """Return this backbone, networks shared, with other answers; see ``Backbone.reading``."""
+        answers = {"grid": grid, "rescale": rescale, "fps": fps}
+        given = {key: value for key, value in answers.items() if value is not None}
+        defaults = VideoCrafterDefaults(**{**vars(self.defaults), **given})
+        if defaults == self.defaults:
+            return self
+        self._check(defaults)
+        other = copy.copy(self)
+        other._settle(self.denoiser.network, defaults)
+        return other
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Return the prompts' embeddings ``[len(prompts), S, D]``, padding included."""
+        text = self.text.encode(prompts)
+        width = self.denoiser.network.config.cross_attention_dim
+        if text.shape[-1] != width:
+            raise UserError(
+                f"{self.name}: the text encoder gives {text.shape[-1]} numbers per token, "
+                f"the denoiser reads {width}"
+            )
+        return text.to(self._residence.device, self._dtype)
+
+    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
+        """Return the prompts' words that the tokenizer does not know."""
+        return self.text.unknown_words(prompts)
+
+    def decoder(self) -> VideoCrafterStreamingDecoder:
+        """Return a fresh streaming decoder for one video."""
+        return VideoCrafterStreamingDecoder(self.vae, self._place())
+
+    def encoder(self) -> VideoCrafterStreamingEncoder:
+        """Return a fresh streaming encoder for one video."""
+        return VideoCrafterStreamingEncoder(self.vae, self._place())
+
+    def _place(self) -> Callable[[], torch.device] | None:
+        residence = self._residence
+        return (lambda: residence.bring(self.vae)) if residence.offload else None
+
+    def schedule(self, steps: int) -> Schedule:
+        """Return the variance-preserving schedule with ``steps`` levels above clean.
+
+        Raises:
+            UserError: The training steps are not enough, or too many.
+        """
+        if not 2 <= steps <= TRAINING_STEPS:
+            raise UserError(f"steps is {steps}; {self.name} samples in 2 to {TRAINING_STEPS}")
+        return ddpm_schedule(steps, self.defaults.grid, self.defaults.rescale)
+
+    def solver(self, schedule: Schedule) -> Solver:
+        """Return DDIM with this model's share of fresh noise."""
+        return DDIM(schedule, self.defaults.eta)
+
+    def latents_for(self, frames: int) -> int:
+        """Return how many latents decode to ``frames`` frames: as many."""
+        return frames
+
+    def frames_of(self, latents: int) -> int:
+        """Return how many frames ``latents`` latents decode to: as many."""
+        return latents
+
+    def attending(self, attention: FrameAttention) -> AbstractContextManager[None]:
+        """Return a context in which ``attention`` does both attentions over frames everywhere."""
+        modules = (self.denoiser, getattr(self.denoiser, "network", None))
+        compiled = any(getattr(part, "_compiled_call_impl", None) is not None for part in modules)
+        if compiled or not self._is_ours():
+            raise UserError(
+                f"{self.name}: the attention of a compiled or exported denoiser cannot be changed; "
+                "load the model uncompiled, or use fifo or miga"
+            )
+        return self.denoiser.attending(attention)
+
+    @property
+    def can_cut(self) -> bool:
+        """Whether the denoiser takes ``cut=N``: ours does, an engine does not."""
+        return self._is_ours()
+
+    def _is_ours(self) -> bool:
+        denoiser = self.denoiser
+        return isinstance(denoiser, VideoCrafterDenoiser) and isinstance(
+            denoiser.network, VideoCrafterUNet
+        )
+
+    def default_batch(self) -> int:
+        """Return how many windows one denoiser call may hold, with guidance (two rows each)."""
+        device = self._residence.device
+        if device.type != "cuda":
+            return memory.CPU_WINDOWS
+        free = memory.free_bytes(device) or 0
+        windows = int(memory.HEADROOM * free / (2 * self.clip_bytes(self.window)))
+        return max(1, min(memory.MOST_WINDOWS, windows))
+
+    def clip_bytes(self, frames: int, copies: float = 0.0) -> int:
+        """Return about how much memory one row of a denoiser call takes; see ``Backbone``.
+
+        The finest level holds the most: a residual block on the way up, whose input is as wide as
+        that of the level below and a skip together, or the gated feed-forward layer (8 widths before
+        and 4 after the gate), beside the skips of all levels (about 6 finest ones).
+        """
+        config = self.denoiser.network.config
+        element = 4 if self._dtype == torch.float32 else 2
+        width, below = (*config.block_out_channels, 0)[:2]
+        tokens = frames * self.latent_shape.height * self.latent_shape.width
+        residual = tokens * (width + below) * (2 * element + 4)
+        forward = memory.window_bytes(tokens, width, 6 * width, element)
+        attention = memory.attention_bytes(tokens, width, element, copies)
+        return tokens * 6 * width * element + max(residual, forward, attention)
+
+    def free_bytes(self) -> int | None:
+        """Return the memory that is free where the denoiser runs, None if that is not known."""
+        return memory.free_bytes(self._residence.device)
+
+    @property
+    def device(self) -> str:
+        """Where the denoiser runs, as torch names it."""
+        return str(self._residence.device)
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """SHA-256 over the denoiser's and the autoencoder's weight files; made when first asked."""
+        return self._source.weights_hash()
+
+
+def make_text(
+    source: VideoCrafterSource, residence: Residence, cache_text: bool | None = None
+) -> VideoCrafterText:
+    """Return a model's text side alone.
+
+    Args:
+        source: The model on disk.
+        residence: Where the encoder runs, and what has to leave before.
+        cache_text: See ``VideoCrafter2Backbone``.
+    """
+    cached = source.text_is_big() if cache_text is None else cache_text
+
+    def load() -> Any:
+        device = residence.bring(None)
+        with torch.inference_mode(mode=False):
+            return source.text_encoder(torch.float32, device)
+
+    return VideoCrafterText(
+        source.tokenizer,
+        load,
+        torch.float32,
+        lambda: source.text_identity,
+        cache=EmbeddingCache(cache_folder()) if cached else None,
+        keep=not (cached or residence.offload),
+    )
+
+
+def load_videocrafter2(
+    where: str | Path,
+    *,
+    name: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    offload: bool = False,
+    cache_text: bool | None = None,
+    **changes: Any,
+) -> VideoCrafter2Backbone:
+    """Load a VideoCrafter2 model.
+
+    Args:
+        where: A diffusers folder, the published ``model.ckpt`` or its folder, or the id of a
+            repository on the Hub that holds either.
+        name: What to call it; by default ``where``.
+        device: Where to run, by default the GPU if there is one.
+        dtype: Of the denoiser, a name in ``residence.DTYPES`` or a torch type; by default bfloat16
+            on a GPU, float32 on a CPU. The embeddings of time and frame rate stay float32.
+        offload: Keep the networks in main memory and bring one at a time to the device.
+        cache_text: See ``VideoCrafter2Backbone``.
+        **changes: Fields of ``VideoCrafterDefaults`` to use instead of the model's own; None is
+            ignored.
+
+    Raises:
+        UserError: Nothing usable is there, or an argument is wrong.
+    """
+    place = pick_device(device)
+    kind = pick_dtype(dtype, place)
+    source = open_source(where)
+    with torch.inference_mode(mode=False):
+        return VideoCrafter2Backbone(
+            name or str(where),
+            source,
+            Residence(place, offload and place.type != "cpu"),
+            kind,
+            join_defaults(VideoCrafterDefaults, {}, source.side, changes),
+            cache_text,
+        )
