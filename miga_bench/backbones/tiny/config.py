@@ -108,7 +108,7 @@ class PictureVaeConfig:
     layers: int = 1
     groups: int = 8
     z_dim: int = 8
-    steps: int = 3000
+    steps: int = 2500
     batch: int = 20
     rate: float = 4e-3
     edge: float = 0.5
