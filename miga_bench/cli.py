@@ -216,8 +216,8 @@ def _add_demo(verbs: Any) -> None:
     parser.add_argument(
         "-o", "--output", metavar="FOLDER", type=Path, default=Path("demo"), help="folder (demo)"
     )
-    parser.add_argument("--prompts", metavar="N", type=int, default=4, help="how many prompts (4)")
-    parser.add_argument("--frames", metavar="N", type=int, default=241, help="frames each (241)")
+    parser.add_argument("--prompts", metavar="N", type=int, default=3, help="how many prompts (3)")
+    parser.add_argument("--frames", metavar="N", type=int, default=201, help="frames each (201)")
     parser.add_argument(
         "--ablation", action="store_true", help="show MIGA's parts one by one instead"
     )

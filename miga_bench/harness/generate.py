@@ -64,6 +64,7 @@ class Tally:
     """What one video took, added up from the passes' reports."""
 
     windows: int = 0
+    latents: int = 0
     search_windows: int = 0
     triggers: int = 0
     accepted: int = 0
@@ -72,6 +73,7 @@ class Tally:
     def add(self, report: PassReport) -> None:
         """Count one pass."""
         self.windows, self.search_windows = report.windows, report.search_windows
+        self.latents = report.latents
         self.triggers += report.triggered
         self.accepted += report.accepted
         self.passes[report.stage] = self.passes.get(report.stage, 0) + 1
@@ -276,6 +278,7 @@ def _record(
         "cost": {
             "windows": tally.windows,
             "nfe": tally.windows * (2 if guided else 1),
+            "nfe_latents": tally.latents * (2 if guided else 1),
             "passes": tally.passes,
             "reflection": {
                 "triggers": tally.triggers,

@@ -98,6 +98,7 @@ class PassReport:
     triggered: bool = False
     accepted: bool = False
     search_windows: int = 0
+    latents: int = 0
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,7 @@ class Cost:
         callback: Told of every pass.
         windows: Windows denoised so far.
         search_windows: Those of them spent on searches.
+        latents: Latents in all the windows so far.
         finished: Latents handed out.
         passes: Passes so far by stage.
     """
@@ -181,6 +183,7 @@ class Cost:
     callback: PassCallback | None = None
     windows: int = 0
     search_windows: int = 0
+    latents: int = 0
     finished: int = 0
     passes: dict[str, int] = field(default_factory=dict)
 
@@ -204,5 +207,6 @@ class Cost:
                 triggered=reflection.triggered,
                 accepted=reflection.accepted,
                 search_windows=self.search_windows,
+                latents=self.latents,
             )
         )

@@ -64,7 +64,7 @@ class WindowDenoiser:
         guidance_scale: Classifier-free guidance ``u + scale (c - u)``; 1 leaves out the
             unconditional half.
         batch: Most windows in one denoiser call; with guidance the call holds twice as many.
-        cost: Counts windows.
+        cost: Counts windows and their latents.
 
     Attributes:
         anchors: Guidance frames of anchored windows.
@@ -123,6 +123,7 @@ class WindowDenoiser:
                     written = row[start : start + len(window.writes)]
                     results[job] = row if works[number].whole else written
         self.cost.windows += len(jobs)
+        self.cost.latents += sum(length * len(alike) for (length, _), alike in shapes.items())
         ends = [sum(len(work.windows) for work in works[: k + 1]) for k in range(len(works))]
         return [
             torch.cat(results[end - len(work.windows) : end])
