@@ -136,7 +136,7 @@ def test_training_moves_the_average():
     with torch.no_grad():
         for p in task.net.parameters():
             p.add_(1.0)
-    task.on_train_batch_end(None, None, 0)
+    task.move_average(1)
     assert all((a != b).all() for a, b in zip(task.average.parameters(), before, strict=True))
     assert not any(p.requires_grad for p in task.average.parameters())
     parameters = list(DenoiserTask(config).net.parameters())

@@ -91,3 +91,25 @@ def test_the_training_command_makes_a_folder_that_loads(tmp_path):
     frames = backbone.decoder().push(latents)
     assert frames.shape == (16, 3, 64, 64)
     assert 0 <= frames.min() <= frames.max() <= 1
+
+
+def test_a_stopped_training_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+    command = ["--family", "videocrafter2", "--quick", "--out"]
+    assert train.main([*command, str(tmp_path / "whole")]) == 0
+    whole = torch.load(tmp_path / "whole" / "denoiser.pt", weights_only=True)
+    batches = FrameLatents.__iter__
+
+    def break_off(self):
+        for number, batch in enumerate(batches(self)):
+            if number == 2:
+                raise RuntimeError("pulled the plug")
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FrameLatents, "__iter__", break_off)
+        with pytest.raises(RuntimeError, match="pulled the plug"):
+            train.main([*command, str(tmp_path / "broken")])
+    assert not (tmp_path / "broken" / "denoiser.pt").exists()
+    assert train.main([*command, str(tmp_path / "broken")]) == 0
+    again = torch.load(tmp_path / "broken" / "denoiser.pt", weights_only=True)
+    assert all(torch.equal(again[name], value) for name, value in whole.items())

@@ -75,7 +75,7 @@ class TrainConfig:
         seed: Of the weights, the clips and the noise.
         processes: Training processes, one thread each; two were faster than two threads.
         warmup: Share of the steps over which the learning rate rises.
-        snapshots: How often the averaged weights are written while a stage runs.
+        snapshots: How often a stage's state is written while it runs.
     """
 
     vae: VaeConfig = field(default_factory=VaeConfig)
@@ -83,7 +83,7 @@ class TrainConfig:
     seed: int = 0
     processes: int = 2
     warmup: float = 0.05
-    snapshots: int = 10
+    snapshots: int = 20
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ class UNetConfig:
     text_layers: int = 2
     clips: int = 5000
     clip_frames: int = 40
-    steps: int = 7000
-    batch: int = 5
+    steps: int = 5000
+    batch: int = 6
     rate: float = 2e-3
     dropout: float = 0.1
     ema: float = 0.999
@@ -163,7 +163,7 @@ class VideoCrafterConfig:
     seed: int = 0
     processes: int = 2
     warmup: float = 0.05
-    snapshots: int = 10
+    snapshots: int = 20
 
 
 def quick_videocrafter(config: VideoCrafterConfig) -> VideoCrafterConfig:
@@ -175,7 +175,7 @@ def quick_videocrafter(config: VideoCrafterConfig) -> VideoCrafterConfig:
             config.denoiser, clips=4, clip_frames=32, steps=3, batch=2, channels=(16, 16)
         ),
         processes=1,
-        snapshots=1,
+        snapshots=3,
     )
 
 
@@ -186,5 +186,5 @@ def quick(config: TrainConfig) -> TrainConfig:
         vae=replace(config.vae, steps=3, frames_per_step=9),
         denoiser=replace(config.denoiser, clips=4, steps=3, batch=2, layers=2),
         processes=1,
-        snapshots=1,
+        snapshots=3,
     )

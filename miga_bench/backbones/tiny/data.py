@@ -35,11 +35,12 @@ class RenderedClips(IterableDataset[Tensor]):
 
     def __init__(self, seed: int, steps: int, frames_per_step: int) -> None:
         self.seed, self.steps, self.frames_per_step = seed, steps, frames_per_step
+        self.first = 0
 
     def __iter__(self) -> Iterator[Tensor]:
         """Draw other clips in every process."""
         number, _ = rank()
-        for step in range(self.steps):
+        for step in range(self.first, self.steps):
             rng = random.Random(f"{self.seed} {number} {step}")
             done = step / self.steps
             lengths = next(turn for share, turn in reversed(self.LENGTHS) if done >= share)
@@ -61,25 +62,26 @@ class LatentClips(IterableDataset[tuple[Tensor, list[str]]]):
 
     SHORT, SHORT_SHARE = 5, 0.85
 
-    def __init__(
-        self, folder: Path, seed: int, steps: int, batch: int, dropout: float, first: int = 0
-    ) -> None:
-        self.folder, self.seed, self.steps, self.first = folder, seed, steps, first
+    def __init__(self, folder: Path, seed: int, steps: int, batch: int, dropout: float) -> None:
+        self.folder, self.seed, self.steps, self.first = folder, seed, steps, 0
         self.batch, self.dropout = batch, dropout
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
         """Go through the clips in shuffled order, again and again, each process its share."""
         number, ranks = rank()
         latents, captions, mean, std = load_latents(self.folder)
-        rng = random.Random(f"{self.seed} {number} {self.first}")
         mine = list(range(number, len(captions), ranks))
-        order: list[int] = []
-        for step in range(self.first, self.steps):
+        order = random.Random(f"{self.seed} order {number}")
+        waiting: list[int] = []
+        for step in range(self.steps):
+            rng = random.Random(f"{self.seed} {number} {step}")
             short = step < self.SHORT_SHARE * self.steps and step % 2 == 0
             batch = 4 * self.batch if short else self.batch
-            while len(order) < batch:
-                order += rng.sample(mine, len(mine))
-            chosen, order = order[:batch], order[batch:]
+            while len(waiting) < batch:
+                waiting += order.sample(mine, len(mine))
+            chosen, waiting = waiting[:batch], waiting[batch:]
+            if step < self.first:
+                continue
             texts = [
                 ""
                 if rng.random() < self.dropout

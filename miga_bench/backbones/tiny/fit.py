@@ -7,39 +7,50 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from torch.utils.data import DataLoader
 
-from miga_bench.backbones.tiny.tasks import Averaged, Snapshots
+from miga_bench.backbones.tiny.tasks import Averaged
 
 
-def fit(config: Any, task: Averaged, clips: Any, snapshot: Path) -> None:
-    """Train a stage.
+def fit(config: Any, task: Averaged, batches: Any, out: Path, name: str) -> None:
+    """Train a stage, from where an earlier try was stopped if there was one.
+
+    Data and noise depend on the step alone, so a stage that was stopped ends as if it had not been.
 
     Args:
         config: Its family's; says how many processes and snapshots.
         task: The stage; its averaged weights are trained in place.
-        clips: Iterable dataset of whole batches.
-        snapshot: Where the averaged weights go now and then.
+        batches: Iterable dataset of whole batches; ``first`` is set to the step to begin with.
+        out: Training folder.
+        name: Of the stage; its snapshots are ``NAME.ckpt`` there.
     """
+    snapshot = out / f"{name}.ckpt"
+    if snapshot.exists():
+        batches.first = torch.load(snapshot, weights_only=True, mmap=True)["global_step"]
+    every = max(1, task.steps // config.snapshots)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=config.processes,
-        # Single pictures do not reach the layers that resample time.
+        # Single pictures do not reach the layers of a video autoencoder that resample time.
         strategy="ddp_spawn_find_unused_parameters_true" if config.processes > 1 else "auto",
         precision="bf16-mixed",
         max_steps=task.steps,
         gradient_clip_val=1.0,
         use_distributed_sampler=False,
         logger=False,
-        enable_checkpointing=False,
         enable_model_summary=False,
         callbacks=[
             TQDMProgressBar(refresh_rate=50),
-            Snapshots(snapshot, max(1, task.steps // config.snapshots)),
+            ModelCheckpoint(out, name, every_n_train_steps=every, enable_version_counter=False),
         ],
     )
-    trainer.fit(task, DataLoader(clips, batch_size=None))
+    trainer.fit(
+        task,
+        DataLoader(batches, batch_size=None),
+        ckpt_path=snapshot if snapshot.exists() else None,
+        weights_only=True,
+    )
 
 
 def in_processes(count: int, work: Callable[..., None], *arguments: Any) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -31,9 +30,19 @@ class Averaged(L.LightningModule):
         self.average = copy.deepcopy(net).requires_grad_(False)
         self.steps, self.rate, self.decay = steps, rate, ema
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Move the average; early on it forgets faster, so that it is useful at once."""
-        decay = min(self.decay, (1 + self.global_step) / (10 + self.global_step))
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Make the step's noise its own, whatever came before."""
+        number = (self.config.seed, self.global_step, self.global_rank)
+        torch.manual_seed(hash(number) % 2**63)
+
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        """Move the average with every step; snapshots are taken after this and hold both."""
+        super().optimizer_step(*arguments, **named)
+        self.move_average(self.global_step + 1)
+
+    def move_average(self, steps: int) -> None:
+        """Follow the weights after so many steps; early on it forgets faster, to be useful at once."""
+        decay = min(self.decay, (1 + steps) / (10 + steps))
         with torch.no_grad():
             ours: list[Tensor] = [p for p in self.average.parameters() if p.is_floating_point()]
             theirs = [p.detach() for p in self.net.parameters() if p.is_floating_point()]
@@ -173,17 +182,3 @@ class DenoiserTask(Averaged):
         loss = F.mse_loss(velocity.float(), noise - latents)
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return loss
-
-
-class Snapshots(L.Callback):
-    """Writes the averaged weights to ``path`` now and then, to look at while training goes on."""
-
-    def __init__(self, path: Path, every: int) -> None:
-        self.path, self.every = path, every
-
-    def on_train_batch_end(
-        self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Write from the first process only."""
-        if trainer.is_global_zero and trainer.global_step % self.every == 0:
-            torch.save(task.average.state_dict(), self.path)

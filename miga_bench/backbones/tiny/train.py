@@ -1,11 +1,11 @@
 """Train a tiny model from scratch: ``python -m miga_bench.backbones.tiny.train``.
 
 Two stages on two CPU cores: the autoencoder on freshly rendered clips, then the denoiser with its
-text encoder on latents computed once. A stage whose result is already in ``--out`` is not repeated.
+text encoder on latents computed once. A stage whose result is already in ``--out`` is not repeated;
+one that was stopped goes on from its last snapshot.
 """
 
 import argparse
-import functools
 import sys
 import time
 from collections.abc import Callable
@@ -33,13 +33,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--stage", choices=("vae", "latents", "denoiser", "all"), default="all", help="one stage"
     )
-    parser.add_argument(
-        "--resume",
-        type=int,
-        default=0,
-        metavar="STEP",
-        help="continue the denoiser from its last snapshot, counted as STEP, with a new warm-up",
-    )
     parser.add_argument("--steps", type=int, help="steps of the denoiser, in all")
     options = parser.parse_args(arguments)
     config: Any
@@ -58,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     stages: dict[str, Callable[[Any, Path], None]] = {
         "vae": family.train_vae,
         "latents": family.make_latents,
-        "denoiser": functools.partial(family.train_denoiser, first=options.resume),
+        "denoiser": family.train_denoiser,
     }
     for name, stage in stages.items():
         if options.stage in (name, "all"):

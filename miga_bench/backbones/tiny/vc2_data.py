@@ -25,11 +25,12 @@ class Pictures(IterableDataset[Tensor]):
 
     def __init__(self, seed: int, steps: int, batch: int) -> None:
         self.seed, self.steps, self.batch = seed, steps, batch
+        self.first = 0
 
     def __iter__(self) -> Iterator[Tensor]:
         """Draw other pictures in every process."""
         number, _ = rank()
-        for step in range(self.steps):
+        for step in range(self.first, self.steps):
             rng = random.Random(f"{self.seed} picture {number} {step}")
             looks = [world.draw_look(random_scene(rng), rng) for _ in range(self.batch)]
             frames = [world.render(look, 1, rng.randrange(200)) for look in looks]
@@ -47,27 +48,28 @@ class FrameLatents(IterableDataset[tuple[Tensor, list[str], float]]):
     SHORT, SHORT_SHARE = 4, 0.85
     FASTER = 0.25  # share of batches at 4 frames a second
 
-    def __init__(
-        self, folder: Path, seed: int, steps: int, batch: int, dropout: float, first: int = 0
-    ) -> None:
-        self.folder, self.seed, self.steps, self.first = folder, seed, steps, first
+    def __init__(self, folder: Path, seed: int, steps: int, batch: int, dropout: float) -> None:
+        self.folder, self.seed, self.steps, self.first = folder, seed, steps, 0
         self.batch, self.dropout = batch, dropout
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[str], float]]:
         """Go through the clips in shuffled order, again and again, each process its share."""
         number, ranks = rank()
         latents, captions, scale = load_latents(self.folder)
-        rng = random.Random(f"{self.seed} {number} {self.first}")
         mine = list(range(number, len(captions), ranks))
-        order: list[int] = []
-        for step in range(self.first, self.steps):
+        order = random.Random(f"{self.seed} order {number}")
+        waiting: list[int] = []
+        for step in range(self.steps):
+            rng = random.Random(f"{self.seed} {number} {step}")
             short = step < self.SHORT_SHARE * self.steps and step % 2 == 0
             frames, batch = (self.SHORT, 4 * self.batch) if short else (WINDOW, self.batch)
             fps = min(STRIDES) if rng.random() < self.FASTER else max(STRIDES)
             span = (frames - 1) * STRIDES[fps] + 1
-            while len(order) < batch:
-                order += rng.sample(mine, len(mine))
-            chosen, order = order[:batch], order[batch:]
+            while len(waiting) < batch:
+                waiting += order.sample(mine, len(mine))
+            chosen, waiting = waiting[:batch], waiting[batch:]
+            if step < self.first:
+                continue
             clips, texts = [], []
             for i in chosen:
                 start = rng.randint(0, latents.shape[2] - span)

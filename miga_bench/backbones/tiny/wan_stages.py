@@ -27,36 +27,30 @@ def train_vae(config: TrainConfig, out: Path) -> None:
     settings = config.vae
     clips = RenderedClips(config.seed, settings.steps, settings.frames_per_step)
     task = VaeTask(config)
-    fit(config, task, clips, out / "vae-so-far.pt")
+    fit(config, task, clips, out, "vae")
     torch.save(task.average.state_dict(), out / "vae.pt")
 
 
 def make_latents(config: TrainConfig, out: Path) -> None:
     """Latents of the training clips, in as many processes as training uses."""
-    if not list((out / "latents").glob("latents-*.pt")):
+    if len(list((out / "latents").glob("captions-*.json"))) < config.processes:
         in_processes(config.processes, _make_share, config, out)
 
 
-def train_denoiser(config: TrainConfig, out: Path, first: int = 0) -> None:
+def train_denoiser(config: TrainConfig, out: Path) -> None:
     """Stage two; writes the whole diffusers folder.
 
     Args:
         config: What to train.
         out: Training folder with ``vae.pt`` and ``latents``.
-        first: Step to continue from with the averaged weights of the last snapshot; 0 begins anew.
     """
-    L.seed_everything(config.seed + 1 + first, verbose=False)
+    L.seed_everything(config.seed + 1, verbose=False)
     settings = config.denoiser
     clips = LatentClips(
-        out / "latents", config.seed, settings.steps, settings.batch, settings.dropout, first
+        out / "latents", config.seed, settings.steps, settings.batch, settings.dropout
     )
     task = DenoiserTask(config)
-    if first:
-        so_far = torch.load(out / "denoiser-so-far.pt", weights_only=True)
-        task.net.load_state_dict(so_far)
-        task.average.load_state_dict(so_far)
-        task.steps -= first
-    fit(config, task, clips, out / "denoiser-so-far.pt")
+    fit(config, task, clips, out, "denoiser")
     torch.save(task.average.state_dict(), out / "denoiser.pt")
     export(config, out, out / "denoiser.pt", out / "weights")
 
