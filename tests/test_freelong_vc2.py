@@ -4,14 +4,13 @@ import pytest
 import torch
 from analytic import AnalyticBackbone
 
+from miga_bench.backbones import vc2_denoiser as vc2
 from miga_bench.backbones.base import LatentShape
 from miga_bench.sampling import CounterNoise, PromptSchedule, Short, ShortSettings
 from miga_bench.sampling.attention import full_attention, local_attention
 from miga_bench.sampling.freelong import FreeLong, FreeLongSettings, LowPassAttention
 from miga_bench.sampling.freepca import FreePca, FreePcaSettings
 from miga_bench.sampling.schedule import ddpm_schedule
-
-vc2 = pytest.importorskip("miga_bench.backbones.vc2_denoiser")
 
 FRAMES = 11
 

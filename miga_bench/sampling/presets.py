@@ -76,6 +76,8 @@ def _parse(name: str, text: object, kind: Any) -> Any:
     """Turn a setting's text into its field's type."""
     if not isinstance(text, str):
         return text
+    if type(None) in typing.get_args(kind):  # a setting that may be left to the backbone
+        (kind,) = (inner for inner in typing.get_args(kind) if inner is not type(None))
     choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
     word = text.strip().lower()
     if choices:
