@@ -10,12 +10,13 @@ import argparse
 import difflib
 import json
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from miga_bench import __version__
-from miga_bench.errors import NumericalError, UserError
+from miga_bench.errors import Notice, NumericalError, UserError
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 
@@ -301,9 +302,24 @@ def _say(text: str) -> None:
     print(f"miga-bench: {text}", file=sys.stderr)
 
 
+def _show_notices_plainly() -> None:
+    """Show each of our own notices once, as one line without its place in the code."""
+    usual, said = warnings.showwarning, set()
+
+    def show(message: Any, category: Any, *place: Any, **named: Any) -> None:
+        if not issubclass(category, Notice):
+            usual(message, category, *place, **named)
+        elif str(message) not in said:
+            said.add(str(message))
+            _say(_one_line(message))
+
+    warnings.showwarning = show
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _show_notices_plainly()
     try:
         args = _parser().parse_args(arguments)
         return int(args.run(args))

@@ -1,4 +1,4 @@
-"""The one exception that reaches a user as a single line."""
+"""What reaches a user as a single line."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class NumericalError(RuntimeError):
     """The denoiser returned NaN or infinity; the command line exits with code 1."""
+
+
+class Notice(UserWarning):
+    """Worth knowing, but no reason to stop; the command line shows it as one line."""

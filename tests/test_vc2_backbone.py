@@ -1,6 +1,8 @@
 """The VideoCrafter2 backbone behind its interface, its text, and how it is found."""
 
 import json
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -127,7 +129,9 @@ def test_rates_the_network_does_not_know_are_warned_of(backbone, folder):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         backbone.reading(fps=28.0)
-    with pytest.warns(UserWarning, match=r"knows frame rates from 4 to 32 and is told fps 60$"):
+    with pytest.warns(
+        UserWarning, match=r"knows frame rates from 4 to 32 and is told fps 60: expect"
+    ):
         backbone.reading(fps=60.0)
     side = json.loads((folder / "backbone.json").read_text())
     (folder / "backbone.json").write_text(json.dumps({**side, "fps_range": [4, 8]}))
@@ -280,3 +284,14 @@ def test_a_copy_from_the_hub_is_loaded(folder, monkeypatch):
     assert (backbone.name, backbone.family) == ("videocrafter2", "videocrafter2")
     assert asked[0] == "VideoCrafter/VideoCrafter2"
     assert {"model.ckpt", "unet/*", "text_encoder/*"} <= set(asked)
+
+
+def test_the_command_says_in_one_line_that_a_rate_is_unknown(tmp_path):
+    command = [sys.executable, "-m", "miga_bench", "generate", "a red circle", "--frames", "2"]
+    command += ["--backbone", str(tiny_folder(tmp_path / "model")), "--method", "short"]
+    command += ["--set", "steps=2", "--set", "fps=60", "-o", str(tmp_path / "o.mp4"), "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if "fps" in line)
+    assert line.startswith("miga-bench: ")
+    assert line.endswith("is told fps 60: expect motion it was not trained on")

@@ -30,7 +30,7 @@ from miga_bench.backbones.vc2_vae import (
     spatial_factor,
 )
 from miga_bench.backbones.wan_text import EmbeddingCache, cache_folder
-from miga_bench.errors import UserError
+from miga_bench.errors import Notice, UserError
 from miga_bench.sampling.schedule import Schedule, ddpm_schedule
 from miga_bench.sampling.solvers import DDIM, Solver
 
@@ -136,7 +136,8 @@ class VideoCrafter2Backbone(Backbone):
         if not lowest <= defaults.fps <= highest:
             warnings.warn(
                 f"{self.name} knows frame rates from {lowest:g} to {highest:g} and is told fps "
-                f"{defaults.fps:g}",
+                f"{defaults.fps:g}: expect motion it was not trained on",
+                Notice,
                 stacklevel=4,
             )
 
