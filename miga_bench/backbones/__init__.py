@@ -49,7 +49,7 @@ BACKBONES: dict[str, BackboneEntry] = {
     "tiny-videocrafter2": BackboneEntry(
         "videocrafter2",
         _TINY / "videocrafter2",
-        "embedded VideoCrafter2-family model of a procedural world, 64x64; comes with the package",
+        "embedded VideoCrafter2-family model of a procedural world, 64x64; made by train-tiny",
         {"height": 64, "width": 64},
     ),
     "videocrafter2": BackboneEntry(
@@ -88,7 +88,10 @@ def load_backbone(
         where = _find(name)
         entry = BackboneEntry(_family(where), where, "")
     elif isinstance(entry.where, Path) and not entry.where.is_dir():
-        raise UserError(f"{name} is not installed: {entry.where} is missing")
+        raise UserError(
+            f"{name} is not installed ({entry.where} is missing): train it by miga-bench train-tiny "
+            f"--family {entry.family} and give the folder of its weights, or use tiny-wan"
+        )
     return _load(entry, name, device, dtype, offload, changes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -41,7 +42,8 @@ def _methods() -> None:
 def _backbones() -> None:
     table = Table("backbone", "family", "what it is")
     for name, entry in BACKBONES.items():
-        table.add_row(name, entry.family, entry.summary)
+        missing = isinstance(entry.where, Path) and not entry.where.is_dir()
+        table.add_row(name, entry.family, entry.summary + (", not there yet" if missing else ""))
     _print(table)
     Console().print("or a folder with a model, or organization/repository on the Hugging Face Hub")
 
