@@ -13,7 +13,9 @@ from wan_fixtures import CHANNELS, LENGTH, TEXT_WIDTH, tiny_folder
 import miga_bench.backbones as table
 from miga_bench.backbones import BACKBONES, load_backbone, memory, wan, wan_checkpoint, wan_hub
 from miga_bench.backbones.wan import Residence, load_wan
+from miga_bench.backbones.wan_denoiser import WanDenoiser
 from miga_bench.errors import UserError
+from miga_bench.sampling.attention import full_attention
 from miga_bench.sampling.solvers import UniPC
 
 
@@ -216,15 +218,18 @@ def test_offloading_on_a_gpu(folder):
 
 def test_batch_follows_free_memory(backbone, monkeypatch):
     """Breaks if a batch outgrows a GPU, or is never more than one on a big one."""
-    assert memory.default_batch(backbone) == memory.CPU_WINDOWS
+    assert backbone.default_batch() == memory.CPU_WINDOWS
     config = backbone.denoiser.transformer.config
     row = memory.window_bytes(21 * 2 * 3, 32, config.ffn_dim, 4)
-    monkeypatch.setattr(type(backbone), "device", "cuda:0")
+    assert row == backbone.clip_bytes(backbone.window)
+    monkeypatch.setattr(backbone._residence, "device", torch.device("cuda:0"))
+    assert backbone.device == "cuda:0"
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * row)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: row)
     for free, windows in ((0, 1), (8 * row, 4), (1 << 50, memory.MOST_WINDOWS)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 1 << 50))
-        assert memory.default_batch(backbone) == windows
+        assert backbone.free_bytes() == free + 2 * row
+        assert backbone.default_batch() == memory.default_batch(backbone) == windows
 
 
 @pytest.mark.parametrize(
@@ -289,12 +294,27 @@ def test_listing_backbones_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_compiled_denoiser_refuses_an_attention_in_one_line(backbone):
-    """Breaks if a method that changes attention runs on a network that would not notice."""
-    with backbone.attending(lambda query, key, value, site: value):
+def test_compiled_and_foreign_denoisers_do_not_take_an_attention(backbone):
+    """Breaks if an attention is silently left out: a graph was made before, or it is not ours."""
+
+    def refused(denoiser):
+        backbone.denoiser = denoiser
+        return "load the model uncompiled" in refusal(lambda: backbone.attending(full_attention))
+
+    ours = backbone.denoiser
+    assert backbone.is_ours()
+    with backbone.attending(full_attention):
         pass
-    backbone.denoiser.network.compile(backend="eager")
-    assert "load the model uncompiled" in refusal(lambda: backbone.attending(None))
+    assert refused(lambda latents, timesteps, text: latents)
+    assert not backbone.is_ours()
+    assert refused(torch.compile(WanDenoiser(ours.transformer), backend="eager"))
+    for part in ("denoiser", "network"):
+        compiled = WanDenoiser(ours.transformer)
+        (compiled if part == "denoiser" else compiled.network).compile(backend="eager")
+        assert refused(compiled)
+    replaced = WanDenoiser(ours.transformer)
+    replaced.network = torch.compile(replaced.network, backend="eager")
+    assert refused(replaced)
 
 
 def test_a_clips_memory_grows_with_its_length(backbone):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from miga_bench.backbones.base import Backbone
     from miga_bench.backbones.wan import WanBackbone
 
 CPU_WINDOWS = 8
@@ -78,19 +79,17 @@ def free_bytes(device: torch.device) -> int | None:
     return min(found, default=None)
 
 
-def default_batch(backbone: WanBackbone) -> int:
+def default_batch(backbone: Backbone) -> int:
     """Return how many windows fit one denoiser call, with guidance (two rows each).
 
     On a GPU: 80 % of the memory that is free now, counting what torch holds but does not use,
-    divided by the estimate above. On a CPU a fixed 8, beyond which tiny models gain nothing.
+    divided by ``clip_bytes`` of a window. On a CPU a fixed 8, beyond which tiny models gain nothing.
     """
-    device = torch.device(backbone.device)
-    if device.type != "cuda":
+    if torch.device(backbone.device).type != "cuda":
         return CPU_WINDOWS
-    free = free_bytes(device) or 0
-    tokens, width, feed_forward, element = _measures(backbone)
-    row = window_bytes(backbone.window * tokens, width, feed_forward, element)
-    return max(1, min(MOST_WINDOWS, int(HEADROOM * free / (2 * row))))
+    row = backbone.clip_bytes(backbone.window) or 1
+    windows = int(HEADROOM * (backbone.free_bytes() or 0) / (2 * row))
+    return max(1, min(MOST_WINDOWS, windows))
 
 
 def _measures(backbone: WanBackbone) -> tuple[int, int, int, int]:

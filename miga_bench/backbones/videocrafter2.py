@@ -9,17 +9,15 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from miga_bench.backbones import memory
-from miga_bench.backbones.base import Backbone, FrameAttention, LatentShape
+from miga_bench.backbones.base import LatentShape
+from miga_bench.backbones.loaded import LoadedBackbone, text_side
 from miga_bench.backbones.residence import Residence, join_defaults, pick_device, pick_dtype
 from miga_bench.backbones.vc2_checkpoint import VideoCrafterSource, open_source
 from miga_bench.backbones.vc2_denoiser import VideoCrafterDenoiser, VideoCrafterUNet
@@ -29,7 +27,6 @@ from miga_bench.backbones.vc2_vae import (
     VideoCrafterStreamingEncoder,
     spatial_factor,
 )
-from miga_bench.backbones.wan_text import EmbeddingCache, cache_folder
 from miga_bench.errors import Notice, UserError
 from miga_bench.sampling.schedule import Schedule, ddpm_schedule
 from miga_bench.sampling.solvers import DDIM, Solver
@@ -68,7 +65,7 @@ class VideoCrafterDefaults:
     negative_prompt: str = ""
 
 
-class VideoCrafter2Backbone(Backbone):
+class VideoCrafter2Backbone(LoadedBackbone):
     """A VideoCrafter2 text-to-video model.
 
     Attributes:
@@ -79,8 +76,6 @@ class VideoCrafter2Backbone(Backbone):
     """
 
     family = "videocrafter2"
-    denoiser: Any
-    vae: Any
 
     def __init__(
         self,
@@ -110,7 +105,7 @@ class VideoCrafter2Backbone(Backbone):
         network: Any = source.unet(dtype, residence.home)
         self.vae = source.vae(torch.float32, residence.home)
         self.text = make_text(source, residence, cache_text)
-        self._check_parts(network.config)
+        self.check_channels(network.config, self.vae.config.latent_channels)
         self.latent_shape = self._latent_shape(network.config, defaults.height, defaults.width)
         for part in (network, self.vae):
             residence.add(part)
@@ -141,14 +136,6 @@ class VideoCrafter2Backbone(Backbone):
                 stacklevel=4,
             )
 
-    def _check_parts(self, config: Any) -> None:
-        channels = self.vae.config.latent_channels
-        if not config.in_channels == config.out_channels == channels:
-            raise UserError(
-                f"{self.name}: the denoiser takes {config.in_channels} channels and gives "
-                f"{config.out_channels}, but the autoencoder's latents have {channels}"
-            )
-
     def _latent_shape(self, config: Any, height: int, width: int) -> LatentShape:
         factor = spatial_factor(self.vae)
         step = factor * 2 ** (len(config.block_out_channels) - 1)
@@ -177,20 +164,10 @@ class VideoCrafter2Backbone(Backbone):
         other._settle(self.denoiser.network, defaults)
         return other
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Return the prompts' embeddings ``[len(prompts), S, D]``, padding included."""
-        text = self.text.encode(prompts)
-        width = self.denoiser.network.config.cross_attention_dim
-        if text.shape[-1] != width:
-            raise UserError(
-                f"{self.name}: the text encoder gives {text.shape[-1]} numbers per token, "
-                f"the denoiser reads {width}"
-            )
-        return text.to(self._residence.device, self._dtype)
-
-    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
-        """Return the prompts' words that the tokenizer does not know."""
-        return self.text.unknown_words(prompts)
+    @property
+    def text_width(self) -> int:
+        """Numbers per token that the network reads."""
+        return int(self.denoiser.network.config.cross_attention_dim)
 
     def decoder(self) -> VideoCrafterStreamingDecoder:
         """Return a fresh streaming decoder for one video."""
@@ -226,36 +203,17 @@ class VideoCrafter2Backbone(Backbone):
         """Return how many frames ``latents`` latents decode to: as many."""
         return latents
 
-    def attending(self, attention: FrameAttention) -> AbstractContextManager[None]:
-        """Return a context in which ``attention`` does both attentions over frames everywhere."""
-        modules = (self.denoiser, getattr(self.denoiser, "network", None))
-        compiled = any(getattr(part, "_compiled_call_impl", None) is not None for part in modules)
-        if compiled or not self._is_ours():
-            raise UserError(
-                f"{self.name}: the attention of a compiled or exported denoiser cannot be changed; "
-                "load the model uncompiled, or use fifo or miga"
-            )
-        return self.denoiser.attending(attention)
-
     @property
     def can_cut(self) -> bool:
         """Whether the denoiser takes ``cut=N``: ours does, an engine does not."""
-        return self._is_ours()
+        return self.is_ours()
 
-    def _is_ours(self) -> bool:
+    def is_ours(self) -> bool:
+        """Tell whether the denoiser is still ours, and not an engine."""
         denoiser = self.denoiser
         return isinstance(denoiser, VideoCrafterDenoiser) and isinstance(
             denoiser.network, VideoCrafterUNet
         )
-
-    def default_batch(self) -> int:
-        """Return how many windows one denoiser call may hold, with guidance (two rows each)."""
-        device = self._residence.device
-        if device.type != "cuda":
-            return memory.CPU_WINDOWS
-        free = memory.free_bytes(device) or 0
-        windows = int(memory.HEADROOM * free / (2 * self.clip_bytes(self.window)))
-        return max(1, min(memory.MOST_WINDOWS, windows))
 
     def clip_bytes(self, frames: int, copies: float = 0.0) -> int:
         """Return about how much memory one row of a denoiser call takes; see ``Backbone``.
@@ -273,20 +231,6 @@ class VideoCrafter2Backbone(Backbone):
         attention = memory.attention_bytes(tokens, width, element, copies)
         return tokens * 6 * width * element + max(residual, forward, attention)
 
-    def free_bytes(self) -> int | None:
-        """Return the memory that is free where the denoiser runs, None if that is not known."""
-        return memory.free_bytes(self._residence.device)
-
-    @property
-    def device(self) -> str:
-        """Where the denoiser runs, as torch names it."""
-        return str(self._residence.device)
-
-    @cached_property
-    def weights_hash(self) -> str:
-        """SHA-256 over the denoiser's and the autoencoder's weight files; made when first asked."""
-        return self._source.weights_hash()
-
 
 def make_text(
     source: VideoCrafterSource, residence: Residence, cache_text: bool | None = None
@@ -299,19 +243,8 @@ def make_text(
         cache_text: See ``VideoCrafter2Backbone``.
     """
     cached = source.text_is_big() if cache_text is None else cache_text
-
-    def load() -> Any:
-        device = residence.bring(None)
-        with torch.inference_mode(mode=False):
-            return source.text_encoder(torch.float32, device)
-
-    return VideoCrafterText(
-        source.tokenizer,
-        load,
-        torch.float32,
-        lambda: source.text_identity,
-        cache=EmbeddingCache(cache_folder()) if cached else None,
-        keep=not (cached or residence.offload),
+    return text_side(
+        VideoCrafterText, source, residence, source.text_encoder, torch.float32, cached
     )
 
 

@@ -6,23 +6,20 @@ model and the 1.3B one run through the same code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from miga_bench.backbones.base import Backbone, FrameAttention, LatentShape
-from miga_bench.backbones.memory import clip_bytes, default_batch, free_bytes
+from miga_bench.backbones.base import LatentShape
+from miga_bench.backbones.loaded import LoadedBackbone, text_side
+from miga_bench.backbones.memory import clip_bytes
 from miga_bench.backbones.residence import Residence, join_defaults, pick_device, pick_dtype
 from miga_bench.backbones.wan_checkpoint import WanSource, find_source
-from miga_bench.backbones.wan_denoiser import WanDenoiser, can_attend
+from miga_bench.backbones.wan_denoiser import WanDenoiser, is_ours
 from miga_bench.backbones.wan_hub import HubFolder
-from miga_bench.backbones.wan_text import NEGATIVE_PROMPT, EmbeddingCache, WanText, cache_folder
+from miga_bench.backbones.wan_text import NEGATIVE_PROMPT, WanText
 from miga_bench.backbones.wan_vae import (
     WanStreamingDecoder,
     WanStreamingEncoder,
@@ -55,7 +52,7 @@ class WanDefaults:
     negative_prompt: str = ""
 
 
-class WanBackbone(Backbone):
+class WanBackbone(LoadedBackbone):
     """A Wan2.1 text-to-video model.
 
     Attributes:
@@ -66,8 +63,6 @@ class WanBackbone(Backbone):
     """
 
     family = "wan"
-    denoiser: Any
-    vae: Any
 
     def __init__(
         self,
@@ -97,21 +92,13 @@ class WanBackbone(Backbone):
         self.vae = source.vae(torch.float32, residence.home)
         self.text = make_text(source, residence, dtype, cache_text)
         self.denoiser = WanDenoiser(transformer).eval()
-        self._check_parts()
+        self.check_channels(self.denoiser.transformer.config, self.vae.config.z_dim)
         self.latent_shape = self._latent_shape(defaults.height, defaults.width)
         for part in (self.denoiser, self.vae):
             residence.add(part)
         if residence.offload:
             self.denoiser.register_forward_pre_hook(
                 lambda module, _: residence.bring(module) and None
-            )
-
-    def _check_parts(self) -> None:
-        config, vae = self.denoiser.transformer.config, self.vae.config
-        if config.in_channels != vae.z_dim or config.out_channels != vae.z_dim:
-            raise UserError(
-                f"{self.name}: the transformer takes {config.in_channels} channels and gives "
-                f"{config.out_channels}, but the autoencoder's latents have {vae.z_dim}"
             )
 
     def _latent_shape(self, height: int, width: int) -> LatentShape:
@@ -127,20 +114,14 @@ class WanBackbone(Backbone):
             )
         return LatentShape(self.vae.config.z_dim, height // factor, width // factor)
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Return the prompts' embeddings ``[len(prompts), S, D]``, zero past each prompt's end."""
-        text = self.text.encode(prompts)
-        width = self.denoiser.transformer.config.text_dim
-        if text.shape[-1] != width:
-            raise UserError(
-                f"{self.name}: the text encoder gives {text.shape[-1]} numbers per token, "
-                f"the transformer reads {width}"
-            )
-        return text.to(self._residence.device, self._dtype)
+    @property
+    def text_width(self) -> int:
+        """Numbers per token that the transformer reads."""
+        return int(self.denoiser.transformer.config.text_dim)
 
-    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
-        """Return the prompts' words that the tokenizer does not know."""
-        return self.text.unknown_words(prompts)
+    def is_ours(self) -> bool:
+        """Tell whether the denoiser is still ours, and not an engine."""
+        return is_ours(self.denoiser)
 
     def decoder(self) -> WanStreamingDecoder:
         """Return a fresh streaming decoder for one video."""
@@ -172,36 +153,9 @@ class WanBackbone(Backbone):
         """Return how many frames ``latents`` latents decode to."""
         return (latents - 1) * temporal_factor(self.vae) + 1 if latents else 0
 
-    def default_batch(self) -> int:
-        """Return how many windows one denoiser call may hold in the memory that is free now."""
-        return default_batch(self)
-
-    def attending(self, attention: FrameAttention) -> AbstractContextManager[None]:
-        """Return a context in which ``attention`` does the blocks' self-attention."""
-        if not can_attend(self.denoiser):
-            raise UserError(
-                f"{self.name}: the attention of a compiled or exported denoiser cannot be changed; "
-                "load the model uncompiled, or use fifo or miga"
-            )
-        return self.denoiser.attending(attention)
-
     def clip_bytes(self, frames: int, copies: float = 0.0) -> int:
         """Return about how much memory one row of a denoiser call takes; see ``Backbone``."""
         return clip_bytes(self, frames, copies)
-
-    def free_bytes(self) -> int | None:
-        """Return the memory that is free where the denoiser runs, None if that is not known."""
-        return free_bytes(self._residence.device)
-
-    @property
-    def device(self) -> str:
-        """Where the denoiser runs, as torch names it."""
-        return str(self._residence.device)
-
-    @cached_property
-    def weights_hash(self) -> str:
-        """SHA-256 over the denoiser's and the autoencoder's weight files; made when first asked."""
-        return self._source.weights_hash()
 
 
 def make_text(
@@ -218,20 +172,7 @@ def make_text(
     """
     cached = source.text_is_big() if cache_text is None else cache_text
     kind = torch.bfloat16 if cached or dtype == torch.float16 else dtype
-
-    def load() -> Any:
-        device = residence.bring(None)
-        with torch.inference_mode(mode=False):
-            return source.text_encoder(kind, device)
-
-    return WanText(
-        source.tokenizer,
-        load,
-        kind,
-        lambda: source.text_identity,
-        cache=EmbeddingCache(cache_folder()) if cached else None,
-        keep=not (cached or residence.offload),
-    )
+    return text_side(WanText, source, residence, source.text_encoder, kind, cached)
 
 
 def open_source(where: str | Path) -> WanSource:

@@ -289,9 +289,6 @@ class WanDenoiser(nn.Module):
             self._attention = before
 
 
-def can_attend(denoiser: object) -> bool:
-    """Return whether a denoiser's attention is Python's to change: it is ours, and not compiled."""
-    if not isinstance(denoiser, WanDenoiser) or not isinstance(denoiser.network, WanNetwork):
-        return False
-    modules = (denoiser, denoiser.network)
-    return all(getattr(module, "_compiled_call_impl", None) is None for module in modules)
+def is_ours(denoiser: object) -> bool:
+    """Return whether a denoiser is this module's, network and all."""
+    return isinstance(denoiser, WanDenoiser) and isinstance(denoiser.network, WanNetwork)

@@ -1,0 +1,140 @@
+"""What backbones of networks loaded from files do alike, whatever the family."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from miga_bench.backbones import memory
+from miga_bench.backbones.base import Backbone, FrameAttention
+from miga_bench.backbones.residence import Residence
+from miga_bench.backbones.wan_text import EmbeddingCache, WanText, cache_folder
+from miga_bench.errors import UserError
+
+Text = TypeVar("Text", bound=WanText)
+
+
+class LoadedBackbone(Backbone):
+    """A backbone whose denoiser is a network of ours behind the ``Denoiser`` interface.
+
+    A family sets the attributes in its constructor.
+
+    Attributes:
+        negative_prompt: The default text of the unconditional half of guidance.
+        vae: The shared autoencoder; sessions read it and change nothing.
+        text: Tokenizer, encoder and cache of embeddings.
+    """
+
+    denoiser: Any
+    negative_prompt: str
+    vae: Any
+    text: WanText
+    _source: Any
+    _residence: Residence
+    _dtype: torch.dtype
+
+    @property
+    @abstractmethod
+    def text_width(self) -> int:
+        """Numbers per token that the denoiser reads."""
+
+    @abstractmethod
+    def is_ours(self) -> bool:
+        """Tell whether the denoiser is still the family's own module, and not an engine."""
+
+    def check_channels(self, config: Any, latents: int) -> None:
+        """Check that a denoiser of this configuration fits latents of so many channels.
+
+        Raises:
+            UserError: It does not.
+        """
+        if not config.in_channels == config.out_channels == latents:
+            raise UserError(
+                f"{self.name}: the denoiser takes {config.in_channels} channels and gives "
+                f"{config.out_channels}, but the autoencoder's latents have {latents}"
+            )
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Return the prompts' embeddings ``[len(prompts), S, D]``, padded as the family does."""
+        text = self.text.encode(prompts)
+        if text.shape[-1] != self.text_width:
+            raise UserError(
+                f"{self.name}: the text encoder gives {text.shape[-1]} numbers per token, "
+                f"the denoiser reads {self.text_width}"
+            )
+        return text.to(self._residence.device, self._dtype)
+
+    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
+        """Return the prompts' words that the tokenizer does not know."""
+        return self.text.unknown_words(prompts)
+
+    def attending(self, attention: FrameAttention) -> AbstractContextManager[None]:
+        """Return a context in which ``attention`` does the network's attention over frames."""
+        modules = (self.denoiser, getattr(self.denoiser, "network", None))
+        compiled = any(getattr(part, "_compiled_call_impl", None) is not None for part in modules)
+        if compiled or not self.is_ours():
+            raise UserError(
+                f"{self.name}: the attention of a compiled or exported denoiser cannot be changed; "
+                "load the model uncompiled, or use fifo or miga"
+            )
+        context: AbstractContextManager[None] = self.denoiser.attending(attention)
+        return context
+
+    def default_batch(self) -> int:
+        """Return how many windows one denoiser call may hold in the memory that is free now."""
+        return memory.default_batch(self)
+
+    def free_bytes(self) -> int | None:
+        """Return the memory that is free where the denoiser runs, None if that is not known."""
+        return memory.free_bytes(self._residence.device)
+
+    @property
+    def device(self) -> str:
+        """Where the denoiser runs, as torch names it."""
+        return str(self._residence.device)
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """SHA-256 over the denoiser's and the autoencoder's weight files; made when first asked."""
+        digest: str = self._source.weights_hash()
+        return digest
+
+
+def text_side(
+    kind: type[Text],
+    source: Any,
+    residence: Residence,
+    load_encoder: Callable[[torch.dtype, torch.device], Any],
+    dtype: torch.dtype,
+    cached: bool,
+) -> Text:
+    """Return a model's text side, whose encoder comes when a prompt is new.
+
+    Args:
+        kind: The family's class.
+        source: The model on disk.
+        residence: Where the encoder runs, and what has to leave before.
+        load_encoder: The source's loader.
+        dtype: Of the encoder.
+        cached: Keep embeddings on disk and drop the encoder after use.
+    """
+
+    def load() -> Any:
+        device = residence.bring(None)
+        with torch.inference_mode(mode=False):
+            return load_encoder(dtype, device)
+
+    return kind(
+        source.tokenizer,
+        load,
+        dtype,
+        lambda: source.text_identity,
+        cache=EmbeddingCache(cache_folder()) if cached else None,
+        keep=not (cached or residence.offload),
+    )
