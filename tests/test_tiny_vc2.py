@@ -9,7 +9,7 @@ import torch
 from miga_bench.backbones import load_backbone
 from miga_bench.backbones.tiny import train, vc2_models, world
 from miga_bench.backbones.tiny.config import PictureVaeConfig
-from miga_bench.backbones.tiny.grammar import Scene, parse_caption
+from miga_bench.backbones.tiny.grammar import Scene, parse_caption, random_scene
 from miga_bench.backbones.tiny.vc2_data import FrameLatents, Pictures, compute_latents, load_latents
 from miga_bench.sampling import CounterNoise, PromptSchedule, Short, ShortSettings
 
@@ -69,8 +69,6 @@ def test_latents_are_of_every_second_frame(tmp_path):
     latents, captions, _ = load_latents(tmp_path)
     rng = random.Random("5 frame latents 0")
     scene = parse_caption(captions[0])
-    from miga_bench.backbones.tiny.grammar import random_scene
-
     assert random_scene(rng) == scene
     frames = world.render(world.draw_look(scene, rng), 6)[::2]
     with torch.no_grad():

@@ -86,6 +86,7 @@ MEASURES: dict[str, tuple[str, int, float]] = {
     "asked_color": ("asked color, %", 0, 100),
     "asked_shape": ("asked shape, %", 0, 100),
     "asked_motion": ("asked direction, %", 0, 100),
+    "nfe": ("denoiser evaluations", 0, 1),
     "nfe_latents": ("latents through the denoiser, thousands", 1, 1e-3),
     "seconds": ("seconds", 0, 1),
 }
@@ -251,8 +252,8 @@ def make(item: Item) -> dict[str, float]:
         raise result.error or KeyboardInterrupt(result.status)
     seconds = time.perf_counter() - began
     scores = _scores(torch.cat(kept.frames), item.prompt)
-    latents = float(result.record["cost"]["nfe_latents"])
-    return scores | {"nfe_latents": latents, "seconds": seconds}
+    cost = {name: float(result.record["cost"][name]) for name in ("nfe", "nfe_latents")}
+    return scores | cost | {"seconds": seconds}
 
 
 def _scores(frames: Tensor, caption: str) -> dict[str, float]:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from miga_bench.sampling.base import Sampler
+from miga_bench.sampling.presets import METHODS
+from miga_bench.sampling.whole import WholeVideo
+
 
 @dataclass(frozen=True)
 class MethodCard:
@@ -13,8 +17,6 @@ class MethodCard:
         what: What it does.
         wan: How it stands on the Wan family: ``paper``, or whose reading it is.
         videocrafter2: The same on the VideoCrafter2 family.
-        endless: Whether it can go on for ever.
-        memory: How its memory grows with the video's length.
         source: Paper, and the authors' code where there is some.
         license: Of the authors' code. None of it is used here.
     """
@@ -22,8 +24,6 @@ class MethodCard:
     what: str
     wan: str
     videocrafter2: str
-    endless: bool
-    memory: str
     source: str
     license: str
 
@@ -33,8 +33,6 @@ CARDS: dict[str, MethodCard] = {
         what="the plain short clip the model was trained for",
         wan="as trained",
         videocrafter2="as trained",
-        endless=False,
-        memory="one window",
         source="Wan2.1 (arXiv 2503.20314), VideoCrafter2 (arXiv 2401.09047)",
         license="Apache-2.0; VideoCrafter's weights are for research",
     ),
@@ -43,8 +41,6 @@ CARDS: dict[str, MethodCard] = {
         " front, noise enters at the back",
         wan="our reading",
         videocrafter2="as released",
-        endless=True,
-        memory="constant",
         source="arXiv 2405.11473, jjihwan/FIFO-Diffusion_public",
         license="CC BY-NC-SA 4.0",
     ),
@@ -52,8 +48,6 @@ CARDS: dict[str, MethodCard] = {
         what="ScalingNoise: FIFO's queue with a beam search over the noise that enters it",
         wan="our reading",
         videocrafter2="as released, or corrected (default)",
-        endless=True,
-        memory="constant",
         source="arXiv 2503.16400, yanghlll/ScalingNoise",
         license="none given",
     ),
@@ -62,8 +56,6 @@ CARDS: dict[str, MethodCard] = {
         " ones from attention over near frames",
         wan="multi-band form (FreeLong++), our implementation from the paper",
         videocrafter2="as released, at any length",
-        endless=False,
-        memory="grows with the length",
         source="arXiv 2407.19918, aniki-ly/FreeLong; arXiv 2507.00162, no code",
         license="MIT; its VideoCrafter2 example is for research",
     ),
@@ -72,8 +64,6 @@ CARDS: dict[str, MethodCard] = {
         " from attention over all frames",
         wan="our adaptation",
         videocrafter2="as released, at any length",
-        endless=False,
-        memory="grows with the length",
         source="arXiv 2505.01172, JosephTiTan/FreePCA",
         license="none given",
     ),
@@ -83,8 +73,6 @@ CARDS: dict[str, MethodCard] = {
         " stops matching (self-reflection)",
         wan="as in the paper, or as released",
         videocrafter2="as in the paper, or as released",
-        endless=True,
-        memory="constant",
         source="arXiv 2605.18233, AMAP-ML/MIGA",
         license="none given",
     ),
@@ -98,10 +86,18 @@ def tables() -> tuple[Table, Table]:
     are: Table = [("method", "what it does", "length", "memory")]
     come: Table = [("method", "on Wan", "on VideoCrafter2", "source", "license of the original")]
     for name, card in CARDS.items():
-        length = "endless" if card.endless else "one window" if name == "short" else "fixed"
-        are.append((name, card.what, length, card.memory))
+        are.append((name, card.what, *_length_and_memory(METHODS[name])))
         come.append((name, card.wan, card.videocrafter2, card.source, card.license))
     return are, come
+
+
+def _length_and_memory(method: type[Sampler]) -> tuple[str, str]:
+    """Return how long a method's videos are, and how its memory grows with that."""
+    if method.endless:
+        return "endless", "constant"
+    if issubclass(method, WholeVideo):
+        return "fixed", "grows with the length"
+    return "one window", "one window"
 
 
 def markdown() -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from miga_bench.backbones.base import Backbone
 from miga_bench.errors import NumericalError
-from miga_bench.sampling.base import Cost, PromptSchedule
+from miga_bench.sampling.base import CommonSettings, Cost, PassCallback, PromptSchedule
 from miga_bench.sampling.noise import NoiseSource
 from miga_bench.sampling.queue import Queue
 from miga_bench.sampling.schedule import Schedule
@@ -92,6 +92,26 @@ class WindowDenoiser:
         self.cost = cost
         self.anchors: Anchors | None = None
         self.cut = False
+
+    @classmethod
+    def of(
+        cls,
+        settings: CommonSettings,
+        backbone: Backbone,
+        prompts: PromptSchedule,
+        noise: NoiseSource,
+        callback: PassCallback | None,
+    ) -> WindowDenoiser:
+        """Return the denoiser of one video: a method's settings, the backbone's solver, no cost yet."""
+        return cls(
+            backbone,
+            prompts,
+            backbone.solver(backbone.schedule(settings.steps)),
+            noise,
+            settings.guidance_scale,
+            settings.batch,
+            Cost(callback),
+        )
 
     @property
     def schedule(self) -> Schedule:

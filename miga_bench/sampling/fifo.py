@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from miga_bench.backbones.base import Backbone
-from miga_bench.sampling.base import CommonSettings, Cost, PassCallback, PromptSchedule, Sampler
+from miga_bench.sampling.base import CommonSettings, PassCallback, PromptSchedule, Sampler
 from miga_bench.sampling.denoise import WindowDenoiser
 from miga_bench.sampling.noise import NoiseSource
 from miga_bench.sampling.queue import Queue
@@ -88,9 +88,8 @@ class Fifo(Sampler[FifoSettings]):
         backbone = s.reading(backbone)
         check_fifo(s, backbone, length)
         window = backbone.window
-        solver = backbone.solver(backbone.schedule(s.steps))
-        cost = Cost(callback)
-        denoiser = WindowDenoiser(backbone, prompts, solver, noise, s.guidance_scale, s.batch, cost)
+        denoiser = WindowDenoiser.of(s, backbone, prompts, noise, callback)
+        cost = denoiser.cost
         context = window - window // 2 if s.lookahead else 0
         queue = seed_queue(denoiser, window, context)
         plan = fifo_windows(len(queue), window, context)

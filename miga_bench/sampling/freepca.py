@@ -109,14 +109,11 @@ def overlap_mean(windows: Sequence[Tensor], starts: Sequence[int], frames: int) 
     """Return the mean of overlapping windows ``[B, w, ...]``, all weights alike, ``[B, F, ...]``."""
     first, window = windows[0], windows[0].shape[1]
     total = first.new_zeros(first.shape[0], frames, *first.shape[2:], dtype=torch.float32)
-    count = [0] * frames
+    times = first.new_zeros(frames, *[1] * (first.ndim - 2), dtype=torch.float32)
     for start, part in zip(starts, windows, strict=True):
         total[:, start : start + window] += part
-        for frame in range(start, start + window):
-            count[frame] += 1
-    for frame, times in enumerate(count):
-        total[:, frame] /= times
-    return total.type_as(first)
+        times[start : start + window] += 1
+    return total.div_(times).type_as(first)
 
 
 def matched_noise(noise: NoiseSource, window: int, frames: int) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from miga_bench.backbones.base import Backbone
-from miga_bench.sampling.base import CommonSettings, Cost, PassCallback, PromptSchedule, Sampler
+from miga_bench.sampling.base import CommonSettings, PassCallback, PromptSchedule, Sampler
 from miga_bench.sampling.denoise import Anchors, WindowDenoiser
 from miga_bench.sampling.noise import NoiseSource
 from miga_bench.sampling.pipeline import PassPlan, Pipeline
@@ -188,9 +188,8 @@ class Miga(Sampler[MigaSettings]):
         s = self.settings
         backbone = s.reading(backbone)
         check_miga(s, backbone, length)
-        cost = Cost(callback)
-        solver = backbone.solver(backbone.schedule(s.steps))
-        denoiser = WindowDenoiser(backbone, prompts, solver, noise, s.guidance_scale, s.batch, cost)
+        denoiser = WindowDenoiser.of(s, backbone, prompts, noise, callback)
+        cost = denoiser.cost
         denoiser.cut = s.guidance_cut
         for latent in _Video(s, backbone, denoiser, length).stream():
             cost.finished += 1

@@ -27,7 +27,6 @@ from torch import Tensor
 from miga_bench.backbones.base import Backbone
 from miga_bench.sampling.base import (
     CommonSettings,
-    Cost,
     PassCallback,
     PromptSchedule,
     Reflected,
@@ -129,9 +128,8 @@ class ScalingNoise(Sampler[ScalingNoiseSettings]):
         backbone = s.reading(backbone)
         check_scaling_noise(s, backbone, length)
         reward = self.reward or make_reward(s.reward, backbone, "last" if s.released else "all")
-        cost = Cost(callback)
-        solver = backbone.solver(backbone.schedule(s.steps))
-        denoiser = WindowDenoiser(backbone, prompts, solver, noise, s.guidance_scale, s.batch, cost)
+        denoiser = WindowDenoiser.of(s, backbone, prompts, noise, callback)
+        cost = denoiser.cost
         search = Search(s, backbone.window, denoiser, reward)
         while length is None or cost.finished < length:
             search.advance()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from miga_bench.backbones.base import Backbone
 from miga_bench.errors import UserError
-from miga_bench.sampling.base import CommonSettings, Cost, PassCallback, PromptSchedule, Sampler
+from miga_bench.sampling.base import CommonSettings, PassCallback, PromptSchedule, Sampler
 from miga_bench.sampling.denoise import WindowDenoiser
 from miga_bench.sampling.noise import NoiseSource
 from miga_bench.sampling.rules import check_common
@@ -43,7 +43,5 @@ class Short(Sampler[ShortSettings]):
                 f"short makes at most {backbone.window} latents ({backbone.frames_of(backbone.window)}"
                 f" frames) on {backbone.name}: ask for fewer frames, or use fifo or miga"
             )
-        solver = backbone.solver(backbone.schedule(s.steps))
-        cost = Cost(callback)
-        denoiser = WindowDenoiser(backbone, prompts, solver, noise, s.guidance_scale, s.batch, cost)
+        denoiser = WindowDenoiser.of(s, backbone, prompts, noise, callback)
         yield from denoiser.short_clip(backbone.window)[:length]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from miga_bench.backbones.base import Backbone, FrameAttention
 from miga_bench.errors import UserError
-from miga_bench.sampling.base import Cost, PassCallback, PromptSchedule, Sampler, SettingsT
+from miga_bench.sampling.base import PassCallback, PromptSchedule, Sampler, SettingsT
 from miga_bench.sampling.denoise import WindowDenoiser
 from miga_bench.sampling.noise import NoiseSource
 from miga_bench.sampling.rules import check_common, require
@@ -67,9 +67,7 @@ class WholeVideo(Sampler[SettingsT]):
         )
         self.check(backbone)
         window = backbone.window
-        solver = backbone.solver(backbone.schedule(s.steps))
-        cost = Cost(callback)
-        denoiser = WindowDenoiser(backbone, prompts, solver, noise, s.guidance_scale, s.batch, cost)
+        denoiser = WindowDenoiser.of(s, backbone, prompts, noise, callback)
         if length <= window:
             yield from denoiser.short_clip(window)[:length]
             return
