@@ -1,0 +1,281 @@
+"""How sure a mean score is, and whether one method beats another on the same prompts.
+
+Videos of one prompt with several seeds are not independent: a hard prompt is hard for every seed. All
+of this therefore counts prompts, not videos. A cluster is the videos of one prompt.
+
+Standard error: ``SE^2 = G / (G - 1) * sum_g (sum_{i in g} w_i (x_i - mean))^2 / (sum_i w_i)^2`` with G
+clusters, the sandwich estimator of a mean with its small-sample factor (Cameron and Miller, "A
+Practitioner's Guide to Cluster-Robust Inference", 2015). With weights of 1 and clusters of one value it
+is the ordinary standard error. All sums are ``math.fsum``, so that the order of the values changes not one bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from miga_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Values: TypeAlias = "Sequence[float | None] | np.ndarray[Any, Any] | Tensor"
+Clusters: TypeAlias = "Sequence[Hashable] | np.ndarray[Any, Any] | Tensor"
+Groups: TypeAlias = "dict[Hashable, list[tuple[float, float]]]"  # weight and value, by cluster
+
+DRAWS = (
+    10_000  # bootstrap resamples; the ends of a 95 % interval then move by 2 % of its width or less
+)
+_BLOCK = 1_000_000  # most cluster numbers drawn at a time, 8 MB
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and how sure it is.
+
+    Attributes:
+        mean: Mean of the values; None if there are none.
+        standard_error: Of the mean, clustered; None below two clusters.
+        low: Lower end of the confidence interval; None below two clusters.
+        high: Upper end of it.
+        n: Values that went in.
+        clusters: Clusters they belong to.
+        dropped: Values left out because they were None or NaN.
+        level: Confidence level of the interval, 0..1.
+        reason: Why there is no interval; None if there is one.
+    """
+
+    mean: float | None
+    standard_error: float | None
+    low: float | None
+    high: float | None
+    n: int
+    clusters: int
+    dropped: int
+    level: float
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The difference of two methods on the same prompts and seeds, first minus second.
+
+    Attributes:
+        difference: Mean over pairs; None if there is no pair.
+        standard_error: Of the difference, clustered; None below two clusters.
+        low: Lower end of the percentile bootstrap interval over clusters; None below two clusters.
+        high: Upper end of it.
+        p: Two-sided sign test over clusters, 0..1: how often a fair coin would split them at least as
+            unevenly. 1 if every cluster is a tie.
+        wins: Clusters whose mean difference is above zero.
+        losses: Clusters whose mean difference is below zero.
+        ties: Clusters whose mean difference is zero; the sign test leaves them out.
+        n: Pairs that went in.
+        clusters: Clusters they belong to.
+        dropped: Pairs left out because a side was None or NaN.
+        draws: Bootstrap resamples.
+        level: Confidence level of the interval, 0..1.
+        reason: Why there is no interval; None if there is one.
+    """
+
+    difference: float | None
+    standard_error: float | None
+    low: float | None
+    high: float | None
+    p: float
+    wins: int
+    losses: int
+    ties: int
+    n: int
+    clusters: int
+    dropped: int
+    draws: int
+    level: float
+    reason: str | None = None
+
+
+def estimate(
+    values: Values,
+    clusters: Clusters | None = None,
+    level: float = 0.95,
+    weights: Values | None = None,
+) -> Estimate:
+    """Return the mean with its clustered standard error and Student t interval.
+
+    The t quantile has clusters - 1 degrees of freedom.
+
+    Args:
+        values: ``[N]`` scores; None and NaN stand for videos without a score and are left out.
+        clusters: ``[N]`` what each value belongs to, such as its prompt. None: each to itself.
+        level: Confidence level, between 0 and 1.
+        weights: ``[N]`` above 0, such as the frames each value is a mean of. None: all alike.
+
+    Raises:
+        UserError: If a value is infinite, the level is not between 0 and 1, or the lengths differ.
+    """
+    numbers = _floats(values)
+    names: Sequence[Hashable] = range(len(numbers)) if clusters is None else _listed(clusters)
+    groups, dropped = _grouped(numbers, names, level, None if weights is None else _floats(weights))
+    n, count = sum(map(len, groups.values())), len(groups)
+    if n == 0:
+        return Estimate(None, None, None, None, 0, 0, dropped, level, "no value has a score")
+    mean = _mean(groups)
+    error = _standard_error(groups, mean)
+    if error is None:
+        reason = "an interval needs two clusters at least, and there is one"
+        return Estimate(mean, None, None, None, n, count, dropped, level, reason)
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+    reach = float(stdtrit(count - 1, (1 + level) / 2)) * error
+    return Estimate(mean, error, mean - reach, mean + reach, n, count, dropped, level)
+
+
+def paired(
+    first: Values,
+    second: Values,
+    clusters: Clusters,
+    level: float = 0.95,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Paired:
+    """Compare two methods pair by pair: the mean of first minus second, and how sure its sign is.
+
+    The interval resamples whole clusters (percentile bootstrap; with few clusters, say below 10, it is
+    somewhat too narrow). The same seed gives the same interval, in whatever order the pairs come.
+
+    Args:
+        first: ``[N]`` scores; None and NaN stand for videos this method does not have.
+        second: ``[N]`` scores of the other method on the same prompts and seeds.
+        clusters: ``[N]`` what each pair belongs to, such as its prompt.
+        level: Confidence level, between 0 and 1.
+        draws: Bootstrap resamples, at least 1.
+        seed: Seed of the resampling.
+
+    Raises:
+        UserError: If a value is infinite, the level is not between 0 and 1, or the lengths differ.
+    """
+    left, right = _floats(first), _floats(second)
+    if len(left) != len(right):
+        raise UserError(
+            f"{len(left)} scores against {len(right)}: pairs need one of each; "
+            "put None where a method lacks the video"
+        )
+    differences = [a - b for a, b in zip(left, right, strict=True)]
+    groups, dropped = _grouped(differences, _listed(clusters), level)
+    # by name, so that neither the order of the pairs nor that of the two methods changes the draws
+    named = [groups[key] for key in sorted(groups, key=repr)]
+    totals = [(math.fsum(x for _, x in group), len(group)) for group in named]
+    wins, losses = sum(t > 0 for t, _ in totals), sum(t < 0 for t, _ in totals)
+    n, count = sum(size for _, size in totals), len(totals)
+    mean = _mean(groups) if n else None
+    error = None if mean is None else _standard_error(groups, mean)
+    low = high = reason = None
+    if count < 2:
+        reason = f"an interval needs two clusters at least, and there are {count}"
+    else:
+        low, high = _bootstrap(totals, level, draws, seed)
+    return Paired(
+        difference=mean,
+        standard_error=error,
+        low=low,
+        high=high,
+        p=sign_test(wins, losses),
+        wins=wins,
+        losses=losses,
+        ties=count - wins - losses,
+        n=n,
+        clusters=count,
+        dropped=dropped,
+        draws=draws,
+        level=level,
+        reason=reason,
+    )
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Return the two-sided p of the sign test, exact: ``min(1, 2 P(X <= min(wins, losses)))``.
+
+    X is binomial with ``wins + losses`` fair coins.
+    """
+    n, fewer = wins + losses, min(wins, losses)
+    tail = sum(math.comb(n, k) for k in range(fewer + 1))
+    return min(1.0, 2 * tail / 2**n)  # a quotient of integers, rounded once
+
+
+def _mean(groups: Groups) -> float:
+    """Return the weighted mean over all clusters."""
+    pairs = [pair for group in groups.values() for pair in group]
+    return math.fsum(w * x for w, x in pairs) / math.fsum(w for w, _ in pairs)
+
+
+def _standard_error(groups: Groups, mean: float) -> float | None:
+    """Return the clustered standard error of the weighted mean; None below two clusters."""
+    count = len(groups)
+    if count < 2:
+        return None
+    residuals = [math.fsum(w * (x - mean) for w, x in group) for group in groups.values()]
+    weight = math.fsum(w for group in groups.values() for w, _ in group)
+    return math.sqrt(count / (count - 1) * math.fsum(r * r for r in residuals)) / weight
+
+
+def _bootstrap(
+    totals: Sequence[tuple[float, int]], level: float, draws: int, seed: int
+) -> tuple[float, float]:
+    """Return the percentile interval of the mean over pairs when clusters are drawn with replacement.
+
+    Args:
+        totals: Sum of the differences and number of pairs, one entry per cluster.
+        level: Confidence level.
+        draws: Resamples.
+        seed: Seed of numpy's default generator.
+    """
+    sums, sizes = (np.array(column, dtype=np.float64) for column in zip(*totals, strict=True))
+    generator = np.random.default_rng(seed)
+    rows = max(1, _BLOCK // len(totals))
+    means = []
+    for start in range(0, draws, rows):
+        picks = generator.integers(len(totals), size=(min(rows, draws - start), len(totals)))
+        means.append(sums[picks].sum(axis=1) / sizes[picks].sum(axis=1))
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _grouped(
+    numbers: Sequence[float],
+    names: Sequence[Hashable],
+    level: float,
+    weights: Sequence[float] | None = None,
+) -> tuple[Groups, int]:
+    """Return (weight, value) of each cluster without NaN values, and how many NaN there were."""
+    if not 0 < level < 1:
+        raise UserError(f"a confidence level of {level}: it lies between 0 and 1; 0.95 is usual")
+    weights = [1.0] * len(numbers) if weights is None else weights
+    if not len(numbers) == len(names) == len(weights):
+        raise UserError(
+            f"{len(numbers)} scores, {len(names)} clusters and {len(weights)} weights: "
+            "every score needs one of each"
+        )
+    groups: Groups = {}
+    for number, name, weight in zip(numbers, names, weights, strict=True):
+        if math.isinf(number):
+            raise UserError(
+                f"a score of {number} (cluster {name!r}): scores are finite; "
+                "score that video again, or leave it out as None"
+            )
+        if not math.isnan(number):
+            groups.setdefault(name, []).append((weight, number))
+    return groups, len(numbers) - sum(map(len, groups.values()))
+
+
+def _floats(values: Values) -> list[float]:
+    """Return the values as floats, None as NaN."""
+    return [math.nan if value is None else float(value) for value in _listed(values)]
+
+
+def _listed(values: Any) -> list[Any]:
+    """Return arrays and tensors as a list of Python scalars, other sequences as a list."""
+    return values.tolist() if hasattr(values, "tolist") else list(values)

@@ -1,0 +1,255 @@
+"""VBench-Long's cutting, mapping and fusing against numbers of the original functions.
+
+``golden/vbench_long.json`` says what was run; the formula in it stands again in ``features`` below.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from miga_bench.errors import UserError
+from miga_bench.metrics.long import (
+    ClipStream,
+    LongVideo,
+    clip_bounds,
+    clip_length,
+    fuse,
+    long_score,
+    map_fast,
+    mapping_table,
+)
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "vbench_long.json").read_text())
+SCORED = [suite for suite in GOLDEN["suites"] if suite["error"] is None]
+DIMENSIONS = ["subject_consistency", "background_consistency"]
+quick = settings(deadline=None, max_examples=80)
+
+
+def label(suite):
+    return f"{suite['title']}, {suite['dimension'].split('_')[0]}, {suite['development']}"
+
+
+def measured(suite):
+    """Return the original's own scores of a golden suite as our input."""
+    return [
+        LongVideo(v["name"], tuple(v["clips"]), min(v["frames"], 16), v["fast"])
+        for v in suite["videos"]
+    ]
+
+
+def features(number, frames):
+    """Return the golden features ``[frames, 4]`` of a video."""
+    t, j = torch.arange(frames, dtype=torch.float64)[:, None], torch.arange(4, dtype=torch.float64)
+    wave = torch.sin(0.037 * t * (j + 1) + 0.9 * number + j) + 0.2 * torch.sin(1.9 * t + j)
+    return (1.2 + wave).float()
+
+
+def consistency(rows):
+    """Return VBench's consistency of features, by loops."""
+    unit = torch.nn.functional.normalize(torch.stack(list(rows)).double(), dim=-1)
+    terms = [
+        (max(0, float(unit[t] @ unit[t - 1])) + max(0, float(unit[t] @ unit[0]))) / 2
+        for t in range(1, len(unit))
+    ]
+    return sum(terms) / len(terms)
+
+
+def streamed(items, length):
+    stream = ClipStream(length)
+    found = [clip for item in items if (clip := stream.push(item)) is not None]
+    return [*found, *([last] if (last := stream.finish()) is not None else [])]
+
+
+# Clips
+
+
+@pytest.mark.parametrize("case", GOLDEN["clips"], ids=lambda c: f"{c['frames']}-{c['fps']}")
+def test_clips_are_the_originals(case):
+    bounds = clip_bounds(case["frames"], case["fps"], case["seconds"])
+    assert bounds == [tuple(b) for b in case["bounds"]]
+
+
+@quick
+@given(st.integers(1, 400), st.floats(1, 60), st.integers(1, 10))
+def test_clips_cover_every_frame_and_are_equally_long(frames, fps, seconds):
+    bounds, length = clip_bounds(frames, fps, seconds), clip_length(fps, seconds)
+    assert {n for start, stop in bounds for n in range(start, stop)} == set(range(frames))
+    assert {stop - start for start, stop in bounds} == {min(length, frames)}
+    assert len(bounds) == math.ceil(frames / length)
+
+
+@quick
+@given(st.integers(1, 200), st.integers(1, 40))
+def test_a_stream_cuts_the_same_clips(frames, length):
+    clips = streamed(range(frames), length)
+    assert [(c.start, c.stop) for c in clips] == clip_bounds(frames, length, 1)
+    assert all(c.items == tuple(range(c.start, c.stop)) for c in clips)
+
+
+def test_a_stream_keeps_one_clip():
+    stream = ClipStream(16)
+    for n in range(1000):
+        stream.push(n)
+    assert list(stream._newest) == list(range(984, 1000))
+
+
+def test_an_empty_stream_has_no_clip():
+    assert ClipStream(16).finish() is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((10, 0.5), "0.5 frames per second"),
+        ((10, math.nan), "nan frames per second"),
+        ((10, 8, 0.5), "clips of 0.5 s"),
+        ((10, 8, 1.5), "clips of 1.5 s"),
+        ((10, 8, math.inf), "clips of inf s"),
+        ((0, 8), "0 frames"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, words):
+    with pytest.raises(UserError, match=words) as caught:
+        clip_bounds(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+# Mapping and fusing
+
+
+@pytest.mark.parametrize("dimension", DIMENSIONS)
+def test_mapping_and_fusing_equal_the_original_exactly(dimension):
+    table = mapping_table(dimension)
+    assert len(table.keys) == len(table.values) == 101
+    for raw, mapped, fused in GOLDEN["mapped"][dimension]:
+        assert map_fast(raw, table) == mapped
+        assert fuse(0.8, map_fast(raw, table)) == fused
+
+
+@pytest.mark.parametrize("dimension", DIMENSIONS)
+def test_mapping_rises_and_keeps_nan(dimension):
+    table = mapping_table(dimension)
+    mapped = [map_fast(n / 1000, table) for n in range(1001)]
+    assert mapped == sorted(mapped)
+    assert math.isnan(map_fast(math.nan, table))
+
+
+def test_tables_carry_their_license():
+    for file in (Path(__file__).parents[2] / "miga_bench/metrics/data").glob("*_table.yaml"):
+        text = file.read_text()
+        assert "Apache License, Version 2.0" in text
+        assert "Vchitect/VBench" in text
+
+
+def test_only_consistencies_have_a_fast_branch():
+    assert mapping_table("motion_smoothness") is None
+
+
+def test_weights():
+    assert fuse(0.5, 1.0) == 0.75
+    assert fuse(0.5, 1.0, development=False) == 0.5
+    assert fuse(0.5, 0.0) == fuse(0.5, None) == 0.5
+
+
+# Suites
+
+
+@pytest.mark.parametrize("suite", SCORED, ids=label)
+def test_reference_is_the_original(suite):
+    videos = measured(suite)
+    found = long_score(videos, suite["dimension"], "reference", suite["development"])
+    assert found.total == pytest.approx(suite["total"], abs=1e-14)
+    for ours, theirs in zip(found.videos, suite["videos"], strict=True):
+        fused = [fuse(c, ours.mapped, suite["development"]) for c in theirs["clips"]]
+        assert fused == theirs["fused"]  # every clip, to the last bit
+        assert ours.score == pytest.approx(sum(fused) / len(fused), abs=1e-14)
+
+
+@pytest.mark.parametrize("suite", SCORED, ids=label)
+def test_streamed_features_give_the_originals_scores(suite):
+    """Frames seen once, in order: in-clip and fast scores are those the original computed."""
+    shift = 0.3 if suite["development"] else 0.0
+    for number, theirs in enumerate(suite["videos"]):
+        clips = streamed(features(number, theirs["frames"]), clip_length(GOLDEN["fps"]))
+        assert [consistency(c.items) for c in clips] == pytest.approx(theirs["clips"], abs=1e-6)
+        if theirs["fast"] is not None:
+            firsts = [c.items[0] + shift for c in clips]
+            assert consistency(firsts) == pytest.approx(theirs["fast"], abs=1e-6)
+
+
+def suite_of(title, dimension="subject_consistency"):
+    return next(
+        s
+        for s in SCORED
+        if s["title"] == title and s["development"] and s["dimension"] == dimension
+    )
+
+
+def readings(title, dimension="subject_consistency"):
+    videos = measured(suite_of(title, dimension))
+    return [long_score(videos, dimension, reading) for reading in ("exact", "reference")]
+
+
+def test_readings_agree_for_equal_lengths_and_plain_names():
+    exact, reference = readings("equal lengths")
+    assert exact.total == pytest.approx(reference.total, abs=1e-14)
+
+
+def test_exact_weighs_videos_alike():
+    exact, reference = readings("unequal, last clips reach back")
+    assert exact.total == pytest.approx(sum(v.score for v in exact.videos) / 3)
+    clips = (4, 3, 10)
+    weighted = sum(n * v.score for n, v in zip(clips, exact.videos, strict=True)) / sum(clips)
+    assert reference.total == pytest.approx(weighted)
+    assert abs(exact.total - reference.total) > 1e-4
+
+
+def test_underscores_lose_the_fast_score_in_the_reference_only():
+    exact, reference = readings("a name with an underscore")
+    assert reference.videos[0].mapped is None
+    assert reference.videos[0].score == reference.videos[0].in_clip
+    assert exact.videos[0].score > exact.videos[0].in_clip
+    assert exact.videos[1] == reference.videos[1]
+
+
+def test_underscores_find_another_video_in_the_reference_only():
+    exact, reference = readings("an underscore and a video of the cut name")
+    assert reference.videos[1].mapped == exact.videos[0].mapped != exact.videos[1].mapped
+
+
+def test_suites_of_single_clips():
+    exact, reference = readings("only one clip each")
+    values = [v["clips"][0] for v in suite_of("only one clip each")["videos"]]
+    assert exact.total == pytest.approx(sum(values) / 3)
+    assert reference.total == pytest.approx(
+        (11 * values[0] + 15 * values[1] + 8 * values[2]) / 34, abs=1e-12
+    )
+    exact, reference = readings("only one clip each", "background_consistency")
+    assert exact.total == reference.total == pytest.approx(sum(values) / 3)
+
+
+def test_without_the_development_flag_no_fast_score_is_needed():
+    videos = [LongVideo("a", (0.5, 0.7), 16), LongVideo("b", (0.9,), 16)]
+    assert long_score(videos, "subject_consistency", development=False).total == pytest.approx(0.75)
+
+
+def test_other_dimensions_are_means():
+    videos = [LongVideo("a", (0.5, 0.7), 16), LongVideo("b", (0.9,), 16)]
+    assert long_score(videos, "motion_smoothness").total == pytest.approx(0.75)
+    assert long_score(videos, "motion_smoothness", "reference").total == pytest.approx(0.7)
+
+
+def test_what_does_not_belong_is_refused():
+    with pytest.raises(UserError, match="no video"):
+        long_score([], "subject_consistency")
+    with pytest.raises(ValueError, match="2 clips need a fast score"):
+        long_score([LongVideo("a", (0.5, 0.7), 16)], "subject_consistency")
+    with pytest.raises(ValueError, match="at least two clips"):
+        long_score([LongVideo("a", (0.5,), 16, 0.4)], "subject_consistency")
+    with pytest.raises(ValueError, match="fast branch"):
+        long_score([LongVideo("a", (0.5, 0.7), 16, 0.4)], "motion_smoothness")
