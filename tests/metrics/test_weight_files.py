@@ -1,0 +1,157 @@
+"""Where weights are found, that they are checked, and what is said when they cannot be had."""
+
+import hashlib
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from formula import dino_shapes, state
+
+from miga_bench.errors import UserError
+from miga_bench.metrics.networks import original
+from miga_bench.metrics.networks.amt import Amt
+from miga_bench.metrics.networks.clip import B32_FILE
+from miga_bench.metrics.networks.dino import DINO_FILE, Dino
+from miga_bench.metrics.networks.weight_files import (
+    WeightFile,
+    check,
+    locate,
+    places,
+    read_weights,
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path / "vbench"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for switch in ("HF_HUB_OFFLINE", "MIGA_BENCH_OFFLINE"):
+        monkeypatch.delenv(switch, raising=False)
+    return tmp_path
+
+
+def served(tmp_path, tensors, **options):
+    """A published file at a file: address."""
+    source = tmp_path / "published.pth"
+    torch.save(tensors, source)
+    if "member" in options:
+        archive = tmp_path / "published.zip"
+        with zipfile.ZipFile(archive, "w") as stream:
+            stream.write(source, options["member"])
+        source = archive
+    return WeightFile("Net", "net_model/net.pth", source.as_uri(), **options)
+
+
+def test_vbench_and_torch_hub_and_clip_caches_are_looked_in(cache):
+    assert places(DINO_FILE) == [
+        cache / "vbench/dino_model/dino_vitbase16_pretrain.pth",
+        cache / "torch/hub/checkpoints/dino_vitbase16_pretrain.pth",
+    ]
+    assert places(B32_FILE) == [
+        cache / "vbench/clip_model/ViT-B-32.pt",
+        cache / "home/.cache/clip/ViT-B-32.pt",
+    ]
+    there = places(DINO_FILE)[1]
+    there.parent.mkdir(parents=True)
+    there.write_bytes(b"")
+    assert locate(DINO_FILE) == there
+
+
+def test_vbench_cache_is_in_the_home_folder_by_default(cache, monkeypatch):
+    monkeypatch.delenv("VBENCH_CACHE_DIR")
+    assert places(DINO_FILE)[0].parent == cache / "home/.cache/vbench/dino_model"
+
+
+@pytest.mark.parametrize("options", [{}, {"member": "models/net.pth"}])
+def test_a_missing_file_is_downloaded_once_and_noted(cache, options):
+    file = served(cache, {"a": torch.ones(3)}, **options)
+    loaded = read_weights(None, file)
+    assert torch.equal(loaded.content["a"], torch.ones(3))
+    assert loaded.published
+    target = cache / "vbench/net_model/net.pth"
+    assert loaded.sha256 == hashlib.sha256(target.read_bytes()).hexdigest()
+    assert sorted(p.name for p in target.parent.iterdir()) == ["net.pth", "net.pth.sha256"]
+    target.write_bytes(target.read_bytes() + b"more")
+    with pytest.raises(UserError, match=r"net\.pth\.sha256"):
+        read_weights(None, file)
+
+
+def test_a_download_with_another_hash_is_refused_and_leaves_nothing(cache):
+    file = served(cache, {"a": torch.ones(3)}, sha256="0" * 64)
+    with pytest.raises(UserError, match="its publisher's"):
+        read_weights(None, file)
+    assert list((cache / "vbench/net_model").iterdir()) == []
+
+
+def test_the_beginning_of_a_hash_is_enough_to_check(cache):
+    path = cache / "file"
+    path.write_bytes(b"abc")
+    digest = hashlib.sha256(b"abc").hexdigest()
+    assert check(path, WeightFile("Net", "file", "url", sha256=digest[:8])) == digest
+    with pytest.raises(UserError, match="SHA-256"):
+        check(path, WeightFile("Net", "file", "url", sha256="0" * 8))
+
+
+@pytest.mark.parametrize("switch", ["HF_HUB_OFFLINE", "MIGA_BENCH_OFFLINE"])
+def test_offline_says_what_where_and_from(cache, monkeypatch, switch):
+    monkeypatch.setenv(switch, "1")
+    with pytest.raises(UserError) as refusal:
+        Dino()
+    message = str(refusal.value)
+    assert "\n" not in message
+    for part in (switch, DINO_FILE.url, *map(str, places(DINO_FILE))):
+        assert part in message
+
+
+def test_a_failing_download_says_the_same(cache):
+    file = WeightFile("Net", "net_model/net.pth", (cache / "nowhere").as_uri())
+    with pytest.raises(UserError, match=r"could not be downloaded.*put the file there from file:"):
+        locate(file)
+
+
+def test_numbers_of_a_training_may_lie_beside_the_tensors_but_code_may_not(cache):
+    file = served(cache, {"state_dict": {"a": torch.ones(3)}, "psnr": np.float64(36.5)})
+    assert read_weights(None, file).content["psnr"] == 36.5
+    (cache / "vbench").rename(cache / "old")
+    with pytest.raises(UserError, match="no tensors of Net can be read"):
+        read_weights(None, served(cache, {"a": print}))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_archives_are_read(cache):
+    path = cache / "ViT.pt"
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 3)), path)
+    content = read_weights(path, WeightFile("Net", "ViT.pt", "url")).content
+    assert {key: tuple(t.shape) for key, t in content.items()} == {"weight": (3, 2), "bias": (3,)}
+
+
+def test_own_weights_name_themselves(cache):
+    weights = state("dino", dino_shapes())
+    encoder = Dino(weights=weights)
+    assert encoder.label == "dino:own"
+    assert encoder.provenance.weights == "given"
+    changed = weights | {"norm.bias": weights["norm.bias"] + 1}
+    assert Dino(weights=changed).provenance.sha256 != encoder.provenance.sha256
+    torch.save(weights, cache / "my.pth")
+    mine = Dino(weights=cache / "my.pth")
+    assert (mine.label, mine.provenance.weights) == ("dino:own", "my.pth")
+
+
+def test_wrong_weights_are_one_line():
+    weights = state("dino", dino_shapes())
+    del weights["blocks.1.attn.proj.bias"]
+    with pytest.raises(UserError, match="no weights of DINO ViT-B/16") as refusal:
+        Dino(weights=weights)
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(UserError, match="no weights of DINO ViT-B/16"):
+        Dino(weights={"a": torch.ones(2)})
+    with pytest.raises(UserError, match="there is no such file"):
+        Dino(weights="nowhere.pth")
+
+
+def test_networks_of_the_vbench_package_say_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(original.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install --no-deps vbench==0\.1\.5"):
+        Amt()
