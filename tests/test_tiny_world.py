@@ -71,7 +71,7 @@ def test_the_issues_sentences_are_understood():
         "a red circle moves right on a blue wavy field",
         "a striped large red circle moves right on a blue field",
         "a red circle moves right on a blue field, then sings",
-        "a red circle moves right on a blue field" + ", then moves up" * 5,
+        "a red circle moves right on a blue field" + ", then moves up" * 6,
     ],
 )
 def test_what_the_grammar_lacks_is_refused(text):

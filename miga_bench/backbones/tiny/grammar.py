@@ -6,7 +6,7 @@ and the field's pattern may be named or left out::
     a red circle moves right on a blue field
     a large striped red circle moves right on a blue checkered field
 
-A narrative is a caption followed by up to four events, each about one of three factors: the scene's
+A narrative is a caption followed by up to five events, each about one of three factors: the scene's
 attribute (the field), the target's attribute (color, texture, size) or the target's action::
 
     a red circle moves right on a blue field, then turns green, then moves up
@@ -25,7 +25,7 @@ MOTIONS = ("right", "left", "up", "down")
 SIZES = ("small", "large")
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 PATTERNS = TEXTURES
-MAX_EVENTS = 4
+MAX_EVENTS = 5
 
 # One in HELD_OUT_EVERY combinations of (shape, color, motion, field) is never trained on.
 HELD_OUT_EVERY = 7
@@ -175,7 +175,7 @@ def parse_caption(text: str) -> Scene:
 
 
 def parse_narrative(text: str) -> Narrative:
-    """Read a caption followed by up to four events; a plain caption is a narrative of none.
+    """Read a caption followed by up to five events; a plain caption is a narrative of none.
 
     Args:
         text: For example "a red circle moves right on a blue field, then turns green".
@@ -245,7 +245,7 @@ def random_narrative(rng: random.Random, events: int, held_out: bool | None = Fa
 
     Args:
         rng: Source of randomness.
-        events: How many events follow the opening, 0 to 4.
+        events: How many events follow the opening, 0 to 5.
         held_out: As in `random_scene`, for the opening.
     """
     if not 0 <= events <= MAX_EVENTS:

@@ -1,0 +1,139 @@
+"""Narrative expression (NarrLV) as a metric that adds up over items and processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from miga_bench.metrics.narrlv.scorer import (
+    Answers,
+    Collapse,
+    Variant,
+    VideoScore,
+    check_collapse,
+    check_variant,
+    collapse_to,
+    score_video,
+)
+from miga_bench.metrics.narrlv.suite import FACTORS, Item
+
+
+class NarrativeExpression(Metric):
+    r"""Whether videos tell their stories: NarrLV's fidelity, coverage and coherence.
+
+    .. math::
+        R_{fid} = \frac{fid + q}{2}, \quad R_{cov} = \frac{cov + q}{2}, \quad
+        R_{coh} = \frac{coh + q + \rho}{3}
+
+    averaged over the videos that have the score (arXiv 2507.11245; terms, gates, variants and what is done
+    without q: `miga_bench.metrics.narrlv.scorer`).
+
+    As input to ``update`` the metric accepts one item, a judge's answers to it and optionally its quality:
+
+    - ``item``: prompt and questions, of a suite.
+    - ``answers``: by category, one list of answer texts per question.
+    - ``quality``: Q-Align's score of the first frame, 1 to 5, or None.
+
+    As output of ``compute`` it returns a dict of scalar tensors in [0, 1], NaN where no video has the score:
+
+    - ``fid``, ``cov``, ``coh``: means over the videos.
+    - ``collapsed``: one number: each factor and number of atoms is collapsed, then averaged, so that
+      each weighs the same whatever the number of its videos.
+
+    Args:
+        variant: ``code`` as released, ``paper`` as written.
+        collapse: How three numbers become one.
+        kwargs: Of `torchmetrics.Metric`.
+
+    Raises:
+        UserError: Variant or collapse is unknown, or answers are not those of the item.
+
+    Example:
+        >>> from miga_bench.metrics.narrative import NarrativeExpression
+        >>> from miga_bench.metrics.narrlv import Item
+        >>> item = Item(
+        ...     part="demo_target_action_tna_2", factor="target_action", tna=2, group="1", index=0,
+        ...     prompt="A dog sits. Then it runs.", segments=("A dog sits.", "Then it runs."),
+        ...     questions={
+        ...         "Main Target Category": ("Is there a dog?",),
+        ...         "Main Target Action Evolution_0": ("Does it sit?", "Does it run?"),
+        ...         "Main Target Action Evolution_1": ("Does it sit, then run?",),
+        ...     },
+        ... )
+        >>> metric = NarrativeExpression()
+        >>> metric.update(item, {
+        ...     "Main Target Category": [["yes"] * 5],
+        ...     "Main Target Action Evolution_0": [["yes"] * 5, ["yes", "no", "no", "no", "no"]],
+        ...     "Main Target Action Evolution_1": [["yes"] * 5],
+        ... })
+        >>> {name: round(value.item(), 2) for name, value in metric.compute().items()}
+        {'fid': 1.0, 'cov': 0.6, 'coh': 0.25, 'collapsed': 0.62}
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+    scores: list[Tensor]
+
+    def __init__(
+        self, variant: Variant = "code", collapse: Collapse = "mean", **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        check_variant(variant)
+        check_collapse(collapse)
+        self.variant: Variant = variant
+        self.collapse: Collapse = collapse
+        # One row per video: factor's number, atoms, R_fid, R_cov, R_coh; NaN where there is none.
+        self.add_state("scores", default=[], dist_reduce_fx="cat")
+
+    def update(self, item: Item, answers: Answers, quality: float | None = None) -> None:
+        """Score one video; see the class."""
+        score = score_video(item, answers, quality=quality, variant=self.variant)
+        self.scores.append(self._row(score))
+
+    def _row(self, score: VideoScore) -> Tensor:
+        values = [math.nan if v is None else v for v in (score.fid, score.cov, score.coh)]
+        row = [FACTORS.index(score.factor), score.tna, *values]
+        return torch.tensor([row], dtype=torch.float64, device=self.device)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Average; see the class."""
+        if not self.scores:
+            rows = torch.full((1, 5), math.nan, dtype=torch.float64)
+        else:
+            rows = dim_zero_cat(self.scores)
+        fid, cov, coh = rows[:, 2:].nanmean(0).float()
+        cells = [
+            rows[(rows[:, :2] == cell).all(1), 2:].nanmean(0) for cell in rows[:, :2].unique(dim=0)
+        ]
+        numbers = [self._collapsed(cell.tolist()) for cell in cells]
+        collapsed = torch.tensor(numbers, device=rows.device).nanmean()
+        return {"fid": fid, "cov": cov, "coh": coh, "collapsed": collapsed}
+
+    def _collapsed(self, three: Sequence[float]) -> float:
+        number = collapse_to(*(None if math.isnan(v) else v for v in three), self.collapse)
+        return math.nan if number is None else number
+
+    def plot(self, val: Mapping[str, Tensor] | None = None, ax: Any = None) -> Any:
+        """Plot the four numbers.
+
+        Args:
+            val: What `compute` returned, or None to call it.
+            ax: matplotlib axes to draw into.
+
+        Returns:
+            Figure and axes.
+
+        Example:
+            >>> fig, ax = NarrativeExpression().plot({"fid": torch.tensor(0.5)})
+        """
+        return self._plot(dict(val) if val is not None else None, ax)

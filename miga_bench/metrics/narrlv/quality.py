@@ -1,0 +1,106 @@
+"""The quality term of NarrLV's released scores: Q-Align on a video's first frame, 1 (bad) to 5 (excellent).
+
+Q-Align (arXiv 2312.17090, model q-future/one-align) is not a dependency: its code is fetched with its weights
+and runs with old versions only. Anything that maps a first frame to 1..5 will do as a model, and values
+from elsewhere are read from a file, the one of the original's ``answer_gen_aes.py`` included.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from miga_bench.errors import UserError
+from miga_bench.metrics.narrlv.answers import Video
+from miga_bench.metrics.narrlv.suite import Item, Suite
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Quality = Callable[[Tensor], float]  # uint8 [3, H, W] -> 1..5
+
+
+def rate(
+    items: Iterable[Item], videos: Callable[[Item], Video], quality: Quality
+) -> Iterator[tuple[str, float]]:
+    """Rate the first frame of each item's video; yields (item's key, 1 to 5).
+
+    Raises:
+        UserError: The model's value is out of range.
+    """
+    for item in items:
+        value = float(quality(videos(item).pick([0])[0]))
+        yield item.key, _checked(value, f"quality of {item.key}")
+
+
+def read_quality(path: str | Path, suite: Suite) -> dict[str, float]:
+    """Read stored values.
+
+    Args:
+        path: JSON lines ``{"item": KEY, "quality": 4.2}``; or one JSON object from key to value; or to
+            the record that the original writes. A key is an item's key or, where no two items of
+            the suite share it, the name of its video.
+        suite: Whose items they are.
+
+    Returns:
+        1 to 5 by item's key; items without a value are left out.
+
+    Raises:
+        UserError: The file cannot be read, names an item that the suite lacks, or has a value out of range.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read qualities from {path}: {error}") from None
+    keys = _keys(suite)
+    found: dict[str, float] = {}
+    for name, value in _records(path, text):
+        if name not in keys:
+            raise UserError(f"{path} rates {name!r}, which is no item of {suite.source}; remove it")
+        found[keys[name]] = _checked(_value(value), f"{path}: quality of {name!r}")
+    return found
+
+
+def _keys(suite: Suite) -> dict[str, str]:
+    """Item's key by everything that a file may call it."""
+    names = [item.name for item in suite.items]
+    keys = {item.name: item.key for item in suite.items if names.count(item.name) == 1}
+    return keys | {item.key: item.key for item in suite.items}
+
+
+def _records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    try:
+        whole = json.loads(text)
+    except ValueError:
+        whole = None
+    if isinstance(whole, dict) and not {"item", "quality"} <= set(whole):
+        yield from whole.items()
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            record = json.loads(line)
+            yield record["item"], record["quality"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{path} line {number} is no quality; a line must be "
+                '{"item": KEY, "quality": 1 to 5}'
+            ) from None
+
+
+def _value(value: Any) -> float:
+    """The number itself, or where the original's record keeps it."""
+    try:
+        if isinstance(value, dict):
+            value = value["qalign_res"]["answer"][0]
+        return float(value)
+    except (KeyError, IndexError, TypeError, ValueError):
+        return float("nan")
+
+
+def _checked(value: float, what: str) -> float:
+    if not 1 <= value <= 5:
+        raise UserError(f"{what} is {value}; Q-Align's scores are 1 to 5")
+    return value

@@ -1,0 +1,176 @@
+"""A judge behind HTTP: any server of the OpenAI chat protocol that takes images.
+
+The frames travel as pictures in data URLs, after the question, as in the original's message. Servers name
+the repetition penalty differently, which is why it has a dialect: vLLM, SGLang and llama.cpp take
+``repetition_penalty``; ``transformers serve`` takes ``frequency_penalty`` and adds 1 to it; others have none.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from miga_bench.errors import UserError
+from miga_bench.metrics.narrlv.judge import (
+    SUFFIX,
+    SYSTEM,
+    JudgeDownError,
+    Sampling,
+    first_line,
+    original_frames,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Dialect = Literal["vllm", "transformers", "openai"]
+_JPEG_QUALITY = 95  # what the original's OpenCV writes by default
+
+
+class ServerJudge:
+    """Asks a server; several questions at once.
+
+    Args:
+        url: Base address, ending in ``/v1`` as a rule.
+        model: Name of the model there.
+        sampling: How answers are drawn.
+        dialect: How the server calls the repetition penalty; ``openai`` leaves it out.
+        concurrency: Questions under way at once.
+        timeout: Seconds to wait for one answer.
+        retries: How often a failed request is repeated, waiting longer each time (the client's
+            exponential backoff). Only what may pass is repeated: no connection, timeouts, too many
+            requests, errors of the server.
+        api_key: For the server; by default ``$OPENAI_API_KEY``, or none.
+
+    Raises:
+        UserError: The openai package is missing, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        sampling: Sampling | None = None,
+        dialect: Dialect = "vllm",
+        concurrency: int = 8,
+        timeout: float = 120.0,
+        retries: int = 5,
+        api_key: str | None = None,
+    ) -> None:
+        if dialect not in get_args(Dialect):
+            raise UserError(
+                f"dialect is {dialect!r}; it must be one of {', '.join(get_args(Dialect))}"
+            )
+        if concurrency < 1 or retries < 0 or timeout <= 0:
+            raise UserError(
+                f"concurrency {concurrency}, timeout {timeout}, retries {retries}: they must be at "
+                "least 1, above 0 and at least 0"
+            )
+        try:
+            import openai
+        except ImportError:
+            raise UserError(
+                "a judge behind HTTP needs openai; pip install 'miga-bench[narrlv]'"
+            ) from None
+        self.url = url
+        self.model = model
+        self.sampling = sampling or Sampling()
+        self.dialect = dialect
+        self.concurrency = concurrency
+        key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
+        self._client = openai.OpenAI(
+            base_url=url, api_key=key, timeout=timeout, max_retries=retries
+        )
+
+    def frames(self, total: int, category: str) -> list[int]:
+        """Return the frames that the original shows."""
+        return original_frames(total, category)
+
+    def __call__(self, frames: Tensor, question: str, seed: int) -> str:
+        """Ask the server.
+
+        Args:
+            frames: uint8 ``[N, 3, H, W]``.
+            question: As the suite has it.
+            seed: Handed on; whether equal seeds give equal answers is the server's promise.
+
+        Raises:
+            JudgeDownError: No answer after all retries.
+            UserError: The server refuses the request.
+        """
+        import openai
+
+        content: list[dict[str, Any]] = [{"type": "text", "text": question + SUFFIX}]
+        content += [
+            {"type": "image_url", "image_url": {"url": data_url(frame)}} for frame in frames
+        ]
+        messages: Any = [
+            {"role": "system", "content": SYSTEM},
+            {"role": "user", "content": content},
+        ]
+        try:
+            reply = self._client.chat.completions.create(
+                model=self.model,
+                messages=messages,
+                seed=seed,
+                temperature=self.sampling.temperature,
+                top_p=self.sampling.top_p,
+                max_tokens=self.sampling.max_new_tokens,
+                extra_body=self._penalty(),
+            )
+        except (
+            openai.APIConnectionError,
+            openai.RateLimitError,
+            openai.InternalServerError,
+        ) as error:
+            raise JudgeDownError(
+                f"the judge at {self.url} does not answer ({first_line(error)}); answers so far are "
+                "kept, run the same command again when it is back"
+            ) from None
+        except openai.APIError as error:
+            raise UserError(
+                f"the judge at {self.url} refuses the request ({_said(error)}); check the model's "
+                f"name {self.model!r}, the key and the dialect {self.dialect!r}"
+            ) from None
+        return (reply.choices[0].message.content or "") if reply.choices else ""
+
+    def _penalty(self) -> dict[str, float]:
+        if self.dialect == "vllm":
+            return {"repetition_penalty": self.sampling.repetition_penalty}
+        if self.dialect == "transformers":
+            return {"frequency_penalty": self.sampling.repetition_penalty - 1}
+        return {}
+
+    def provenance(self) -> dict[str, Any]:
+        """Return address, model, dialect and sampling; not what only decides how fast answers come."""
+        sampling = self.sampling.as_dict()
+        if self.dialect == "openai":
+            sampling.pop("repetition_penalty")
+        return {
+            "judge": "server",
+            "url": self.url,
+            "model": self.model,
+            "dialect": self.dialect,
+            "images": f"jpeg {_JPEG_QUALITY}",
+            "sampling": sampling,
+            "suffix": SUFFIX,
+        }
+
+
+def _said(error: Exception) -> str:
+    """What the server said; its body tells more than the client's message."""
+    reply = getattr(error, "response", None)
+    return first_line(error if reply is None else f"{error}: {reply.text}")
+
+
+def data_url(frame: Tensor) -> str:
+    """Return a frame, uint8 ``[3, H, W]``, as a JPEG in a data URL."""
+    from PIL import Image
+
+    picture = Image.fromarray(frame.permute(1, 2, 0).contiguous().cpu().numpy())
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
