@@ -1,0 +1,92 @@
+"""Which dimensions there are, and the scores of a suite with its networks."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from miga_bench.errors import UserError
+
+# The four of the overall score, which is their mean.
+OVERALL = (
+    "subject_consistency",
+    "background_consistency",
+    "motion_smoothness",
+    "temporal_flickering",
+)
+# dimension -> what it tells
+DIMENSIONS: dict[str, str] = {
+    "subject_consistency": "does the subject stay itself",
+    "background_consistency": "does the scene stay itself",
+    "motion_smoothness": "does motion agree with interpolation",
+    "temporal_flickering": "how little do successive frames differ",
+    "dynamic_degree": "does anything move",
+    "aesthetic_quality": "do frames look good",
+    "imaging_quality": "are frames sharp and clean",
+    "overall_consistency": "does the video show its prompt",
+}
+DEFAULT = (*OVERALL, "dynamic_degree")
+# What the embedded networks can judge.
+EMBEDDED = DEFAULT
+NETWORKS = ("tiny", "vbench")
+
+
+def check_dimensions(names: Sequence[str] | None, networks: str) -> tuple[str, ...]:
+    """Return the dimensions to score, checked.
+
+    Args:
+        names: As given; None is the default.
+        networks: ``tiny`` or ``vbench``.
+
+    Raises:
+        UserError: A name is unknown, or needs networks that are not the embedded ones.
+    """
+    for name in names or ():
+        if name not in DIMENSIONS:
+            near = difflib.get_close_matches(name, DIMENSIONS, n=2, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            raise UserError(f"unknown dimension {name!r}: {hint}there are {', '.join(DIMENSIONS)}")
+        if networks == "tiny" and name not in EMBEDDED:
+            raise UserError(
+                f"{name} has no embedded network: use --networks vbench, whose weights are fetched"
+            )
+    return tuple(name for name in DIMENSIONS if name in (names or DEFAULT))
+
+
+def make_scores(
+    dimensions: Sequence[str],
+    networks: str = "tiny",
+    device: str = "cpu",
+    aggregate: Any = None,
+) -> list[Any]:
+    """Return the scores of some dimensions, on a device.
+
+    Args:
+        dimensions: Names in ``DIMENSIONS``.
+        networks: ``tiny`` for the embedded ones, ``vbench`` for the public ones.
+        device: Where networks run.
+        aggregate: See ``VideoScore``; None is each dimension's own rule.
+
+    Raises:
+        UserError: A network's weights or package are missing.
+    """
+    makers = _embedded() if networks == "tiny" else _public()
+    scores = [makers[name](aggregate) for name in dimensions]
+    return [score.eval().to(device) for score in scores]
+
+
+def fast_encoders(
+    dimensions: Sequence[str], networks: str = "tiny", device: str = "cpu"
+) -> dict[str, Any]:
+    """Return the encoders of VBench-Long's fast branch by dimension."""
+    from miga_bench.metrics.long import mapping_table
+
+    names = [name for name in dimensions if mapping_table(name) is not None]
+    if not names:
+        return {}
+    if networks == "tiny":
+        from miga_bench.metrics.networks.tiny import tiny_encoder
+
+        return dict.fromkeys(names, tiny_encoder())
+    return _public_fast(names, device)
