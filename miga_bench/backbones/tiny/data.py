@@ -1,6 +1,5 @@
 """What the training reads: freshly rendered clips, and latents computed once."""
 
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +11,8 @@ from torch.utils.data import IterableDataset
 
 from miga_bench.backbones.tiny import world
 from miga_bench.backbones.tiny.grammar import parse_caption, random_scene, with_random_detail
+from miga_bench.backbones.tiny.latents import StoredClips, load, rank, store
 from miga_bench.backbones.tiny.vae_clip import encode_clip
-
-
-def rank() -> tuple[int, int]:
-    """This process's number and how many there are."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
 
 
 class RenderedClips(IterableDataset[Tensor]):
@@ -52,36 +45,19 @@ class RenderedClips(IterableDataset[Tensor]):
             yield torch.stack(clips).transpose(1, 2) * 2 - 1
 
 
-class LatentClips(IterableDataset[tuple[Tensor, list[str]]]):
+class LatentClips(StoredClips[tuple[Tensor, list[str]]]):
     """Batches of normalized latents [B, z, f, 8, 8] and captions of random detail.
 
-    Every clip begins at its first latent, the one that stands for a single frame. Up to a share of
-    the steps, every second batch holds four times as many clips of 5 latents instead of whole ones
-    of 21: at the same cost more sprites are seen, and shapes are learned sooner.
+    Every clip begins at its first latent, the one that stands for a single frame. It has 21, or 5 if
+    it is short.
     """
 
-    SHORT, SHORT_SHARE = 5, 0.85
-
-    def __init__(self, folder: Path, seed: int, steps: int, batch: int, dropout: float) -> None:
-        self.folder, self.seed, self.steps, self.first = folder, seed, steps, 0
-        self.batch, self.dropout = batch, dropout
+    SHORT = 5
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
-        """Go through the clips in shuffled order, again and again, each process its share."""
-        number, ranks = rank()
+        """Go through the clips; see ``StoredClips.draw``."""
         latents, captions, mean, std = load_latents(self.folder)
-        mine = list(range(number, len(captions), ranks))
-        order = random.Random(f"{self.seed} order {number}")
-        waiting: list[int] = []
-        for step in range(self.steps):
-            rng = random.Random(f"{self.seed} {number} {step}")
-            short = step < self.SHORT_SHARE * self.steps and step % 2 == 0
-            batch = 4 * self.batch if short else self.batch
-            while len(waiting) < batch:
-                waiting += order.sample(mine, len(mine))
-            chosen, waiting = waiting[:batch], waiting[batch:]
-            if step < self.first:
-                continue
+        for rng, short, chosen in self.draw(len(captions)):
             texts = [
                 ""
                 if rng.random() < self.dropout
@@ -102,18 +78,12 @@ def compute_latents(vae: Any, seed: int, clips: int, folder: Path, part: int = 0
         folder: Where ``latents-PART.pt`` and ``captions-PART.json`` go.
         part: Number of this share of the work; each share draws other clips.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = random.Random(f"{seed} latents {part}")
-    latents, captions = [], []
-    for _ in range(clips):
-        scene = random_scene(rng)
-        frames = world.render(world.draw_look(scene, rng))
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            mean, _ = encode_clip(vae, frames.transpose(0, 1)[None] * 2 - 1)
-        latents.append(mean[0].half())
-        captions.append(scene.caption)
-    torch.save(torch.stack(latents), folder / f"latents-{part}.pt")
-    (folder / f"captions-{part}.json").write_text(json.dumps(captions))
+
+    def encode(frames: Tensor) -> Tensor:
+        mean, _ = encode_clip(vae, frames.transpose(0, 1)[None] * 2 - 1)
+        return mean[0]
+
+    store(encode, f"{seed} latents {part}", clips, world.CLIP_FRAMES, folder, part)
 
 
 def load_latents(folder: Path) -> tuple[Tensor, list[str], Tensor, Tensor]:
@@ -123,11 +93,7 @@ def load_latents(folder: Path) -> tuple[Tensor, list[str], Tensor, Tensor]:
         Latents [N, z, 21, 8, 8] in half precision, N captions, and the latents' mean and standard
         deviation per channel, each [z, 1, 1, 1].
     """
-    files = sorted(folder.glob("latents-*.pt"))
-    latents = torch.cat([torch.load(file, weights_only=True) for file in files])
-    captions: list[str] = []
-    for file in sorted(folder.glob("captions-*.json")):
-        captions += json.loads(file.read_text())
+    latents, captions = load(folder)
     some = latents[:2000].float()
     mean = some.mean((0, 2, 3, 4)).view(-1, 1, 1, 1)
     std = some.std((0, 2, 3, 4)).view(-1, 1, 1, 1)

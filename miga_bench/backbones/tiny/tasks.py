@@ -2,7 +2,8 @@
 
 import copy
 import math
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from miga_bench.backbones.tiny import models
-from miga_bench.backbones.tiny.config import TrainConfig
+from miga_bench.backbones.tiny.config import AutoencoderConfig, TrainConfig
 from miga_bench.backbones.tiny.muon import Muon
 from miga_bench.backbones.tiny.vae_clip import decode_clip, encode_clip, use_whole_clips
 
@@ -69,13 +70,17 @@ class Averaged(L.LightningModule):
         }
 
 
-class VaeTask(Averaged):
-    """Stage one: the autoencoder on freshly rendered clips."""
+class AutoencoderTask(Averaged, ABC):
+    """A stage one: an autoencoder on what is freshly rendered.
 
-    def __init__(self, config: TrainConfig) -> None:
-        net = use_whole_clips(models.make_vae(config.vae))
-        _keep_signal(net, config.vae.z_dim)
-        # Convolutions of so few channels are a third faster with the channels innermost.
+    Attributes:
+        layout: Of the batches.
+    """
+
+    layout: ClassVar[torch.memory_format]
+
+    def __init__(self, config: Any, net: nn.Module) -> None:
+        # Convolutions of so few channels are up to a third faster with the channels innermost.
         for module in net.modules():
             if isinstance(module, nn.Conv3d):
                 module.weight.data = module.weight.contiguous(memory_format=torch.channels_last_3d)
@@ -83,14 +88,21 @@ class VaeTask(Averaged):
                 module.weight.data = module.weight.contiguous(memory_format=torch.channels_last)
         super().__init__(config, net, config.vae.steps, config.vae.rate, config.vae.ema)
 
+    @abstractmethod
+    def encode(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the latents' mean and log-variance."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return what latents show, as the batch is."""
+
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """Reconstruction and KL loss of clips [B, 3, F, 64, 64] in [-1, 1]."""
-        settings = self.config.vae
-        batch = batch.to(memory_format=torch.channels_last_3d)
-        mean, log_variance = encode_clip(self.net, batch)
-        mean, log_variance = mean.float(), log_variance.float()
+        """Reconstruction and KL loss of pictures in [-1, 1], height and width last."""
+        settings: AutoencoderConfig = self.config.vae
+        batch = batch.to(memory_format=self.layout)
+        mean, log_variance = (part.float() for part in self.encode(batch))
         latents = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
-        error = decode_clip(self.net, latents).float() - batch
+        error = self.decode(latents).float() - batch
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
         loss = error.abs().mean() + settings.square * error.square().mean()
@@ -99,6 +111,25 @@ class VaeTask(Averaged):
             {"l1": error.detach().abs().mean(), "kl": kl.detach()}, prog_bar=True, logger=False
         )
         return loss
+
+
+class VaeTask(AutoencoderTask):
+    """Stage one: the autoencoder on clips [B, 3, F, 64, 64]."""
+
+    layout = torch.channels_last_3d
+
+    def __init__(self, config: TrainConfig) -> None:
+        net = use_whole_clips(models.make_vae(config.vae))
+        _keep_signal(net, config.vae.z_dim)
+        super().__init__(config, net)
+
+    def encode(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the latents' mean and log-variance."""
+        return encode_clip(self.net, batch)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the latents' clips."""
+        return decode_clip(self.net, latents)
 
 
 def _keep_signal(vae: Any, z_dim: int) -> None:

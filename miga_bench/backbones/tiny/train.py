@@ -15,19 +15,17 @@ from typing import Any
 
 import torch
 
-from miga_bench.backbones.tiny import vc2_stages, wan_stages
-from miga_bench.backbones.tiny.config import (
-    TrainConfig,
-    VideoCrafterConfig,
-    quick,
-    quick_videocrafter,
-)
+from miga_bench.backbones.tiny.stages import Family, make_latents, train_denoiser, train_vae
+from miga_bench.backbones.tiny.vc2_stages import VIDEOCRAFTER2
+from miga_bench.backbones.tiny.wan_stages import WAN
+
+FAMILIES = {"wan": WAN, "videocrafter2": VIDEOCRAFTER2}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(description="Train a tiny model from scratch.")
-    parser.add_argument("--family", choices=("wan", "videocrafter2"), default="wan")
+    parser.add_argument("--family", choices=tuple(FAMILIES), default="wan")
     parser.add_argument("--out", type=Path, help="folder to write, by default train/FAMILY")
     parser.add_argument("--quick", action="store_true", help="smoke run of a minute")
     parser.add_argument(
@@ -35,28 +33,24 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--steps", type=int, help="steps of the denoiser, in all")
     options = parser.parse_args(arguments)
-    config: Any
-    family: Any
-    if options.family == "wan":
-        config, family = TrainConfig(), wan_stages
-        config = quick(config) if options.quick else config
-    else:
-        config, family = VideoCrafterConfig(), vc2_stages
-        config = quick_videocrafter(config) if options.quick else config
+    family = FAMILIES[options.family]
+    config = family.config()
+    if options.quick:
+        config = family.quick(config)
     if options.steps:
         config = replace(config, denoiser=replace(config.denoiser, steps=options.steps))
     out = options.out or Path("train") / options.family
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
-    stages: dict[str, Callable[[Any, Path], None]] = {
-        "vae": family.train_vae,
-        "latents": family.make_latents,
-        "denoiser": family.train_denoiser,
+    stages: dict[str, Callable[[Family, Any, Path], None]] = {
+        "vae": train_vae,
+        "latents": make_latents,
+        "denoiser": train_denoiser,
     }
     for name, stage in stages.items():
         if options.stage in (name, "all"):
             start = time.monotonic()
-            stage(config, out)
+            stage(family, config, out)
             print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
     return 0
 

@@ -1,6 +1,5 @@
 """What the tiny VideoCrafter2's training reads: fresh pictures, and latents computed once."""
 
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from miga_bench.backbones.tiny import world
-from miga_bench.backbones.tiny.data import rank
 from miga_bench.backbones.tiny.grammar import parse_caption, random_scene, with_random_detail
+from miga_bench.backbones.tiny.latents import StoredClips, load, rank, store
 from miga_bench.backbones.tiny.vc2_models import STRIDES, WINDOW
 
 WORLD_STEP = 2  # stored clips keep every second frame of the world: 8 a second
@@ -37,39 +36,23 @@ class Pictures(IterableDataset[Tensor]):
             yield torch.cat(frames) * 2 - 1
 
 
-class FrameLatents(IterableDataset[tuple[Tensor, list[str], float]]):
+class FrameLatents(StoredClips[tuple[Tensor, list[str], float]]):
     """Batches of latents [B, z, F, 8, 8], captions of random detail, and the clips' frame rate.
 
-    A clip begins anywhere in a stored one and takes its frames at a rate drawn per batch; half the
-    clips run backward, which in this world is a motion the other way. Up to a share of the steps
-    every second batch holds four times as many clips of 4 frames: more sprites at the same cost.
+    A clip begins anywhere in a stored one and takes its frames, 16 or 4 if it is short, at a rate
+    drawn per batch; half the clips run backward, which in this world is a motion the other way.
     """
 
-    SHORT, SHORT_SHARE = 4, 0.85
+    SHORT = 4
     FASTER = 0.25  # share of batches at 4 frames a second
 
-    def __init__(self, folder: Path, seed: int, steps: int, batch: int, dropout: float) -> None:
-        self.folder, self.seed, self.steps, self.first = folder, seed, steps, 0
-        self.batch, self.dropout = batch, dropout
-
     def __iter__(self) -> Iterator[tuple[Tensor, list[str], float]]:
-        """Go through the clips in shuffled order, again and again, each process its share."""
-        number, ranks = rank()
+        """Go through the clips; see ``StoredClips.draw``."""
         latents, captions, scale = load_latents(self.folder)
-        mine = list(range(number, len(captions), ranks))
-        order = random.Random(f"{self.seed} order {number}")
-        waiting: list[int] = []
-        for step in range(self.steps):
-            rng = random.Random(f"{self.seed} {number} {step}")
-            short = step < self.SHORT_SHARE * self.steps and step % 2 == 0
-            frames, batch = (self.SHORT, 4 * self.batch) if short else (WINDOW, self.batch)
+        for rng, short, chosen in self.draw(len(captions)):
+            frames = self.SHORT if short else WINDOW
             fps = min(STRIDES) if rng.random() < self.FASTER else max(STRIDES)
             span = (frames - 1) * STRIDES[fps] + 1
-            while len(waiting) < batch:
-                waiting += order.sample(mine, len(mine))
-            chosen, waiting = waiting[:batch], waiting[batch:]
-            if step < self.first:
-                continue
             clips, texts = [], []
             for i in chosen:
                 start = rng.randint(0, latents.shape[2] - span)
@@ -95,18 +78,12 @@ def compute_latents(
         folder: Where ``latents-PART.pt`` and ``captions-PART.json`` go.
         part: Number of this share of the work; each share draws other clips.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = random.Random(f"{seed} frame latents {part}")
-    latents, captions = [], []
-    for _ in range(clips):
-        scene = random_scene(rng)
-        pictures = world.render(world.draw_look(scene, rng), WORLD_STEP * frames)[::WORLD_STEP]
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            mean = vae.encode(pictures * 2 - 1).latent_dist.mean
-        latents.append(mean.transpose(0, 1).half())
-        captions.append(scene.caption)
-    torch.save(torch.stack(latents), folder / f"latents-{part}.pt")
-    (folder / f"captions-{part}.json").write_text(json.dumps(captions))
+
+    def encode(pictures: Tensor) -> Tensor:
+        mean: Tensor = vae.encode(pictures[::WORLD_STEP] * 2 - 1).latent_dist.mean
+        return mean.transpose(0, 1)
+
+    store(encode, f"{seed} frame latents {part}", clips, WORLD_STEP * frames, folder, part)
 
 
 def load_latents(folder: Path) -> tuple[Tensor, list[str], float]:
@@ -116,9 +93,5 @@ def load_latents(folder: Path) -> tuple[Tensor, list[str], float]:
         Latents [N, z, frames, 8, 8] in half precision, N captions, and the factor that gives the
         latents a standard deviation of one.
     """
-    files = sorted(folder.glob("latents-*.pt"))
-    latents = torch.cat([torch.load(file, weights_only=True) for file in files])
-    captions: list[str] = []
-    for file in sorted(folder.glob("captions-*.json")):
-        captions += json.loads(file.read_text())
+    latents, captions = load(folder)
     return latents, captions, 1 / latents[:1000].float().std().item()

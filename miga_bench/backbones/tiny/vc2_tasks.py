@@ -9,37 +9,27 @@ from torch.nn import functional as F
 from miga_bench.backbones.tiny import vc2_models
 from miga_bench.backbones.tiny.config import VideoCrafterConfig
 from miga_bench.backbones.tiny.models import make_tokenizer
-from miga_bench.backbones.tiny.tasks import Averaged
+from miga_bench.backbones.tiny.tasks import AutoencoderTask, Averaged
 from miga_bench.sampling.schedule import ddpm_schedule
 
 
-class PictureVaeTask(Averaged):
-    """Stage one: the autoencoder on freshly rendered pictures."""
+class PictureVaeTask(AutoencoderTask):
+    """Stage one: the autoencoder on pictures [B, 3, 64, 64]."""
+
+    layout = torch.channels_last
 
     def __init__(self, config: VideoCrafterConfig) -> None:
-        net = vc2_models.make_vae(config.vae)
-        # Convolutions of so few channels are faster with the channels innermost.
-        for module in net.modules():
-            if isinstance(module, nn.Conv2d):
-                module.weight.data = module.weight.contiguous(memory_format=torch.channels_last)
-        super().__init__(config, net, config.vae.steps, config.vae.rate, config.vae.ema)
+        super().__init__(config, vc2_models.make_vae(config.vae))
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """Reconstruction and KL loss of pictures [B, 3, 64, 64] in [-1, 1]."""
-        settings, net = self.config.vae, self.net
-        batch = batch.to(memory_format=torch.channels_last)
-        posterior = net.encode(batch).latent_dist
-        mean, log_variance = posterior.mean.float(), posterior.logvar.float()
-        latents = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
-        error = net.decode(latents).sample.float() - batch
-        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
-        loss = error.abs().mean() + settings.square * error.square().mean()
-        loss = loss + settings.edge * edges + settings.kl * kl
-        self.log_dict(
-            {"l1": error.detach().abs().mean(), "kl": kl.detach()}, prog_bar=True, logger=False
-        )
-        return loss
+    def encode(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the latents' mean and log-variance."""
+        posterior = self.net.encode(batch).latent_dist
+        return posterior.mean, posterior.logvar
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the latents' pictures."""
+        pictures: Tensor = self.net.decode(latents).sample
+        return pictures
 
 
 class TextAndUNet(nn.Module):
