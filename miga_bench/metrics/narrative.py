@@ -15,13 +15,14 @@ from miga_bench.metrics.narrlv.scorer import (
     Answers,
     Collapse,
     Variant,
-    VideoScore,
     check_collapse,
     check_variant,
     collapse_to,
     score_video,
 )
 from miga_bench.metrics.narrlv.suite import FACTORS, Item
+
+_STATES = ("factor", "atoms", "fid", "cov", "coh")
 
 
 class NarrativeExpression(Metric):
@@ -82,7 +83,11 @@ class NarrativeExpression(Metric):
     plot_lower_bound = 0.0
     plot_upper_bound = 1.0
 
-    scores: list[Tensor]
+    factor: list[Tensor]
+    atoms: list[Tensor]
+    fid: list[Tensor]
+    cov: list[Tensor]
+    coh: list[Tensor]
 
     def __init__(
         self, variant: Variant = "code", collapse: Collapse = "mean", **kwargs: Any
@@ -92,35 +97,35 @@ class NarrativeExpression(Metric):
         check_collapse(collapse)
         self.variant: Variant = variant
         self.collapse: Collapse = collapse
-        # One row per video: factor's number, atoms, R_fid, R_cov, R_coh; NaN where there is none.
-        self.add_state("scores", default=[], dist_reduce_fx="cat")
+        # One value per video, NaN for an absent score. Flat and of the default precision, as what a
+        # process without any video sends to the others.
+        for name in _STATES:
+            self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, item: Item, answers: Answers, quality: float | None = None) -> None:
         """Score one video; see the class."""
         score = score_video(item, answers, quality=quality, variant=self.variant)
-        self.scores.append(self._row(score))
-
-    def _row(self, score: VideoScore) -> Tensor:
-        values = [math.nan if v is None else v for v in (score.fid, score.cov, score.coh)]
-        row = [FACTORS.index(score.factor), score.tna, *values]
-        return torch.tensor([row], dtype=torch.float64, device=self.device)
+        values = (FACTORS.index(score.factor), score.tna, score.fid, score.cov, score.coh)
+        for name, value in zip(_STATES, values, strict=True):
+            value = math.nan if value is None else float(value)
+            getattr(self, name).append(torch.tensor([value], device=self.device))
 
     def compute(self) -> dict[str, Tensor]:
         """Average; see the class."""
-        if not self.scores:
-            rows = torch.full((1, 5), math.nan, dtype=torch.float64)
-        else:
-            rows = dim_zero_cat(self.scores)
-        fid, cov, coh = rows[:, 2:].nanmean(0).float()
-        cells = [
-            rows[(rows[:, :2] == cell).all(1), 2:].nanmean(0) for cell in rows[:, :2].unique(dim=0)
-        ]
-        numbers = [self._collapsed(cell.tolist()) for cell in cells]
-        collapsed = torch.tensor(numbers, device=rows.device).nanmean()
-        return {"fid": fid, "cov": cov, "coh": coh, "collapsed": collapsed}
+        if len(self.fid) == 0:  # a list, or a tensor once processes have come together
+            return dict.fromkeys(("fid", "cov", "coh", "collapsed"), torch.tensor(math.nan))
+        # In one order, so that sums do not depend on which process saw what.
+        rows = torch.stack([dim_zero_cat(getattr(self, name)) for name in _STATES], 1)
+        rows = torch.tensor(sorted(rows.tolist(), key=str), device=rows.device)
+        fid, cov, coh = rows[:, 2:].nanmean(0)
+        cells = rows[:, :2].unique(dim=0)
+        means = [rows[(rows[:, :2] == cell).all(1), 2:].nanmean(0).tolist() for cell in cells]
+        collapsed = torch.tensor([self._collapsed(three) for three in means], device=rows.device)
+        return {"fid": fid, "cov": cov, "coh": coh, "collapsed": collapsed.nanmean()}
 
     def _collapsed(self, three: Sequence[float]) -> float:
-        number = collapse_to(*(None if math.isnan(v) else v for v in three), self.collapse)
+        fid, cov, coh = (None if math.isnan(value) else value for value in three)
+        number = collapse_to(fid, cov, coh, self.collapse)
         return math.nan if number is None else number
 
     def plot(self, val: Mapping[str, Tensor] | None = None, ax: Any = None) -> Any:

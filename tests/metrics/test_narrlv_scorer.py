@@ -1,11 +1,13 @@
 """NarrLV's scores: the released code's numbers, the gates, what is absent, and what must always hold."""
 
 import json
+import multiprocessing
 import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from narrlv_fixtures import NATURAL, TINY, synthetic_answers
@@ -238,9 +240,38 @@ def test_the_metric_adds_up_what_the_functions_say():
     assert result["collapsed"] == pytest.approx(mean, abs=1e-6)
     first.merge_state(second)  # what processes do when they come together
     merged = {name: value.item() for name, value in first.compute().items()}
-    assert merged == pytest.approx(result, abs=1e-7)
+    assert merged == result
     metric.reset()
-    assert all(value.isnan() for value in metric.compute().values())
+    with pytest.warns(UserWarning, match="before the ``update``"):
+        assert all(value.isnan() for value in metric.compute().values())
+
+
+def _process(rank, store, results):
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=3)
+    metric = NarrativeExpression()
+    for item in SUITES["tiny"].items[rank:40:2] if rank < 2 else ():
+        metric.update(item, *synthetic_answers(item, 1))
+    results.put({name: value.item() for name, value in metric.compute().items()})
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_processes_agree_though_one_has_no_video(tmp_path):
+    context = multiprocessing.get_context("fork")  # what is loaded need not be loaded again
+    results = context.Queue()
+    store = f"file://{tmp_path}/store"
+    processes = [context.Process(target=_process, args=(i, store, results)) for i in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    found = [results.get() for _ in processes]
+    metric = NarrativeExpression()
+    for item in SUITES["tiny"].items[:40]:
+        metric.update(item, *synthetic_answers(item, 1))
+    whole = {name: value.item() for name, value in metric.compute().items()}
+    assert found == [whole] * 3
 
 
 def test_the_metric_plots_its_numbers():

@@ -113,8 +113,7 @@ class QwenJudge:
                 max_new_tokens=sampling.max_new_tokens,
             )
         new = tokens[0, inputs["input_ids"].shape[1] :]
-        text: str = self._tokenizer.decode(new, skip_special_tokens=True)
-        return text
+        return str(self._tokenizer.decode(new, skip_special_tokens=True))
 
     def inputs(self, frames: Tensor, question: str) -> dict[str, Tensor]:
         """Return what the model reads: tokens ``[1, L]``, patches ``[P, C * 2 * 14 * 14]``, their grid."""
@@ -180,7 +179,7 @@ def patchify(
     """
     from PIL import Image
 
-    tall, wide = resized(*frames.shape[-2:], patch * merge)
+    tall, wide = resized(frames.shape[-2], frames.shape[-1], patch * merge)
     pictures = []
     for frame in frames.cpu():
         picture = Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy())
