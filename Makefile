@@ -1,11 +1,12 @@
 # Every verb does its own set-up: `make demo` and `make test` run from a bare Python 3.11.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint type bench train-tiny clean
+.PHONY: help setup demo test test-vbench lint type bench train-tiny clean
 
 PY ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+VBENCH := .venv-vbench
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +26,7 @@ demo: $(STAMP)  ## Four methods, same prompts and seeds: video, contact sheet an
 	$(BIN)/miga-bench demo --force
 
 test: lint type  ## Lint, type check and every test that needs neither GPU nor minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not gpu and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not gpu and not slow and not vbench"
 
 lint: $(STAMP)  ## Check style and formatting
 	$(BIN)/ruff check .
@@ -34,12 +35,26 @@ lint: $(STAMP)  ## Check style and formatting
 type: $(STAMP)  ## Check types
 	$(BIN)/mypy
 
+test-vbench: $(VBENCH)/.ready  ## Compare scores with VBench's own functions, in .venv-vbench
+	OMP_NUM_THREADS=1 $(VBENCH)/bin/python -m pytest -q -m vbench tests/metrics
+	OMP_NUM_THREADS=1 $(VBENCH)/bin/python -m pytest -q tests/metrics/test_vbench_golden.py
+
+# vbench pins versions that exclude newer Pythons and torch; without its pins it runs beside them
+$(VBENCH)/.ready: pyproject.toml $(STAMP)
+	$(PY) -m venv $(VBENCH)
+	UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" $(BIN)/uv pip install --quiet \
+	  --python $(VBENCH)/bin/python -e ".[dev,vbench]" decord omegaconf easydict einops regex \
+	  "imageio[ffmpeg]" scipy tqdm "setuptools<81" wheel
+	UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" $(BIN)/uv pip install --quiet \
+	  --python $(VBENCH)/bin/python --no-deps --no-build-isolation vbench==0.1.5 openai-clip==1.0.1
+	@touch $@
+
 bench: $(STAMP)  ## Measure overhead, speed against a plain loop, memory and start-up; JSON last
 	$(BIN)/miga-bench bench
 
 train-tiny: $(STAMP)  ## Train the embedded model from scratch on this machine
 	$(BIN)/python -m miga_bench.backbones.tiny.train
 
-clean:  ## Remove caches, build leftovers and demo output (not .venv, not runs)
+clean:  ## Remove caches, build leftovers and demo output (not .venv*, not runs)
 	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find miga_bench tests -name __pycache__ -type d -prune -exec rm -rf {} +

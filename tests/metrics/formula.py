@@ -98,6 +98,7 @@ CLIPS = {
     "wide-even": (8, 64, 96, 8),
     "tall-odd": (7, 101, 75, 24),
     "square-three": (3, 60, 60, 10),
+    "nearly-square": (4, 129, 128, 10),
 }
 AMT_CLIPS = {"padded": (6, 133, 150, 8), "whole": (5, 128, 144, 8)}
 

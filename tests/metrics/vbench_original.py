@@ -9,6 +9,7 @@ own code: from torch.hub, or from the folder that ``MIGA_BENCH_DINO_REPO`` names
 import importlib.metadata
 import json
 import os
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -23,26 +24,25 @@ GOLDEN = Path(__file__).parent / "golden" / "vbench.json"
 WIDTH, LAYERS = 128, 2
 
 
-def import_vbench():
-    """Import vbench, also where torchvision was built for another torch."""
+def _import_torchvision():
+    """Import torchvision also where it was built for another torch, as beside a CPU-only one."""
     try:
         import torchvision  # noqa: F401
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
-        import sys
-
         for name in [name for name in sys.modules if name.startswith("torchvision")]:
             del sys.modules[name]
         # its kernels are not needed, but it wants their names
-        import_vbench.library = torch.library.Library("torchvision", "FRAGMENT")
+        library = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
-            import_vbench.library.define(
-                f"{name}(Tensor dets, Tensor scores, float threshold) -> Tensor"
-            )
-    import vbench
+            library.define(f"{name}(Tensor dets, Tensor scores, float threshold) -> Tensor")
+        return library
+    return None
 
-    return vbench
+
+# before vbench and before torchmetrics, which imports torchvision if it is there
+_LIBRARY = _import_torchvision()
 
 
 def write_lossless(path, frames, fps):
@@ -79,7 +79,6 @@ def dino(width=WIDTH, layers=LAYERS):
 
 def openai_clip(name="clip", patch=32, width=WIDTH, layers=LAYERS, embed=64):
     """OpenAI's own CLIP with a text tower as small as may be."""
-    import_vbench()
     from clip.model import CLIP
 
     return fill(CLIP(embed, 224, layers, width, patch, 8, 100, 64, 1, 1), name)
@@ -91,7 +90,6 @@ def aesthetic_head(embed=64):
 
 def amt_checkpoint(folder):
     """The path of an AMT-S checkpoint with weights by formula."""
-    import_vbench()
     from vbench.third_party.amt.utils.build_utils import build_from_cfg
 
     model = fill(build_from_cfg({"name": "networks.AMT-S.Model", "params": {}}), "amt")
@@ -102,7 +100,7 @@ def amt_checkpoint(folder):
 
 def smoothness(paths, checkpoint, model=None):
     """VBench's motion smoothness; with another network in AMT's place if one is given."""
-    vbench = import_vbench()
+    import vbench
     from vbench.motion_smoothness import MotionSmoothness, motion_smoothness
 
     config = Path(vbench.__file__).parent / "third_party/amt/cfgs/AMT-S.yaml"
@@ -113,7 +111,6 @@ def smoothness(paths, checkpoint, model=None):
 
 def raft_checkpoint(folder):
     """The path of a RAFT checkpoint with weights by formula."""
-    import_vbench()
     from easydict import EasyDict
     from vbench.third_party.RAFT.core.raft import RAFT
 
@@ -126,7 +123,6 @@ def raft_checkpoint(folder):
 
 def motion_of(path, checkpoint):
     """VBench's dynamic degree of one file, and its motion of every pair of frames."""
-    import_vbench()
     from easydict import EasyDict
     from vbench.dynamic_degree import DynamicDegree
 
@@ -152,7 +148,6 @@ def per_video(result):
 
 def scores(folder):
     """All scores of all clips by VBench's own functions."""
-    import_vbench()
     from vbench.aesthetic_quality import laion_aesthetic
     from vbench.background_consistency import background_consistency
     from vbench.subject_consistency import subject_consistency

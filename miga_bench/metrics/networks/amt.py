@@ -68,7 +68,7 @@ def padded_midpoint(
     down, right = -height % _MULTIPLE, -width % _MULTIPLE
     top, left = down // 2, right // 2
     pads = (left, right - left, top, down - top)
-    half = torch.full((1, 1, 1, 1), 0.5, device=before.device)
+    half = torch.full((len(before), 1, 1, 1), 0.5, device=before.device)
     first, second = (nn.functional.pad(p / 255.0, pads, mode="replicate") for p in (before, after))
     between = model(first, second, half, eval=True)["imgt_pred"]
     between = between[..., top : top + height, left : left + width]
