@@ -27,7 +27,7 @@ from miga_bench.errors import UserError
 
 HOLD = 8  # frames: half a second, as long as the world's cross-fades
 OPENING = ("Scene Type", "Main Target Category", "Initial Scene Attributes", "Main Target Layout")
-_BAD_SHARE = 0.25  # of frames; cross-fades of a story told in 40 frames an atom stay below it
+_BAD_SHARE = 0.25  # of frames; cross-fades of a story told in 32 frames an atom stay below it
 _HUE_SLACK = 10.0  # degrees beyond a name's range
 _CHUNK = 256  # frames read at once
 _STRIDE = 4  # frames (one latent) that a step of motion takes, so that jitter is no travel
