@@ -1,6 +1,7 @@
-"""Score the tiny model on held-out captions: ``python -m miga_bench.backbones.tiny.evaluate``.
+"""Score a tiny model on held-out captions: ``python -m miga_bench.backbones.tiny.evaluate``.
 
-One clip of 21 latents (81 frames) per caption. The last line printed is one JSON document.
+One short clip per caption (81 frames of the Wan family, 16 of VideoCrafter2's), read by the world's
+own reader. The last line printed is one JSON document.
 """
 
 import argparse
@@ -8,60 +9,85 @@ import json
 import math
 import random
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from miga_bench.backbones import load_backbone
 from miga_bench.backbones.tiny import world
 from miga_bench.backbones.tiny.drift import Drift, measure
 from miga_bench.backbones.tiny.grammar import held_out_prompts, parse_caption
-from miga_bench.backbones.tiny.models import WEIGHTS
 from miga_bench.backbones.tiny.reader import read
-from miga_bench.backbones.tiny.sample import TinyWan
+from miga_bench.sampling import METHODS, CounterNoise, resolve
+from miga_bench.sampling.base import PromptSchedule
+
+SHEET_ROWS, SHEET_COLUMNS = 24, 9
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(description="Score the tiny model on held-out captions.")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="diffusers folder")
+    parser = argparse.ArgumentParser(description="Score a tiny model on held-out captions.")
+    parser.add_argument("--backbone", default="tiny-wan", help="its name, or the weights' folder")
     parser.add_argument("--prompts", type=int, default=100, help="how many captions")
-    parser.add_argument("--steps", type=int, default=30, help="Euler steps")
-    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
+    parser.add_argument("--steps", help="denoising steps (the preset's)")
+    parser.add_argument("--guidance", help="guidance scale (the preset's)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first clip's noise")
     parser.add_argument("--sheet", type=Path, help="also write frames over time, a PNG")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    model = TinyWan(options.weights)
+    backbone: Any = load_backbone(options.backbone, device="cpu", height=64, width=64)
+    given = {"steps": options.steps, "guidance_scale": options.guidance}
+    overrides = {name: value for name, value in given.items() if value is not None}
     prompts = held_out_prompts(options.prompts)
-    scores, rows = [], []
-    for start in range(0, len(prompts), 10):
-        some = prompts[start : start + 10]
-        latents = model.sample(some, options.steps, options.guidance, options.seed + start)
-        for prompt, clip in zip(some, latents, strict=True):
-            frames = model.decode(clip[None])[0]
-            scores.append(measure(frames, parse_caption(prompt)))
-            rows.append(frames[::10])
-        print(f"{len(scores)} of {len(prompts)} clips", file=sys.stderr, flush=True)
-    if options.sheet:
-        write_sheet(rows[:24], options.sheet)
     asked = [parse_caption(prompt) for prompt in prompts]
+    scores, rows = [], []
+    for frames, scene in zip(clips(backbone, prompts, overrides, options.seed), asked, strict=True):
+        scores.append(measure(frames, scene))
+        rows.append(frames[:: max(1, len(frames) // SHEET_COLUMNS)])
+        if len(scores) % 10 == 0:
+            print(f"{len(scores)} of {len(prompts)} clips", file=sys.stderr, flush=True)
+    if options.sheet:
+        write_sheet(rows[:SHEET_ROWS], options.sheet)
+    settings = resolve("short", backbone, "tiny", overrides)
     report = {
-        "weights": str(options.weights),
+        "backbone": options.backbone,
         "prompts": len(prompts),
-        "steps": options.steps,
-        "guidance": options.guidance,
+        "steps": settings.steps,
+        "guidance": settings.guidance_scale,
         "seed": options.seed,
         "clips": summary(scores),
         "direction_right": sum(
             score.direction == scene.motion for score, scene in zip(scores, asked, strict=True)
         )
         / len(prompts),
-        "autoencoder": reconstruction(model),
+        "autoencoder": reconstruction(backbone),
     }
     print(json.dumps(report))
     return 0
+
+
+@torch.inference_mode()
+def clips(
+    backbone: Any, prompts: Sequence[str], overrides: dict[str, str], seed: int = 0
+) -> Iterator[Tensor]:
+    """Yield one short clip ``[T, 3, 64, 64]`` in [0, 1] per prompt.
+
+    Args:
+        backbone: A tiny model.
+        prompts: Captions.
+        overrides: Settings other than the ``tiny`` preset's.
+        seed: Of the first clip's noise; the next ones count on.
+    """
+    short = METHODS["short"](resolve("short", backbone, "tiny", overrides))
+    for number, prompt in enumerate(prompts):
+        text, nothing = backbone.encode([prompt]), backbone.encode([backbone.negative_prompt])
+        noise = CounterNoise(seed + number, backbone.latent_shape, backbone.device)
+        schedule = PromptSchedule(text, nothing, (0,))
+        latents = list(short.stream(backbone, schedule, noise, backbone.window))
+        yield backbone.decoder().push(torch.stack(latents))
 
 
 def summary(scores: list[Drift]) -> dict[str, float]:
@@ -75,7 +101,7 @@ def summary(scores: list[Drift]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def reconstruction(model: TinyWan, clips: int = 20, seed: int = 1) -> dict[str, float]:
+def reconstruction(backbone: Any, clips: int = 20, seed: int = 1) -> dict[str, float]:
     """What the autoencoder keeps of ``clips`` true clips, as the reader sees it.
 
     Returns:
@@ -85,12 +111,10 @@ def reconstruction(model: TinyWan, clips: int = 20, seed: int = 1) -> dict[str, 
     rng = random.Random(seed)
     right = {"shape": 0, "color": 0, "field": 0, "size": 0, "place": 0}
     frames, error, square = 0, 0.0, 0.0
+    length = backbone.frames_of(backbone.window)
     for prompt in held_out_prompts(clips, seed):
-        look = world.draw_look(parse_caption(prompt), rng)
-        true = world.render(look)
-        clip = true.transpose(0, 1)[None] * 2 - 1
-        decoded = model.vae.decode(model.vae.encode(clip).latent_dist.mean).sample
-        again = (decoded[0].transpose(0, 1) / 2 + 0.5).clamp(0, 1)
+        true = world.render(world.draw_look(parse_caption(prompt), rng), length)
+        again = backbone.decoder().push(backbone.encoder().push(true))
         error += (again - true).abs().mean().item()
         square += (again - true).square().mean().item()
         before: Any = read(true)
