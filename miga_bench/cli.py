@@ -26,6 +26,7 @@ examples:
   miga-bench generate "a red circle moves right" --then 150:"a blue circle moves right" -o turn.mp4
   miga-bench generate "a green square moves up" --endless        (Ctrl-C ends it)
   miga-bench generate "a cat walks through snow" --backbone wan2.1-1.3b --device cuda
+  miga-bench score out.mp4
   miga-bench list presets
   miga-bench demo
 
@@ -94,6 +95,7 @@ def _parser() -> _Parser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     _add_generate(verbs)
     _add_demo(verbs)
+    _add_score(verbs)
     _add_list(verbs)
     _add_bench(verbs)
     _add_train_tiny(verbs)
@@ -238,6 +240,22 @@ def _demo(args: argparse.Namespace) -> int:
         demo(args.output, args.prompts, args.frames, args.force, args.ablation, args.backbone)
     )
     return DONE
+
+
+def _add_score(verbs: Any) -> None:
+    from miga_bench import cli_score
+
+    cli_score.add_options(_verb(verbs, "score", _score, "Score videos.", cli_score.EXAMPLES))
+
+
+def _score(args: argparse.Namespace) -> int:
+    from miga_bench.cli_score import run
+
+    document, unscored = run(args)
+    for reason in unscored:
+        _say(reason)
+    _print_json(document)
+    return FAILED if unscored else DONE
 
 
 def _add_list(verbs: Any) -> None:

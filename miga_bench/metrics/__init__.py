@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from miga_bench.metrics.consistency import BackgroundConsistency, SubjectConsistency
     from miga_bench.metrics.flickering import TemporalFlickering
+    from miga_bench.metrics.narrative import NarrativeExpression
     from miga_bench.metrics.overall import OverallScore
     from miga_bench.metrics.smoothness import MotionSmoothness
 
@@ -20,11 +21,13 @@ _HOMES = {
     "MotionSmoothness": "smoothness",
     "TemporalFlickering": "flickering",
     "OverallScore": "overall",
+    "NarrativeExpression": "narrative",
 }
 
 __all__ = [
     "BackgroundConsistency",
     "MotionSmoothness",
+    "NarrativeExpression",
     "OverallScore",
     "SubjectConsistency",
     "TemporalFlickering",

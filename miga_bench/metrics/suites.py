@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +32,32 @@ DEFAULT = (*OVERALL, "dynamic_degree")
 # What the embedded networks can judge.
 EMBEDDED = DEFAULT
 NETWORKS = ("tiny", "vbench")
+
+_CLASSES = {name: "".join(part.title() for part in name.split("_")) for name in DIMENSIONS}
+# dimension -> VBench's networks, in the order its score takes them
+_PUBLIC: dict[str, tuple[str, ...]] = {
+    "subject_consistency": ("Dino",),
+    "background_consistency": ("Clip",),
+    "motion_smoothness": ("Amt",),
+    "temporal_flickering": (),
+    "dynamic_degree": ("Raft",),
+    "aesthetic_quality": ("Aesthetic",),
+    "imaging_quality": ("Musiq",),
+    "overall_consistency": ("ViClip",),
+}
+# VBench-Long's fast branch; the original's for backgrounds with its development flag is DreamSim
+_FAST = {"subject_consistency": "DinoV2", "background_consistency": "DreamSim"}
+_MODULES = {
+    "Dino": "dino",
+    "DinoV2": "dino",
+    "Clip": "clip",
+    "Amt": "amt",
+    "Raft": "raft",
+    "Aesthetic": "aesthetic",
+    "Musiq": "musiq",
+    "ViClip": "viclip",
+    "DreamSim": "dreamsim",
+}
 
 
 def check_dimensions(names: Sequence[str] | None, networks: str) -> tuple[str, ...]:
@@ -71,9 +99,40 @@ def make_scores(
     Raises:
         UserError: A network's weights or package are missing.
     """
-    makers = _embedded() if networks == "tiny" else _public()
-    scores = [makers[name](aggregate) for name in dimensions]
+    if networks == "tiny":
+        scores = [_embedded(name, aggregate) for name in dimensions]
+    else:
+        scores = [_public(name, aggregate, device) for name in dimensions]
     return [score.eval().to(device) for score in scores]
+
+
+def _embedded(name: str, aggregate: Any) -> Any:
+    from miga_bench import metrics
+
+    # the defaults of all scores are the embedded networks
+    return getattr(metrics, _CLASSES[name])(aggregate=aggregate)
+
+
+def _public(name: str, aggregate: Any, device: str) -> Any:
+    from miga_bench import metrics
+
+    networks = [public_network(role, device) for role in _PUBLIC[name]]
+    return getattr(metrics, _CLASSES[name])(*networks, aggregate=aggregate)
+
+
+@functools.cache
+def public_network(name: str, device: str = "cpu") -> Any:
+    """Return one of VBench's own networks; scores on a device share it.
+
+    Args:
+        name: A class in ``miga_bench.metrics.networks``.
+        device: Where it runs.
+
+    Raises:
+        UserError: Its weights or its package are missing.
+    """
+    module = importlib.import_module(f"miga_bench.metrics.networks.{_MODULES[name]}")
+    return getattr(module, name)().eval().to(device)
 
 
 def fast_encoders(
@@ -89,4 +148,4 @@ def fast_encoders(
         from miga_bench.metrics.networks.tiny import tiny_encoder
 
         return dict.fromkeys(names, tiny_encoder())
-    return _public_fast(names, device)
+    return {name: public_network(_FAST[name], device) for name in names}

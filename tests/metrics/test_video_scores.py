@@ -243,7 +243,7 @@ def test_too_short_a_video_leaves_no_trace():
         score.update(video(1))
     assert score.compute() == before
     overall = OverallScore(SmallEncoder(), SmallEncoder(1), Average())
-    with pytest.raises(UserError, match="motion_smoothness.*at least 3"):
+    with pytest.raises(UserError, match=r"motion_smoothness.*at least 3"):
         overall.update(video(2))
     assert math.isnan(overall.compute())
 

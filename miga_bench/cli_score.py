@@ -1,0 +1,201 @@
+"""The verb ``score``: its options, and the requests they make."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from miga_bench.errors import UserError
+
+Document = dict[str, Any]
+
+EXAMPLES = """\
+examples:
+  miga-bench score out.mp4
+  miga-bench score videos/ --suite vbench --device cuda -o vbench.json
+  miga-bench score videos/ --suite vbench-long --prompts prompts.json
+  miga-bench score demo/videos --dimension subject_consistency --dimension dynamic_degree
+  miga-bench score stories/ --suite narrlv --narratives release --judge http://localhost:8000/v1 \\
+      --judge-model Qwen/Qwen2.5-VL-72B-Instruct
+
+Works on any folder of videos (mp4, gif, folders of numbered PNGs), from any model. The suite tiny needs
+no download and carries its own label; vbench and vbench-long use the public networks. A command that
+was stopped goes on where it was when it is given again."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options to its parser."""
+    parser.add_argument(
+        "videos", metavar="VIDEO", type=Path, nargs="+", help="files, or folders that hold some"
+    )
+    what = parser.add_argument_group("scores")
+    what.add_argument(
+        "--suite", metavar="NAME", default="tiny", help="tiny, vbench, vbench-long, narrlv (tiny)"
+    )
+    what.add_argument(
+        "--networks", metavar="NAME", help="tiny (embedded) or vbench (public); the suite's own"
+    )
+    what.add_argument(
+        "--dimension",
+        metavar="NAME",
+        action="append",
+        dest="dimensions",
+        help="only this dimension, such as subject_consistency; may be given several times",
+    )
+    what.add_argument(
+        "--aggregate",
+        metavar="RULE",
+        choices=("video", "frame", "clip"),
+        help="video, frame or clip: how videos become one number (the original's rule)",
+    )
+    what.add_argument(
+        "--reading",
+        choices=("exact", "reference"),
+        default="exact",
+        help="of vbench-long: what the method says, or what the original's code does (exact)",
+    )
+    what.add_argument(
+        "--in-clip-only",
+        action="store_true",
+        help="of vbench-long: give clip-to-clip consistency no weight, as without --dev_flag",
+    )
+    videos = parser.add_argument_group("videos")
+    videos.add_argument("--prompts", metavar="FILE", type=Path, help="JSON: video name to prompt")
+    videos.add_argument("--fps", metavar="N", type=float, help="frame rate, instead of the files'")
+    videos.add_argument(
+        "--device",
+        metavar="NAME",
+        action="append",
+        dest="devices",
+        help="cpu, cuda:0; several times: that many processes (cpu)",
+    )
+    _add_narratives(parser.add_argument_group("narratives (--suite narrlv)"))
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, default=Path("scores.json"), help="scores.json"
+    )
+    files.add_argument("--force", action="store_true", help="replace files that exist")
+    files.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_narratives(group: Any) -> None:
+    group.add_argument(
+        "--narratives",
+        metavar="NAME|PATH",
+        default="tiny",
+        help="tiny or natural (ours), release (fetched), or a suite's folder (tiny)",
+    )
+    group.add_argument(
+        "--judge",
+        metavar="NAME",
+        help="reader (for tiny), an OpenAI-compatible server's URL, or a Qwen2.5-VL folder or Hub name",
+    )
+    group.add_argument("--judge-model", metavar="NAME", help="the model's name on the server")
+    group.add_argument("--tna", metavar="N", type=int, action="append", help="only N atoms")
+    group.add_argument("--factor", metavar="NAME", action="append", help="only this factor")
+    group.add_argument("--quality", metavar="FILE", type=Path, help="Q-Align scores, JSON lines")
+    group.add_argument(
+        "--variant", choices=("code", "paper"), default="code", help="whose formulas (code)"
+    )
+    group.add_argument(
+        "--collapse",
+        choices=("mean", "fid", "cov", "coh"),
+        default="mean",
+        help="how three numbers become one (mean)",
+    )
+    group.add_argument(
+        "--partial",
+        action="store_true",
+        help="score the videos that are there, if some are missing",
+    )
+
+
+def _narratives(args: argparse.Namespace) -> tuple[Document, list[str]]:
+    from miga_bench.harness.score_narrlv import NarrativeRequest, score_narratives, show
+
+    if len(args.videos) != 1:
+        raise UserError("--suite narrlv takes one folder of videos")
+    devices = args.devices or ["auto"]
+    request = NarrativeRequest(
+        videos=args.videos[0],
+        narratives=args.narratives,
+        judge=args.judge,
+        judge_model=args.judge_model,
+        tna=args.tna,
+        factors=args.factor,
+        quality=args.quality,
+        variant=args.variant,
+        collapse=args.collapse,
+        partial=args.partial,
+        output=args.output,
+        device=devices[0],
+        overwrite=args.force,
+    )
+    request.check()
+    with _progress("asking", args.quiet) as progress:
+        document = score_narratives(request, progress)
+    if not args.quiet:
+        show(document)
+    return document, []
+
+
+def run(args: argparse.Namespace) -> tuple[Document, list[str]]:
+    """Score; return the document, and why videos have no score at all."""
+    if args.suite == "narrlv":
+        return _narratives(args)
+    from miga_bench.harness.score_request import ScoreRequest
+
+    request = ScoreRequest(
+        videos=args.videos,
+        suite=args.suite,
+        networks=args.networks,
+        dimensions=args.dimensions,
+        prompts=args.prompts,
+        output=args.output,
+        fps=args.fps,
+        aggregate=args.aggregate,
+        reading=args.reading,
+        development=not args.in_clip_only,
+        devices=args.devices or ["cpu"],
+        overwrite=args.force,
+    )
+    request.check()
+    from miga_bench.harness.score import score
+    from miga_bench.harness.score_summary import show
+
+    with _progress("scoring", args.quiet) as progress:
+        document = score(request, progress)
+    if not args.quiet:
+        show(document)
+    return document, [str(v["reason"]) for v in document["videos"] if v["frames"] is None]
+
+
+@contextmanager
+def _progress(what: str, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """Show done and total on stderr, with the time that is left."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    hidden = quiet or not console.is_terminal
+    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, name: bar.update(
+            task, completed=done, total=total, description=name
+        )

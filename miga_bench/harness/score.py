@@ -1,0 +1,236 @@
+"""Score videos: find them, score each once, keep every result as it comes, sum up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from miga_bench import __version__
+from miga_bench.errors import UserError
+from miga_bench.harness.provenance import hardware, versions, write_json
+from miga_bench.harness.score_request import Plan, ScoreRequest
+from miga_bench.harness.score_sources import Source, TruncatedError, find_videos, with_prompts
+from miga_bench.metrics.suites import make_scores
+
+Row = dict[str, Any]
+
+
+Progress = Callable[[int, int, str], None]
+
+
+def score(request: ScoreRequest, progress: Progress = lambda done, total, name: None) -> Row:
+    """Score videos and write the results.
+
+    The same command goes on where one was stopped: videos are known by their content.
+
+    Args:
+        request: What to score.
+        progress: Called with videos done, videos in all, and the name of the one done last.
+
+    Returns:
+        The document that also lies in ``request.output``.
+
+    Raises:
+        UserError: Wrong input; nothing was scored.
+    """
+    request.check()
+    plan = request.plan
+    sources = with_prompts(find_videos(request.videos, request.fps), request.prompts)
+    check_sources(sources, plan)
+    make_scores(plan.dimensions, plan.networks)  # says now what is missing
+    rows = dict(_known(request.journal, plan))
+    keys = {source.name: _key(source) for source in sources}
+    waiting = [source for source in sources if keys[source.name] not in rows]
+    done = len(sources) - len(waiting)
+    progress(done, len(sources), "")
+    with open(request.journal, "a", encoding="utf-8") as journal:
+        if not journal.tell():
+            _write_line(journal, {"plan": asdict(plan), "version": __version__})
+        for source, row in _score_all(waiting, plan, request.devices):
+            row = {"key": keys[source.name], **row}
+            _write_line(journal, row)
+            rows[row["key"]] = row
+            done += 1
+            progress(done, len(sources), source.name)
+    from miga_bench.harness.score_summary import plot, summary
+
+    found = [{**rows[keys[s.name]], "video": s.name, "prompt": s.prompt} for s in sources]
+    document = {
+        **summary(found, plan, request.aggregate, request.reading, request.development),
+        "versions": versions(),
+        "hardware": hardware(request.devices[0]),
+    }
+    plot(document, request.picture)
+    write_json(request.output, document)
+    request.journal.unlink(missing_ok=True)
+    return document
+
+
+def check_sources(sources: Sequence[Source], plan: Plan) -> None:
+    """Check that the videos have what the scores need.
+
+    Raises:
+        UserError: A prompt or a frame rate is missing, or frame rates differ where one is needed.
+    """
+    if "overall_consistency" in plan.dimensions:
+        without = [source.name for source in sources if source.prompt is None]
+        if without:
+            raise UserError(
+                f"overall_consistency needs the prompt of every video, {len(without)} have none (first: "
+                f"{without[0]}): give --prompts FILE"
+            )
+    if not plan.long and "dynamic_degree" not in plan.dimensions:
+        return
+    what = "vbench-long" if plan.long else "dynamic_degree"
+    rates = sorted({source.frame_rate or 0.0 for source in sources})
+    if 0.0 in rates:
+        name = next(source.name for source in sources if not source.frame_rate)
+        raise UserError(f"{what} needs the frame rate, {name} does not say it: give --fps")
+    if len(rates) > 1:
+        raise UserError(
+            f"{what} compares videos of one frame rate, these have {' and '.join(f'{r:g}' for r in rates)}"
+            " frames a second: score them apart, or give --fps"
+        )
+
+
+def _key(source: Source) -> str:
+    """Return what a video's values depend on beside the plan: content, frame rate, prompt."""
+    told = json.dumps([source.digest(), source.frame_rate, source.prompt])
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _known(journal: Path, plan: Plan) -> Iterator[tuple[str, Row]]:
+    """Yield what a stopped command left; a line that breaks off is passed over.
+
+    Raises:
+        UserError: It was made by another plan.
+    """
+    if not journal.exists():
+        return
+    lines = journal.read_text(encoding="utf-8", errors="replace").split("\n")
+    try:
+        head = json.loads(lines[0])
+    except json.JSONDecodeError:
+        head = None
+    mine = json.loads(json.dumps(asdict(plan)))
+    if not isinstance(head, dict) or head.get("plan") != mine:
+        raise UserError(
+            f"{journal} holds the results of another scoring: finish that one, remove the file, or choose "
+            "another -o"
+        )
+    for line in lines[1:]:
+        try:
+            row = json.loads(line)
+            yield row["key"], row
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+
+
+def _write_line(file: Any, row: Mapping[str, Any]) -> None:
+    file.write(json.dumps(row) + "\n")
+    file.flush()
+
+
+def _score_all(
+    sources: Sequence[Source], plan: Plan, devices: Sequence[str]
+) -> Iterator[tuple[Source, Row]]:
+    """Score videos, one process per device if there are several."""
+    if len(devices) == 1 or len(sources) < 2:
+        for source in sources:
+            yield source, score_video(source, plan, devices[0])
+        return
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    for device in devices:
+        queue.put(device)
+    with ProcessPoolExecutor(len(devices), context, _take_device, (queue,)) as pool:
+        longest_first = sorted(sources, key=lambda s: -(s.frames or 0))
+        futures = {pool.submit(_score_on_mine, source, plan): source for source in longest_first}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+_mine = "cpu"
+
+
+def _take_device(queue: Any) -> None:
+    global _mine
+    _mine = queue.get()
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _score_on_mine(source: Source, plan: Plan) -> Row:
+    return score_video(source, plan, _mine)
+
+
+@cache
+def _scores(plan: Plan, device: str) -> list[Any]:
+    return make_scores(plan.dimensions, plan.networks, device)
+
+
+def score_video(source: Source, plan: Plan, device: str) -> Row:
+    """Return one video's values, or why it has none; see ``_whole`` and ``_by_clips``."""
+    try:
+        scores = _scores(plan, device)
+        found = (_by_clips if plan.long else _whole)(source, plan, device, scores)
+        return {"frames": found.pop("frames"), "scores": found, "reason": None}
+    except (TruncatedError, UserError) as error:
+        for running in _scores(plan, device):
+            running.drop()
+        return {"frames": None, "scores": {}, "reason": f"{source.name} {error}"}
+
+
+def _whole(source: Source, plan: Plan, device: str, scores: Sequence[Any]) -> Row:
+    """Score a whole video: of each dimension the terms, and the score over video time."""
+    for one in scores:
+        one.reset()
+        one.begin(prompt=source.prompt, video_id=source.name, fps=source.frame_rate)
+    frames = 0
+    for piece in source.pieces():
+        frames += len(piece)
+        for one in scores:
+            one.extend(piece)
+    row: Row = {"frames": frames}
+    for one in scores:
+        try:
+            value = one.end()
+        except UserError as error:
+            row[one.name] = {"value": None, "reason": str(error)}
+            continue
+        series = [[first, last, round(mean, 6)] for first, last, mean in one.series.means()]
+        row[one.name] = {"value": value, "terms": list(one.terms), "series": series}
+    return row
+
+
+def _by_clips(source: Source, plan: Plan, device: str, scores: Sequence[Any]) -> Row:
+    """Score a video as VBench-Long does: of each dimension the clips, and the fast score."""
+    from miga_bench.metrics.long import clip_length
+    from miga_bench.metrics.long_stream import LongVideos
+    from miga_bench.metrics.suites import fast_encoders
+
+    assert source.frame_rate is not None
+    fast = fast_encoders(plan.dimensions, plan.networks, device)
+    videos = LongVideos(scores, fast, clip_length(source.frame_rate), source.frame_rate)
+    frames = 0
+    for piece in source.pieces():
+        frames += len(piece)
+        videos.extend(piece)
+    found = videos.end(Path(source.name).stem)
+    rows = {
+        name: {"clips": v.clips, "length": v.clip_frames, "fast": v.fast}
+        for name, v in found.items()
+    }
+    return {"frames": frames, **rows}

@@ -1,0 +1,254 @@
+"""Videos to score: files and folders of anybody's, found, checked and read in pieces."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import torch
+from av.error import FFmpegError
+from PIL import Image
+from torch import Tensor
+
+from miga_bench.errors import UserError
+from miga_bench.media import read_video
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+PIECE = 32  # frames read before they are scored
+LONGEST_NAME = 200
+
+
+class TruncatedError(Exception):
+    """A file breaks off before its end."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One video.
+
+    Attributes:
+        name: Unique among the videos scored together: its place below the folder that was given.
+        path: A file, or a folder of numbered pictures.
+        frame_rate: Frames per second; None for pictures without ``--fps``.
+        frames: What the file says of its length; None where it does not say.
+        prompt: What it was made from; None if nobody knows.
+    """
+
+    name: str
+    path: Path
+    frame_rate: float | None
+    frames: int | None
+    prompt: str | None = None
+
+    def pieces(self) -> Iterator[Tensor]:
+        """Yield the frames, uint8 ``[N, 3, H, W]``, N at most ``PIECE``.
+
+        Raises:
+            TruncatedError: The file breaks off; what came before was yielded.
+        """
+        waiting: list[Tensor] = []
+        read = 0
+        try:
+            for frame in self._frames():
+                waiting.append(frame)
+                read += 1
+                if len(waiting) == PIECE:
+                    yield torch.stack(waiting)
+                    waiting = []
+        except (FFmpegError, OSError) as error:
+            raise TruncatedError(f"cannot be read after {read} frames ({_plain(error)})") from error
+        if waiting:
+            yield torch.stack(waiting)
+        if self.frames is not None and read < self.frames:
+            raise TruncatedError(f"breaks off after {read} of {self.frames} frames")
+
+    def _frames(self) -> Iterator[Tensor]:
+        if self.path.is_file():
+            yield from read_video(self.path)
+            return
+        for picture in pictures_of(self.path):
+            with Image.open(picture) as image:
+                yield _to_tensor(image)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the content."""
+        digest = hashlib.sha256()
+        for path in [self.path] if self.path.is_file() else pictures_of(self.path):
+            with open(path, "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        return digest.hexdigest()
+
+
+def find_videos(paths: Sequence[Path], fps: float | None = None) -> list[Source]:
+    """Return the videos at and below the paths, in the order of their names.
+
+    A folder that holds pictures and no folders is one video; any other folder is searched.
+
+    Args:
+        paths: Files and folders.
+        fps: Frame rate to assume, instead of what files say.
+
+    Raises:
+        UserError: A path does not exist, a file is no video, or there is none at all.
+    """
+    if fps is not None and not 0 < fps <= 1000:
+        raise UserError(f"--fps {fps}: frames per second must be above 0 and at most 1000")
+    found: dict[str, Path] = {}
+    for path in paths:
+        for name, video in _below(path):
+            if found.setdefault(name, video).resolve() != video.resolve():
+                raise UserError(
+                    f"{video} and {found[name]} have the same name {name}: score them by the folder "
+                    "above both"
+                )
+    if not found:
+        where = ", ".join(str(path) for path in paths) or "nothing"
+        kinds = " ".join(VIDEO_SUFFIXES)
+        raise UserError(f"no videos in {where}: give files ({kinds}) or folders that hold some")
+    return [_open(name, path, fps) for name, path in sorted(found.items())]
+
+
+def pictures_of(folder: Path) -> list[Path]:
+    """Return a folder's pictures in the order of the numbers in their names."""
+    found = [p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES]
+    return sorted(found, key=lambda p: ([int(n) for n in re.findall(r"\d+", p.stem)], p.name))
+
+
+def _below(path: Path) -> Iterator[tuple[str, Path]]:
+    if path.is_file():
+        if path.suffix.lower() not in VIDEO_SUFFIXES:
+            kinds = " ".join(VIDEO_SUFFIXES)
+            raise UserError(f"{path} is no video: its name must end in one of {kinds}")
+        yield path.name, path
+        return
+    if not path.is_dir():
+        raise UserError(f"no such file or folder: {path}")
+    if _is_sequence(path):
+        yield path.resolve().name, path
+        return
+    for below in sorted(path.rglob("*")):
+        name = below.relative_to(path).as_posix()
+        if any(part.startswith(".") for part in below.relative_to(path).parts):
+            continue
+        if below.suffix.lower() in VIDEO_SUFFIXES if below.is_file() else _is_sequence(below):
+            yield name, below
+
+
+def _is_sequence(folder: Path) -> bool:
+    """Tell whether this is a folder with the numbered pictures of one video, and no videos."""
+    if not folder.is_dir():
+        return False
+    entries = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    pictures = [p for p in entries if p.suffix.lower() in PICTURE_SUFFIXES]
+    others = [p for p in entries if p.is_dir() or p.suffix.lower() in VIDEO_SUFFIXES]
+    return len(pictures) > 1 and not others and all(re.search(r"\d", p.stem) for p in pictures)
+
+
+def _open(name: str, path: Path, fps: float | None) -> Source:
+    """Read what a file says of itself."""
+    if path.is_dir():
+        return Source(name, path, fps, len(pictures_of(path)))
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise UserError(f"{path} holds no video stream: leave it out")
+            stream = container.streams.video[0]
+            rate = stream.average_rate or stream.base_rate
+            frames = stream.frames or None
+            size = path.stat().st_size
+    except FFmpegError as error:
+        raise UserError(
+            f"{path} cannot be read as a video ({_plain(error)}): is it complete? leave it out or "
+            "make it again"
+        ) from error
+    if not size:
+        raise UserError(f"{path} is empty: leave it out or make it again")
+    return Source(name, path, fps or (float(Fraction(rate)) if rate else None), frames)
+
+
+def with_prompts(sources: Sequence[Source], prompts: Path | None) -> list[Source]:
+    """Return the sources with their prompts.
+
+    Args:
+        sources: The videos.
+        prompts: A JSON object or JSON lines: video name to prompt (``{"video": ..., "prompt": ...}``
+            on a line). None takes the record that ``miga-bench generate`` writes beside a video,
+            where there is one.
+
+    Raises:
+        UserError: The file is no such file, or names a video that is not there.
+    """
+    if prompts is None:
+        return [_replace_prompt(source, _recorded(source.path)) for source in sources]
+    table = _read_prompts(prompts)
+    names = {source.name for source in sources} | {Path(s.name).stem for s in sources}
+    for name in table:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else "leave it out"
+            raise UserError(f"{prompts} names {name!r}, which is not among the videos: {hint}")
+    return [
+        _replace_prompt(source, table.get(source.name, table.get(Path(source.name).stem)))
+        for source in sources
+    ]
+
+
+def _replace_prompt(source: Source, prompt: str | None) -> Source:
+    return Source(source.name, source.path, source.frame_rate, source.frames, prompt)
+
+
+def _read_prompts(path: Path) -> dict[str, str]:
+    rule = "it must be a JSON object of video name to prompt, or lines of {video, prompt}"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts {path} cannot be read: {_plain(error)}") from error
+    try:
+        whole = json.loads(text)
+        entries = whole.items() if isinstance(whole, dict) and "video" not in whole else None
+    except json.JSONDecodeError:
+        entries = None
+    if entries is None:
+        try:
+            lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+            entries = [(line["video"], line["prompt"]) for line in lines]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(f"--prompts {path}: {rule} ({_plain(error)})") from error
+    table: dict[str, str] = {}
+    for name, prompt in entries:
+        if not isinstance(name, str) or not isinstance(prompt, str) or not prompt.strip():
+            raise UserError(f"--prompts {path}: the entry {name!r} has no text; {rule}")
+        if table.setdefault(name, prompt) != prompt:
+            raise UserError(f"--prompts {path} has two prompts for {name!r}: keep one")
+    return table
+
+
+def _recorded(video: Path) -> str | None:
+    """Return the prompt in the record beside a video that this program made."""
+    try:
+        record: Any = json.loads(video.with_suffix(".json").read_text(encoding="utf-8"))
+        texts = [str(prompt["text"]) for prompt in record["prompts"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return " / ".join(texts) or None
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    rgb = image.convert("RGB")
+    pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
+    return pixels.reshape(rgb.height, rgb.width, 3).permute(2, 0, 1)
+
+
+def _plain(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(str(text).split()).lower()[:LONGEST_NAME]

@@ -1,0 +1,211 @@
+"""From the videos' values to the document: means, intervals, the overall score, plot and table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from miga_bench.errors import UserError
+from miga_bench.metrics.base import Terms, VideoScore
+from miga_bench.metrics.long import LongVideo, long_score
+from miga_bench.metrics.statistics import Estimate, estimate
+from miga_bench.metrics.suites import OVERALL, make_scores
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from miga_bench.harness.score_request import Plan
+
+Row = dict[str, Any]
+NO_VALUE = "-"
+
+
+def summary(
+    rows: Sequence[Row],
+    plan: Plan,
+    aggregate: str | None = None,
+    reading: str = "exact",
+    development: bool = True,
+) -> Row:
+    """Return the document of a scoring.
+
+    Args:
+        rows: Of each video its name, prompt and values.
+        plan: How they were scored.
+        aggregate: See ``VideoScore``.
+        reading: Of VBench-Long; see ``long_score``.
+        development: VBench-Long's ``--dev_flag``.
+
+    Raises:
+        UserError: No video has a value.
+    """
+    if all(row["reason"] for row in rows):
+        raise UserError(f"no video could be scored; the first: {rows[0]['reason']}")
+    scores: list[VideoScore] = make_scores(plan.dimensions, plan.networks, aggregate=aggregate)
+    sums = [
+        _of_clips(score, rows, reading, development) if plan.long else _of_videos(score, rows)
+        for score in scores
+    ]
+    labels = {score.name: score.label for score in scores}
+    document: Row = {
+        "suite": "vbench-long" if plan.long else "vbench",
+        "networks": plan.networks,
+        "scores": {labels[one.name]: found for one, (found, _) in zip(scores, sums, strict=True)},
+        "videos": [_video(row) for row in rows],
+    }
+    values = {score.name: by_video for score, (_, by_video) in zip(scores, sums, strict=True)}
+    for name, by_video in values.items():
+        for video in document["videos"]:
+            video["scores"][labels[name]] = by_video.get(video["video"])
+    if all(name in values for name in OVERALL):
+        _add_overall(document, {name: values[name] for name in OVERALL}, labels)
+    if plan.long:
+        document |= {"reading": reading, "development": development}
+    return document
+
+
+def _video(row: Row) -> Row:
+    series = {
+        name: found["series"]
+        for name, found in row["scores"].items()
+        if found.get("series") is not None
+    }
+    reasons = {n: f["reason"] for n, f in row["scores"].items() if f.get("reason") is not None}
+    return {
+        "video": row["video"],
+        "prompt": row["prompt"],
+        "frames": row["frames"],
+        "reason": row["reason"] or reasons or None,
+        "scores": {},
+        "series": series,
+    }
+
+
+def _clusters(rows: Sequence[Row]) -> list[str]:
+    return [row["prompt"] or row["video"] for row in rows]
+
+
+def _of_videos(score: VideoScore, rows: Sequence[Row]) -> tuple[Row, dict[str, float]]:
+    """Sum up a dimension of whole videos; also each video's value."""
+    values: dict[str, float] = {}
+    for row in rows:
+        found = row["scores"].get(score.name)
+        if found and found["value"] is not None:
+            values[row["video"]] = found["value"]
+            score.restore(Terms(*found["terms"]), row["prompt"], row["video"])
+    return _document(score, score.estimate(), len(rows)), values
+
+
+def _of_clips(
+    score: VideoScore, rows: Sequence[Row], reading: Any, development: bool
+) -> tuple[Row, dict[str, float]]:
+    """Sum up a dimension of VBench-Long; also each video's fused score."""
+    videos = {
+        row["video"]: LongVideo(
+            Path(row["video"]).stem,
+            tuple(found["clips"]),
+            found["length"],
+            found["fast"] if development else None,
+        )
+        for row in rows
+        if (found := row["scores"].get(score.name))
+    }
+    whole = long_score(list(videos.values()), score.name, reading, development)
+    values = dict(zip(videos, (video.score for video in whole.videos), strict=True))
+    prompts = {row["video"]: cluster for row, cluster in zip(rows, _clusters(rows), strict=True)}
+    found = estimate(list(values.values()), [prompts[name] for name in values])
+    document = _document(score, found, len(rows))
+    # the interval is of the mean over videos, which is the score in the exact reading
+    document |= {"mean": whole.total, "aggregate": "clip" if reading == "reference" else "video"}
+    if reading == "reference":
+        document |= {"low": None, "high": None, "standard_error": None}
+    return document, values
+
+
+def _document(score: VideoScore, found: Estimate, videos: int) -> Row:
+    return {
+        **asdict(found),
+        "videos": videos,
+        "aggregate": score.aggregate,
+        "networks": score.provenance()["networks"],
+    }
+
+
+def _add_overall(
+    document: Row, values: dict[str, dict[str, float]], labels: dict[str, str]
+) -> None:
+    """Add the mean of the four, of every video and of all."""
+    networks = [labels[name].partition("[")[2].rstrip("]") for name in OVERALL]
+    named = ",".join(dict.fromkeys(n for n in networks if n))
+    label = f"overall_score[{named}]" if named else "overall_score"
+    for video in document["videos"]:
+        four = [found.get(video["video"]) for found in values.values()]
+        video["scores"][label] = None if None in four else sum(four) / len(four)  # type: ignore[arg-type]
+    found = estimate(
+        [video["scores"][label] for video in document["videos"]], _clusters(document["videos"])
+    )
+    means = [document["scores"][labels[name]]["mean"] for name in OVERALL]
+    mean = None if None in means else sum(means) / len(means)
+    document["scores"][label] = {**asdict(found), "mean": mean, "aggregate": "mean of the four"}
+
+
+def show(document: Row) -> None:
+    """Print the table on stderr, where it does not mix with the JSON."""
+    from rich.console import Console
+
+    Console(stderr=True).print(table(document))
+
+
+def table(document: Row) -> Table:
+    """Return the summary and every video's values for the terminal."""
+    from rich.table import Table
+
+    labels = list(document["scores"])
+    shown = Table("", *labels, title=f"{document['suite']}, {len(document['videos'])} videos")
+    for video in document["videos"]:
+        shown.add_row(video["video"], *[_percent(video["scores"].get(n)) for n in labels])
+    shown.add_section()
+    found = [document["scores"][name] for name in labels]
+    shown.add_row("all", *[_percent(one["mean"]) for one in found], style="bold")
+    ends = [(one["low"], one["high"]) for one in found]
+    shown.add_row(
+        "95 % interval",
+        *[
+            NO_VALUE if low is None else f"{100 * low:.2f} .. {100 * high:.2f}"
+            for low, high in ends
+        ],
+    )
+    return shown
+
+
+def _percent(value: float | None) -> str:
+    return NO_VALUE if value is None else f"{100 * value:.2f}"
+
+
+def plot(document: Row, path: Path) -> None:
+    """Draw every dimension over time within the video: where does it drift?"""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(n for video in document["videos"] for n in video["series"]))
+    if not names:
+        return
+    figure = Figure(figsize=(8, 2.2 * len(names)), layout="constrained")
+    axes = figure.subplots(len(names), 1, squeeze=False, sharex=True)[:, 0]
+    for axis, name in zip(axes, names, strict=True):
+        label = next((n for n in document["scores"] if n.partition("[")[0] == name), name)
+        for video in document["videos"]:
+            bins = video["series"].get(name, [])
+            # bins count evidence; each stands for as many frames
+            stretch = video["frames"] / (bins[-1][1] + 1) if bins else 1
+            middle = [stretch * (first + last + 1) / 2 for first, last, _ in bins]
+            means = [100 * mean for *_, mean in bins]
+            axis.plot(middle, means, linewidth=1, alpha=0.7, label=video["video"])
+        axis.set_ylabel("score x 100")
+        axis.set_title(label, loc="left", fontsize=10)
+        axis.grid(alpha=0.3)
+    axes[-1].set_xlabel("frame")
+    if len(document["videos"]) <= 8:
+        axes[0].legend(fontsize=7, loc="best")
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,240 @@
+"""``miga-bench score``: anybody's videos in, one document out, nothing scored twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from PIL import Image
+
+from miga_bench.cli import main
+from miga_bench.errors import UserError
+from miga_bench.harness import score as score_module
+from miga_bench.harness.score import score
+from miga_bench.harness.score_request import ScoreRequest
+from miga_bench.harness.score_sources import find_videos, with_prompts
+from miga_bench.media import VideoWriter, read_video
+from miga_bench.metrics import TemporalFlickering
+
+
+def moving(frames=12, speed=1, size=64):
+    """A bright square that moves over a gray field."""
+    video = torch.full((frames, 3, size, size), 90, dtype=torch.uint8)
+    for t in range(frames):
+        video[t, 0, 20:36, (10 + speed * t) % (size - 16) : (10 + speed * t) % (size - 16) + 16] = (
+            220
+        )
+    return video
+
+
+def write(path: Path, video, rate=8):
+    with VideoWriter(path, rate, lossless=True) as writer:
+        writer.push(video)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, speed in (("slow.mp4", 1), ("fast.mp4", 3), ("deep/er.mp4", 2)):
+        write(tmp_path / "videos" / name, moving(speed=speed))
+    return tmp_path / "videos"
+
+
+def request(folder, **changes):
+    return ScoreRequest([folder], output=folder.parent / "scores.json", **changes)
+
+
+def test_a_folder_is_scored(folder):
+    document = score(request(folder))
+    names = [video["video"] for video in document["videos"]]
+    assert names == ["deep/er.mp4", "fast.mp4", "slow.mp4"]
+    flicker = document["scores"]["temporal_flickering"]
+    direct = TemporalFlickering()
+    for name in names:
+        direct.update(torch.stack(list(read_video(folder / name))))
+    assert flicker["mean"] == direct.compute().item()
+    assert flicker["low"] < flicker["mean"] < flicker["high"]
+    assert "subject_consistency[tiny]" in document["scores"]
+    assert "subject_consistency" not in document["scores"]
+    four = [
+        document["scores"][name]["mean"]
+        for name in document["scores"]
+        if name.partition("[")[0] in score_module.OVERALL
+    ]
+    overall = next(name for name in document["scores"] if name.startswith("overall_score["))
+    assert document["scores"][overall]["mean"] == pytest.approx(sum(four) / 4)
+    assert document["scores"]["subject_consistency[tiny]"]["networks"]["encoder"]["sha256"]
+    assert json.loads((folder.parent / "scores.json").read_text())["scores"] == document["scores"]
+    assert Image.open(folder.parent / "scores.png").size[0] > 300
+    assert not (folder.parent / "scores.jsonl").exists()
+
+
+def test_several_processes_give_the_same(folder):
+    only = {"dimensions": ["temporal_flickering", "subject_consistency"]}
+    alone = score(request(folder, **only))
+    together = score(request(folder, devices=["cpu", "cpu"], overwrite=True, **only))
+    assert together["scores"] == alone["scores"]
+    assert together["videos"] == alone["videos"]
+
+
+def test_vbench_long_on_embedded_networks(folder):
+    write(folder / "long.mp4", moving(39))
+    document = score(request(folder, suite="vbench-long", networks="tiny"))
+    by_name = {video["video"]: video for video in document["videos"]}
+    assert document["reading"] == "exact"
+    assert set(document["scores"]) == set(by_name["long.mp4"]["scores"])
+    # the mean over videos, however many clips each has
+    flicker = [video["scores"]["temporal_flickering"] for video in document["videos"]]
+    assert document["scores"]["temporal_flickering"]["mean"] == pytest.approx(sum(flicker) / 4)
+    other = score(
+        request(folder, suite="vbench-long", networks="tiny", overwrite=True, reading="reference")
+    )
+    # three clips of long.mp4 and one of each other
+    assert other["scores"]["temporal_flickering"]["mean"] != pytest.approx(sum(flicker) / 4)
+    assert other["scores"]["temporal_flickering"]["aggregate"] == "clip"
+
+
+def test_a_killed_command_goes_on(folder):
+    for k in range(4):
+        write(folder / f"more{k}.mp4", moving(200, speed=k))
+    output = folder.parent / "scores.json"
+    command = [sys.executable, "-m", "miga_bench", "score", str(folder), "-o", str(output)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    journal = output.with_suffix(".jsonl")
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if journal.exists() and journal.read_text().count("\n") >= 3:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = journal.read_text().count('"key"')
+    assert kept >= 2
+    journal.write_text(journal.read_text() + '{"key": "broken')  # as a kill may leave it
+    seen = []
+    resumed = score(request(folder), lambda done, total, name: seen.append(name))
+    assert len([name for name in seen if name]) == 7 - kept
+    fresh = score(request(folder, overwrite=True))
+    assert resumed["scores"] == fresh["scores"]
+
+
+def test_another_scorings_journal_is_not_mixed_in(folder):
+    journal = folder.parent / "scores.jsonl"
+    journal.write_text('{"plan": {"long": true}}\n')
+    with pytest.raises(UserError, match="another scoring"):
+        score(request(folder))
+    assert journal.exists()
+
+
+def test_pictures_and_gifs_are_videos(tmp_path):
+    frames = moving(5)
+    sequence = tmp_path / "videos" / "shots"
+    sequence.mkdir(parents=True)
+    pictures = [Image.fromarray(f.permute(1, 2, 0).numpy()) for f in frames]
+    for k, picture in enumerate(pictures):
+        picture.save(sequence / f"frame_{k + 6}.png")  # 10 comes after 9
+    pictures[0].save(
+        tmp_path / "videos" / "loop.gif", save_all=True, append_images=pictures[1:], duration=125
+    )
+    loop, shots = find_videos([tmp_path / "videos"], fps=8)
+    assert (loop.name, shots.name) == ("loop.gif", "shots")
+    assert torch.equal(torch.cat(list(shots.pieces())), frames)
+    assert sum(len(piece) for piece in loop.pieces()) == 5
+
+
+def test_prompts_come_from_a_file_or_from_records(folder):
+    (folder / "slow.json").write_text('{"prompts": [{"text": "a square moves"}]}')
+    assert [s.prompt for s in with_prompts(find_videos([folder]), None)] == [
+        None,
+        None,
+        "a square moves",
+    ]
+    table = folder.parent / "prompts.jsonl"
+    table.write_text(
+        '{"video": "fast", "prompt": "quick"}\n{"video": "slow.mp4", "prompt": "slow"}'
+    )
+    assert [s.prompt for s in with_prompts(find_videos([folder]), table)] == [None, "quick", "slow"]
+
+
+def write_with_index_first(path, video):
+    """An mp4 as cameras and ffmpeg write it: it says at its start how long it is."""
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.height, stream.width, stream.pix_fmt = video.shape[2], video.shape[3], "yuv420p"
+        for frame in video:
+            picture = av.VideoFrame.from_ndarray(
+                frame.permute(1, 2, 0).contiguous().numpy(), "rgb24"
+            )
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+
+
+def test_a_broken_video_does_not_stop_the_rest(folder, capsys):
+    broken, output = folder / "broken.mp4", folder.parent / "scores.json"
+    noise = torch.randint(0, 256, (60, 3, 64, 64), dtype=torch.uint8)
+    write_with_index_first(broken, noise)
+    broken.write_bytes(broken.read_bytes()[: broken.stat().st_size * 2 // 3])
+    write(folder / "single.mp4", moving(1))
+    assert main(["score", str(folder), "-o", str(output)]) == 1
+    document = json.loads(output.read_text())
+    by_name = {video["video"]: video for video in document["videos"]}
+    assert "of 60 frames" in by_name["broken.mp4"]["reason"]
+    assert not any(by_name["broken.mp4"]["scores"].values())
+    single = by_name["single.mp4"]
+    assert single["scores"]["temporal_flickering"] is None
+    assert "at least 2" in single["reason"]["temporal_flickering"]
+    assert document["scores"]["temporal_flickering"]["n"] == 3
+    assert document["scores"]["temporal_flickering"]["videos"] == 5
+    error = capsys.readouterr().err
+    assert "broken.mp4" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "no such file or folder"),
+        (["."], "no videos in"),
+        (["note.txt"], "is no video"),
+        (["empty.mp4"], "cannot be read as a video"),
+        (["ok.mp4", "--suite", "vbnch"], "unknown suite"),
+        (["ok.mp4", "--dimension", "subject"], "did you mean subject_consistency"),
+        (["ok.mp4", "--dimension", "aesthetic_quality"], "has no embedded network"),
+        (["ok.mp4", "--prompts", "note.txt"], "must be a JSON object"),
+        (["ok.mp4", "--prompts", "other.json"], "not among the videos"),
+        (["ok.mp4", "other.mp4"], "of one frame rate"),
+        (["ok.mp4", "--fps", "0"], "--fps 0"),
+        (["ok.mp4", "-o", "scores.txt"], "end its name in .json"),
+        (["ok.mp4", "-o", "there.json"], "exists: add --force"),
+    ],
+)
+def test_wrong_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    arguments = ["empty" if a == "." else a for a in arguments]
+    (tmp_path / "note.txt").write_text("hello")
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "other.json").write_text('{"ok2.mp4": "a prompt"}')
+    (tmp_path / "there.json").write_text("{}")
+    write(tmp_path / "ok.mp4", moving(4))
+    write(tmp_path / "other.mp4", moving(4), rate=12)
+    assert main(["score", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "scores.json").exists()
+    assert not (tmp_path / "scores.jsonl").exists()
+
+
+def test_overall_consistency_needs_prompts(folder):
+    with pytest.raises(UserError, match="needs the prompt of every video, 3 have none"):
+        score(request(folder, suite="vbench", dimensions=["overall_consistency"]))

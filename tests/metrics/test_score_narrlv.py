@@ -1,0 +1,96 @@
+"""``miga-bench score --suite narrlv``: videos on disk, the embedded world's judge, answers kept."""
+
+import json
+import random
+
+import pytest
+
+from miga_bench.backbones.tiny import world
+from miga_bench.backbones.tiny.grammar import parse_narrative
+from miga_bench.cli import main
+from miga_bench.harness.score_narrlv import OWN, FileVideo, NarrativeRequest, score_narratives
+from miga_bench.media import VideoWriter
+from miga_bench.metrics.narrlv import load_suite
+
+CHOSEN = {"tna": [2], "factors": ["target_attribute"]}
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """The true videos of the suite's stories of two atoms about the target."""
+    folder = tmp_path_factory.mktemp("stories")
+    for item in load_suite(OWN / "tiny").select(CHOSEN["factors"], CHOSEN["tna"]).items:
+        frames, _ = world.render_narrative(
+            parse_narrative(item.prompt), random.Random(item.key), 64
+        )
+        with VideoWriter(item.video(folder), 16, quality=4) as writer:
+            writer.push(frames)
+    return folder
+
+
+def test_true_videos_score_one(videos, tmp_path):
+    request = NarrativeRequest(videos, output=tmp_path / "scores.json", **CHOSEN)
+    document = score_narratives(request)
+    assert document["scores"]["target_attribute"]["collapsed"] == pytest.approx(1.0)
+    assert document["provenance"]["answers"] > 0
+    assert json.loads(request.output.read_text())["cells"] == document["cells"]
+
+
+def test_answers_are_asked_once(videos, tmp_path):
+    output = tmp_path / "scores.json"
+    counts = []
+    request = NarrativeRequest(videos, output=output, **CHOSEN)
+    score_narratives(request, lambda done, total, name: counts.append((done, total)))
+    assert counts[-1][0] == counts[-1][1] == len(counts)
+    lines = request.answers.read_text().splitlines(keepends=True)
+    request.answers.write_text("".join(lines[:-3]) + '{"item": "bro')  # as a kill may leave it
+    again = []
+    resumed = NarrativeRequest(videos, output=output, overwrite=True, **CHOSEN)
+    score_narratives(resumed, lambda done, total, name: again.append(done))
+    assert len(again) == 3
+    assert sorted(request.answers.read_text().splitlines()) == sorted("".join(lines).splitlines())
+
+
+def test_missing_videos_are_said(videos, tmp_path, capsys):
+    output = tmp_path / "scores.json"
+    command = ["score", str(videos), "--suite", "narrlv", "--tna", "2", "-o", str(output)]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "videos are missing, the first is" in error
+    assert "--partial" in error
+    assert main([*command, "--partial"]) == 0
+    document = json.loads(output.read_text())
+    assert list(document["scores"]) == ["target_attribute"]
+    assert len(document["missing"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--narratives", "natural"], "--judge is missing"),
+        (["--judge", "http://127.0.0.1:9/v1"], "go together"),
+        (["--judge-model", "some"], "go together"),
+        (["--narratives", "nowhere"], "no narrative suite at nowhere"),
+        (["--tna", "9"], "no items of factors"),
+        (["--quality", "none.jsonl", "--tna", "2", "--partial"], "cannot read qualities"),
+    ],
+)
+def test_wrong_input_is_one_line(videos, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    if "nowhere" in arguments:
+        arguments = [*arguments, "--judge", "reader"]
+    assert main(["score", str(videos), "--suite", "narrlv", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "scores.json").exists()
+
+
+def test_a_files_frames_are_picked(videos):
+    path = next(videos.rglob("*.mp4"))
+    video = FileVideo(path)
+    assert len(video) == 64
+    picked = video.pick([63, 0, 0])
+    assert picked.shape == (3, 3, 64, 64)
+    assert picked[1].equal(picked[2])
+    assert not picked[0].equal(picked[1])
