@@ -48,7 +48,7 @@ def test_pictures_show_every_video_and_blanks_after_the_short_one(tmp_path, item
 
 
 def test_the_world_itself_scores_clean():
-    scores = page._of_the_world(0, held_out_prompts(1)[0], 120)
+    scores = page._of_the_world(0, held_out_prompts(1)[0], 120, "tiny-wan")
     assert scores["asked_color"] > 0.99
     assert scores["hue_drift"] < 1
     assert scores["path"] > 0.1

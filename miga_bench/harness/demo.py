@@ -74,7 +74,14 @@ ABLATION: dict[str, Arm] = {
     "anchored, no reflection": Arm("miga", "anchored", _OFF),
     "miga anchored": METHODS["miga anchored"],
 }
-ARMS = METHODS | ABLATION
+# What VideoCrafter2 leaves open besides: its dynamic rescale, and guidance frames as neighbors in time.
+_OPEN_QUESTIONS: dict[str, Arm] = {
+    "fifo, not rescaled": Arm("fifo", None, {"rescale": "false"}),
+    "miga, not rescaled": Arm("miga", None, {"rescale": "false", **_OFF}),
+    "miga, guidance cut": Arm("miga", None, {"guidance_cut": "true", **_OFF}),
+}
+ABLATIONS = {"tiny-wan": ABLATION, "tiny-videocrafter2": ABLATION | _OPEN_QUESTIONS}
+ARMS = METHODS | ABLATION | _OPEN_QUESTIONS
 # measure -> (heading, digits, factor)
 MEASURES: dict[str, tuple[str, int, float]] = {
     "hue_drift": ("subject hue drift, degrees", 1, 1),
@@ -91,6 +98,7 @@ MEASURES: dict[str, tuple[str, int, float]] = {
     "seconds": ("seconds", 0, 1),
 }
 WORLD = "the world itself"
+WORLD_RATE = 16  # frames a second
 SHEET_COLUMNS = 10
 PANEL = 128
 PICTURED = 2  # prompts shown in the pictures; the table counts all
@@ -137,7 +145,7 @@ def demo(
     videos = output / "videos"
     videos.mkdir(parents=True, exist_ok=True)
     captions = held_out_prompts(prompts)
-    labels = list(ABLATION if ablation else METHODS)
+    labels = list(ABLATIONS[backbone] if ablation else METHODS)
     items = [
         Item(label, k, caption, frames, videos / f"{k + 1}-{_file_name(label)}.mp4", backbone)
         for k, caption in enumerate(captions)
@@ -146,7 +154,7 @@ def demo(
     rows = {label: [{}] * prompts for label in (*labels, WORLD)}  # type: dict[str, list[Any]]
     for item, scores in _make_all(items):
         rows[item.label][item.number] = scores
-    rows[WORLD] = [_of_the_world(k, caption, frames) for k, caption in enumerate(captions)]
+    rows[WORLD] = [_of_the_world(k, text, frames, backbone) for k, text in enumerate(captions)]
     _pictures(output, captions[:PICTURED], labels, frames, items)
     document = {
         "backbone": backbone,
@@ -251,13 +259,13 @@ def make(item: Item) -> dict[str, float]:
     if result.status != "done":
         raise result.error or KeyboardInterrupt(result.status)
     seconds = time.perf_counter() - began
-    scores = _scores(torch.cat(kept.frames), item.prompt)
+    scores = _scores(torch.cat(kept.frames), item.prompt, backbone.frames_of(backbone.window))
     cost = {name: float(result.record["cost"][name]) for name in ("nfe", "nfe_latents")}
     return scores | cost | {"seconds": seconds}
 
 
-def _scores(frames: Tensor, caption: str) -> dict[str, float]:
-    found = measure(frames, parse_caption(caption)).as_dict()
+def _scores(frames: Tensor, caption: str, opening: int) -> dict[str, float]:
+    found = measure(frames, parse_caption(caption), opening).as_dict()
     return {
         name: math.nan if (value := found.get(name)) is None else float(value)
         for name in MEASURES
@@ -265,10 +273,12 @@ def _scores(frames: Tensor, caption: str) -> dict[str, float]:
     }
 
 
-def _of_the_world(seed: int, caption: str, frames: int) -> dict[str, float]:
-    """Score what the world itself would show: the floor of the measures."""
-    look = draw_look(parse_caption(caption), random.Random(seed))
-    return _scores(render(look, frames), caption)
+def _of_the_world(seed: int, caption: str, frames: int, name: str) -> dict[str, float]:
+    """Score what the world itself would show a backbone's camera: the floor of the measures."""
+    look, backbone = draw_look(parse_caption(caption), random.Random(seed)), _backbone(name)
+    stride = round(WORLD_RATE / backbone.frame_rate)
+    shown = render(look, frames * stride)[::stride]
+    return _scores(shown, caption, backbone.frames_of(backbone.window))
 
 
 def _summary(rows: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
