@@ -1,6 +1,6 @@
 # Every verb does its own set-up: `make demo` and `make test` run from a bare Python 3.11.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vbench lint type bench train-tiny clean
+.PHONY: help setup demo test test-vbench lint type bench bench-scores train-tiny clean
 
 PY ?= python3
 VENV := .venv
@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml
 	  $(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[dev]"
 	@touch $(STAMP)
 
-demo: $(STAMP)  ## Four methods, same prompts and seeds: video, contact sheet and table in demo/
+demo: $(STAMP)  ## All methods, same prompts and seeds: video, contact sheet and table in demo/
 	$(BIN)/miga-bench demo --force
 
 test: lint type  ## Lint, type check and every test that needs neither GPU nor minutes
@@ -38,6 +38,9 @@ type: $(STAMP)  ## Check types
 test-vbench: $(VBENCH)/.ready  ## Compare scores with VBench's own functions, in .venv-vbench
 	OMP_NUM_THREADS=1 $(VBENCH)/bin/python -m pytest -q -m vbench tests/metrics
 	OMP_NUM_THREADS=1 $(VBENCH)/bin/python -m pytest -q tests/metrics/test_vbench_golden.py
+
+bench-scores: $(VBENCH)/.ready  ## Measure what scores cost beside VBench's own functions; JSON last
+	$(VBENCH)/bin/python -m miga_bench.harness.bench_scores
 
 # vbench pins versions that exclude newer Pythons and torch; without its pins it runs beside them
 $(VBENCH)/.ready: pyproject.toml $(STAMP)

@@ -111,6 +111,10 @@ class VideoScore(Metric):
     def _terms(self, frames: Tensor) -> Tensor:
         """Return the terms ``[n]`` that the next frames ``[T, 3, H, W]`` of a video complete."""
 
+    def _last_terms(self) -> list[float]:
+        """Return the terms that only the end of a video completes; most scores have none."""
+        return []
+
     @abstractmethod
     def _forget(self) -> None:
         """Drop what is kept of the running video."""
@@ -193,7 +197,8 @@ class VideoScore(Metric):
         if self._open is None:
             raise RuntimeError(f"{self.label}: end() before begin()")
         (video, prompt), self._open = self._open, None
-        total, count = self._sum, self._count
+        last = [] if self.too_short() else self._last_terms()
+        total, count = self._sum + math.fsum(last), self._count + len(last)
         self._forget()
         if self.too_short():
             raise UserError(

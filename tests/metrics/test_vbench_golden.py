@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from formula import AMT_CLIPS, CLIPS, Blur, clip, clip_shapes, dino_shapes, state
 
+from miga_bench.metrics.frame_quality import AestheticQuality
 from miga_bench.metrics.functional.consistency import feature_consistency
 from miga_bench.metrics.functional.flickering import temporal_flickering
 from miga_bench.metrics.functional.smoothness import motion_smoothness
 from miga_bench.metrics.networks.amt import padded_midpoint
 from miga_bench.metrics.networks.clip import Clip
 from miga_bench.metrics.networks.dino import Dino
+from miga_bench.metrics.networks.judges import Aesthetic
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "vbench.json").read_text())
 needs_vbench = pytest.mark.skipif(
@@ -53,6 +55,15 @@ def test_subject_consistency(name, dino):
 @pytest.mark.parametrize("name", CLIPS)
 def test_background_consistency(name, tower):
     assert feature_consistency(tower(made(name))).item() == golden("background_consistency", name)
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_aesthetic_quality(name):
+    tower = Clip(weights=state("aesthetic", clip_shapes(patch=14)))
+    head = state("aesthetic", {"weight": (1, 64), "bias": (1,)})
+    score = AestheticQuality(Aesthetic(tower, weights=head))
+    score.update(made(name))
+    assert score.compute().item() == golden("aesthetic_quality", name)
 
 
 @pytest.mark.parametrize("name", CLIPS)

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 import torch
-from formula import clip, clip_shapes, dino_shapes, state
+from formula import clip, clip_shapes, dino_shapes, fill, numbers, state
 
 if importlib.util.find_spec("vbench") is None:
     pytest.skip("needs vbench: make test-vbench", allow_module_level=True)
@@ -17,9 +17,16 @@ from miga_bench.metrics import (
     SubjectConsistency,
     TemporalFlickering,
 )
+from miga_bench.metrics.dynamic import DynamicDegree
+from miga_bench.metrics.functional.dynamics import pair_motion
+from miga_bench.metrics.networks import preprocess
 from miga_bench.metrics.networks.amt import Amt
+from miga_bench.metrics.networks.base import Provenance
 from miga_bench.metrics.networks.clip import Clip
 from miga_bench.metrics.networks.dino import Dino
+from miga_bench.metrics.networks.raft import Raft
+from miga_bench.metrics.networks.viclip import VideoTextEncoder
+from miga_bench.metrics.overall_consistency import OverallConsistency
 
 pytestmark = pytest.mark.vbench
 
@@ -105,3 +112,58 @@ def test_clip_in_half_precision_is_the_original_on_a_gpu(videos):
     pixels = clip_transform(224)(videos["b"].float())
     expected = torch.nn.functional.normalize(model.encode_image(pixels.half()).float(), dim=-1)
     assert (encoder(videos["b"]) * expected).sum(-1).min() > 1 - 1e-5
+
+
+def test_dynamic_degree(tmp_path):
+    checkpoint = original.raft_checkpoint(tmp_path)
+    video = clip("moves", 5, 130, 128)
+    path = original.write_lossless(tmp_path / "moves.mp4", video, 16)  # every other frame
+    dynamic, motions = original.motion_of(path, checkpoint)
+    network = Raft(weights=checkpoint)
+    found = [pair_motion(video[i : i + 1], video[i + 2 : i + 3], network.flow) for i in (0, 2)]
+    assert torch.cat(found).tolist() == pytest.approx(motions, rel=1e-5)
+    score = DynamicDegree(network)
+    score.update(video, fps=16)
+    assert score.compute().item() == float(dynamic)
+
+
+class SmallViClip(VideoTextEncoder):
+    """A video and text encoder that VBench's own function takes too."""
+
+    label = "small"
+    provenance = Provenance("small", "formula", None)
+
+    def __init__(self):
+        super().__init__()
+        self.project = fill(torch.nn.Linear(8 * 3 * 14 * 14, 16), "viclip")
+
+    def encode_vision(self, video, test):
+        pooled = torch.nn.functional.avg_pool2d(video.flatten(0, 1), 16)
+        return self.project(pooled.reshape(len(video), -1))
+
+    def encode_text(self, text):
+        return torch.from_numpy(numbers(text, 16)).float()[None]
+
+    def embed_video(self, frames):
+        pixels = preprocess.normalize(frames.float(), preprocess.CLIP)
+        return self.encode_vision(pixels[None], test=True)[0]
+
+    def embed_text(self, text):
+        return self.encode_text(text)[0]
+
+
+def test_overall_consistency(videos, paths):
+    from vbench.overall_consistency import overall_consistency
+
+    encoder = SmallViClip()
+    prompts = [f"prompt {name}" for name in videos]
+    listed = [{"prompt": p, "video_list": [f]} for p, f in zip(prompts, paths, strict=True)]
+    expected = original.per_video(overall_consistency(encoder, listed, None, "cpu"))
+    score = OverallConsistency(encoder)
+    found = []
+    for prompt, video in zip(prompts, videos.values(), strict=True):
+        score.begin(prompt)
+        for part in video.split(4):
+            score.extend(part)
+        found.append(score.end())
+    assert_same({"all": score.compute().item(), "videos": found}, expected, 1e-6)

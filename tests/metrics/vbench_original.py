@@ -9,7 +9,6 @@ own code: from torch.hub, or from the folder that ``MIGA_BENCH_DINO_REPO`` names
 import importlib.metadata
 import json
 import os
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -20,29 +19,14 @@ import torch
 from formula import AMT_CLIPS, CLIPS, Blur, clip, fill
 from torch import nn
 
+from miga_bench.metrics.networks.original import import_torchvision
+
 GOLDEN = Path(__file__).parent / "golden" / "vbench.json"
 WIDTH, LAYERS = 128, 2
 
 
-def _import_torchvision():
-    """Import torchvision also where it was built for another torch, as beside a CPU-only one."""
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-        for name in [name for name in sys.modules if name.startswith("torchvision")]:
-            del sys.modules[name]
-        # its kernels are not needed, but it wants their names
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float threshold) -> Tensor")
-        return library
-    return None
-
-
 # before vbench and before torchmetrics, which imports torchvision if it is there
-_LIBRARY = _import_torchvision()
+_LIBRARY = import_torchvision()
 
 
 def write_lossless(path, frames, fps):

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import torch
+
 from miga_bench.errors import UserError
 
 INSTALL = "pip install --no-deps vbench==0.1.5"
@@ -56,3 +58,27 @@ def module(name: str, install: str = INSTALL) -> ModuleType:
         # whoever imports vbench itself afterwards gets the whole of it
         if bare:
             del sys.modules["vbench"]
+
+
+def import_torchvision() -> object:
+    """Import torchvision, also where it was built for another torch, as beside a CPU-only one.
+
+    Such a torchvision asks for the names of two of its kernels; only its plain functions are used
+    here. To be called before anything that imports torchvision if it is there, such as torchmetrics.
+
+    Returns:
+        What has to stay alive.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.startswith("torchvision")]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for kernel in ("nms", "qnms"):
+            library.define(f"{kernel}(Tensor dets, Tensor scores, float threshold) -> Tensor")
+        importlib.import_module("torchvision")
+        return library
+    return None

@@ -57,15 +57,6 @@ def normalize(frames: Tensor, moments: Moments) -> Tensor:
     return frames.div(255).sub_(mean).div_(std)
 
 
-def clip_pixels(frames: Tensor, size: int = 224, whole: bool = False) -> Tensor:
-    """Preprocess frames ``[N, 3, H, W]`` in 0..255 for CLIP's vision towers.
-
-    Args:
-        frames: The frames.
-        size: Side of the square the tower sees.
-        whole: Whether resized pixels are rounded to whole numbers, as torchvision does with uint8.
-    """
-    pixels = short_side(frames, size, "bicubic")
-    if whole:
-        pixels = pixels.clamp(0, 255).round()
-    return normalize(center_crop(pixels, size), CLIP)
+def clip_pixels(frames: Tensor, size: int = 224) -> Tensor:
+    """Preprocess frames ``[N, 3, H, W]`` in 0..255 for the middle square CLIP's towers see."""
+    return normalize(center_crop(short_side(frames, size, "bicubic"), size), CLIP)

@@ -92,7 +92,7 @@ class VisionTransformer(nn.Module):
         grid = (x.shape[-2], x.shape[-1])
         first = self.first.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([first, x.flatten(2).transpose(1, 2)], dim=1)
-        positions = self._at(grid, square=pixels.shape[-2] == pixels.shape[-1])
+        positions = self._at(grid, even=pixels.shape[-2] == pixels.shape[-1])
         x = self.pre(x + positions.to(x.dtype))
         for block in self.blocks[:-1]:
             x = block(x)
@@ -106,7 +106,7 @@ class VisionTransformer(nn.Module):
                 module.to(dtype)
         return self
 
-    def _at(self, grid: tuple[int, int], square: bool) -> Tensor:
+    def _at(self, grid: tuple[int, int], even: bool) -> Tensor:
         """Return the positions ``[1 + h*w, D]`` of a grid of another shape than trained on.
 
         The tenth of a patch is DINO's guard against rounding; it shifts where positions are read,
@@ -114,7 +114,7 @@ class VisionTransformer(nn.Module):
         trained one, is read like that too.
         """
         side = math.isqrt(len(self.positions) - 1)
-        if square and grid == (side, side):
+        if even and grid == (side, side):
             return self.positions
         key = self._positions_at
         if key is None or key[0] != grid or key[1].device != self.positions.device:
