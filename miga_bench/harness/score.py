@@ -17,7 +17,7 @@ from miga_bench.errors import UserError
 from miga_bench.harness.provenance import hardware, versions, write_json
 from miga_bench.harness.score_request import Plan, ScoreRequest
 from miga_bench.harness.score_sources import Source, TruncatedError, find_videos, with_prompts
-from miga_bench.metrics.suites import make_scores
+from miga_bench.metrics.suites import fast_encoders, make_scores
 
 Row = dict[str, Any]
 
@@ -44,7 +44,9 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
     plan = request.plan
     sources = with_prompts(find_videos(request.videos, request.fps), request.prompts)
     check_sources(sources, plan)
-    make_scores(plan.dimensions, plan.networks)  # says now what is missing
+    make_scores(plan.dimensions, plan.networks)  # these two say now what is missing
+    if plan.long and plan.development:
+        fast_encoders(plan.dimensions, plan.networks)
     rows = dict(_known(request.journal, plan))
     keys = {source.name: _key(source) for source in sources}
     waiting = [source for source in sources if keys[source.name] not in rows]
@@ -63,7 +65,7 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
 
     found = [{**rows[keys[s.name]], "video": s.name, "prompt": s.prompt} for s in sources]
     document = {
-        **summary(found, plan, request.aggregate, request.reading, request.development),
+        **summary(found, plan, request.aggregate, request.reading),
         "versions": versions(),
         "hardware": hardware(request.devices[0]),
     }
@@ -219,10 +221,9 @@ def _by_clips(source: Source, plan: Plan, device: str, scores: Sequence[Any]) ->
     """Score a video as VBench-Long does: of each dimension the clips, and the fast score."""
     from miga_bench.metrics.long import clip_length
     from miga_bench.metrics.long_stream import LongVideos
-    from miga_bench.metrics.suites import fast_encoders
 
     assert source.frame_rate is not None
-    fast = fast_encoders(plan.dimensions, plan.networks, device)
+    fast = fast_encoders(plan.dimensions, plan.networks, device) if plan.development else {}
     videos = LongVideos(scores, fast, clip_length(source.frame_rate), source.frame_rate)
     frames = 0
     for piece in source.pieces():

@@ -21,11 +21,13 @@ class Plan:
         long: By clips, as VBench-Long.
         networks: ``tiny`` or ``vbench``.
         dimensions: What to score.
+        development: With VBench-Long's clip-to-clip scores.
     """
 
     long: bool
     networks: str
     dimensions: tuple[str, ...]
+    development: bool = True
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class ScoreRequest:
         """What decides a video's values, checked."""
         networks = self.networks or ("tiny" if self.suite == "tiny" else "vbench")
         dimensions = check_dimensions(self.dimensions, networks)
-        return Plan(self.suite == "vbench-long", networks, dimensions)
+        return Plan(self.suite == "vbench-long", networks, dimensions, self.development)
 
     def check(self) -> None:
         """Refuse what can be refused before a file is opened.

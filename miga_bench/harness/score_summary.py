@@ -27,7 +27,6 @@ def summary(
     plan: Plan,
     aggregate: str | None = None,
     reading: str = "exact",
-    development: bool = True,
 ) -> Row:
     """Return the document of a scoring.
 
@@ -36,7 +35,6 @@ def summary(
         plan: How they were scored.
         aggregate: See ``VideoScore``.
         reading: Of VBench-Long; see ``long_score``.
-        development: VBench-Long's ``--dev_flag``.
 
     Raises:
         UserError: No video has a value.
@@ -45,7 +43,7 @@ def summary(
         raise UserError(f"no video could be scored; the first: {rows[0]['reason']}")
     scores: list[VideoScore] = make_scores(plan.dimensions, plan.networks, aggregate=aggregate)
     sums = [
-        _of_clips(score, rows, reading, development) if plan.long else _of_videos(score, rows)
+        _of_clips(score, rows, reading, plan.development) if plan.long else _of_videos(score, rows)
         for score in scores
     ]
     labels = {score.name: score.label for score in scores}
@@ -62,7 +60,7 @@ def summary(
     if all(name in values for name in OVERALL):
         _add_overall(document, {name: values[name] for name in OVERALL}, labels)
     if plan.long:
-        document |= {"reading": reading, "development": development}
+        document |= {"reading": reading, "development": plan.development}
     return document
 
 

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from miga_bench.metrics.consistency import BackgroundConsistency, SubjectConsistency
+    from miga_bench.metrics.dynamic import DynamicDegree
     from miga_bench.metrics.flickering import TemporalFlickering
+    from miga_bench.metrics.frame_quality import AestheticQuality, ImagingQuality
     from miga_bench.metrics.narrative import NarrativeExpression
     from miga_bench.metrics.overall import OverallScore
+    from miga_bench.metrics.overall_consistency import OverallConsistency
     from miga_bench.metrics.smoothness import MotionSmoothness
 
 _HOMES = {
@@ -21,13 +24,21 @@ _HOMES = {
     "MotionSmoothness": "smoothness",
     "TemporalFlickering": "flickering",
     "OverallScore": "overall",
+    "DynamicDegree": "dynamic",
+    "AestheticQuality": "frame_quality",
+    "ImagingQuality": "frame_quality",
+    "OverallConsistency": "overall_consistency",
     "NarrativeExpression": "narrative",
 }
 
 __all__ = [
+    "AestheticQuality",
     "BackgroundConsistency",
+    "DynamicDegree",
+    "ImagingQuality",
     "MotionSmoothness",
     "NarrativeExpression",
+    "OverallConsistency",
     "OverallScore",
     "SubjectConsistency",
     "TemporalFlickering",

@@ -53,8 +53,8 @@ _MODULES = {
     "Clip": "clip",
     "Amt": "amt",
     "Raft": "raft",
-    "Aesthetic": "aesthetic",
-    "Musiq": "musiq",
+    "Aesthetic": "judges",
+    "Musiq": "judges",
     "ViClip": "viclip",
     "DreamSim": "dreamsim",
 }
