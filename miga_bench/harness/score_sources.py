@@ -215,10 +215,12 @@ def _read_prompts(path: Path) -> dict[str, str]:
         raise UserError(f"--prompts {path} cannot be read: {_plain(error)}") from error
     try:
         whole = json.loads(text)
-        entries = whole.items() if isinstance(whole, dict) and "video" not in whole else None
     except json.JSONDecodeError:
-        entries = None
-    if entries is None:
+        whole = None
+    entries: list[tuple[Any, Any]]
+    if isinstance(whole, dict) and "video" not in whole:
+        entries = list(whole.items())
+    else:
         try:
             lines = [json.loads(line) for line in text.splitlines() if line.strip()]
             entries = [(line["video"], line["prompt"]) for line in lines]

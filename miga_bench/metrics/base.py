@@ -50,7 +50,7 @@ class Terms(NamedTuple):
     """The evidence of one video: the sum of its terms and their number."""
 
     total: float
-    count: int
+    number: int
 
 
 class VideoScore(Metric):
@@ -89,6 +89,10 @@ class VideoScore(Metric):
     terms: Terms
     _prompt: str | None
     _fps: float | None
+    _size: tuple[int, ...] | None
+    _frames: int
+    _count: int
+    _sum: float
 
     def __init__(self, aggregate: Aggregate | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -174,10 +178,10 @@ class VideoScore(Metric):
             raise RuntimeError(f"{self.label}: extend() before begin()")
         check_frames(frames, self.label)
         size = tuple(frames.shape[-2:])
-        if self._size not in (None, size):
+        if self._size is not None and self._size != size:
             raise UserError(
                 f"{self.label}: a frame of {size[1]}x{size[0]} pixels follows frames of "
-                f"{self._size[1]}x{self._size[0]}; a video's frames must be of one size"  # type: ignore[index]
+                f"{self._size[1]}x{self._size[0]}; a video's frames must be of one size"
             )
         self._size = size
         self._frames += len(frames)
@@ -215,7 +219,7 @@ class VideoScore(Metric):
         self._add(terms, video, prompt_key)
 
     def _add(self, terms: Terms, video: int, prompt: int) -> None:
-        row = (terms.total, terms.count, video, prompt)
+        row = (terms.total, terms.number, video, prompt)
         for (name, dtype), value in zip(_ROW.items(), row, strict=True):
             getattr(self, name).append(torch.tensor([value], dtype=dtype, device=self.device))
         self._computed = None
@@ -223,7 +227,7 @@ class VideoScore(Metric):
 
     def value_of(self, terms: Terms) -> float:
         """Return the score of a video with these terms."""
-        return self._from_mean(terms.total / terms.count)
+        return self._from_mean(terms.total / terms.number)
 
     def too_short(self) -> bool:
         """Tell whether the running video has fewer frames than ``least_frames`` so far."""
@@ -241,7 +245,7 @@ class VideoScore(Metric):
         self._reset_video()
 
     def _reset_video(self) -> None:
-        self._size: tuple[int, ...] | None = None
+        self._size = None
         self._frames = self._count = 0
         self._sum = 0.0
         self.series = Series()
@@ -296,7 +300,7 @@ class VideoScore(Metric):
 
     def _rows(self) -> tuple[list[float], list[int], list[int], list[int]]:
         states = (self.values, self.counts, self.videos, self.prompts)
-        columns = [dim_zero_cat(s).tolist() if len(s) else [] for s in states]  # type: ignore[arg-type]
+        columns = [dim_zero_cat(s).tolist() if len(s) else [] for s in states]
         return columns[0], columns[1], columns[2], columns[3]
 
     @property
