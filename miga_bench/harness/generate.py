@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from miga_bench.backbones import load_backbone
 from miga_bench.backbones.base import Backbone
 from miga_bench.errors import NumericalError, UserError
 from miga_bench.harness.provenance import hardware, peak_memory_mib, versions, write_json
-from miga_bench.harness.request import DEFAULT_FRAMES, GenerateRequest
+from miga_bench.harness.request import DEFAULT_FRAMES, GenerateRequest, PromptAt
 from miga_bench.harness.stop import StopRequested, StopSignals
 from miga_bench.media import Cell, EvenSample, VideoWriter, contact_sheet, count_frames
 from miga_bench.sampling import METHODS, PRESETS, CounterNoise, Short, estimate_windows, resolve
@@ -89,6 +89,31 @@ class GenerateResult:
     error: Exception | None = None
     signal: int | None = None
 
+    def keep_first(self, error: Exception) -> None:
+        """Note a failure, if none is noted yet."""
+        if self.error is None:
+            self.status, self.error = "failed", error
+
+
+def check_names(
+    backbone: str, method: str, preset: str | None, overrides: Mapping[str, object]
+) -> None:
+    """Refuse names that no family knows, before anything is loaded.
+
+    Raises:
+        UserError: No family has such a method, preset or setting, or a value is not of its type.
+    """
+    errors = []
+    families = sorted({family for table in PRESETS.values() for family in table})
+    for family in families:
+        probe: Any = SimpleNamespace(name=backbone, family=family)
+        try:
+            resolve(method, probe, preset, overrides)
+        except UserError as error:
+            errors.append(error)
+    if len(errors) == len(families):
+        raise errors[-1]
+
 
 def open_backbone(request: GenerateRequest) -> Backbone:
     """Load the backbone a request names, once its other names are known to be good for some family.
@@ -96,16 +121,7 @@ def open_backbone(request: GenerateRequest) -> Backbone:
     Raises:
         UserError: No family has such a method, preset or setting, or the backbone cannot be loaded.
     """
-    errors = []
-    families = sorted({family for table in PRESETS.values() for family in table})
-    for family in families:
-        probe: Any = SimpleNamespace(name=request.backbone, family=family)
-        try:
-            resolve(request.method, probe, request.preset, request.overrides)
-        except UserError as error:
-            errors.append(error)
-    if len(errors) == len(families):
-        raise errors[-1]
+    check_names(request.backbone, request.method, request.preset, request.overrides)
     return load_backbone(
         request.backbone,
         device=request.device,
@@ -138,82 +154,215 @@ def generate(
     """
     request.check()
     watcher = watcher or Watcher()
-    clock, tally, started = Stopwatch(), Tally(), datetime.now(UTC)
+    clock = Stopwatch()
     with StopSignals() as stop:
         backbone = backbone or open_backbone(request)
         clock.lap("load")
         settings = resolve(request.method, backbone, request.preset, request.overrides)
-        sampler = METHODS[request.method](settings)
-        frames = _length(request, sampler, backbone)
-        latents = None if frames is None else backbone.latents_for(frames)
+        video = Video(request, backbone, METHODS[request.method](settings), clock)
+        video.plan(watcher)
+        result = video.write(request.output, request.contact_sheet, watcher, stop)
+        with suppress(StopRequested), stop.shielded():
+            result.record = {
+                **result.record,
+                "video": str(request.output),
+                "contact_sheet": str(request.contact_sheet),
+                "preset": request.preset or default_preset(backbone),
+            }
+            if result.frames:
+                try:
+                    write_json(request.record, result.record)
+                except OSError as error:
+                    result.keep_first(error)
+    return result
+
+
+class Video:
+    """One video: planned, then denoised, decoded and written in one stream.
+
+    Memory does not depend on the length: latents stream into the decoder, frames into the file.
+
+    Args:
+        request: What to make; its files, preset and overrides are not looked at.
+        backbone: The model, loaded.
+        sampler: The method with its settings for this backbone.
+        clock: Goes on counting where the caller stopped.
+        around: Returns the context that denoising is done in; decoding is outside of it.
+    """
+
+    def __init__(
+        self,
+        request: GenerateRequest,
+        backbone: Backbone,
+        sampler: Sampler[Any],
+        clock: Stopwatch | None = None,
+        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.request, self.backbone, self.sampler = request, backbone, sampler
+        self._clock, self._around = clock or Stopwatch(), around
+        self._tally, self._started = Tally(), datetime.now(UTC)
+        self._prompts: PromptSchedule | None = None
+        self._windows: int | None = None
+        self.frames = length(request, sampler, backbone)
+
+    @property
+    def _latents(self) -> int | None:
+        return None if self.frames is None else self.backbone.latents_for(self.frames)
+
+    def plan(self, watcher: Watcher) -> None:
+        """Check the settings and encode the prompts.
+
+        Raises:
+            UserError: A setting breaks a rule of the method, or a prompt is not what the model takes.
+        """
+        request, backbone = self.request, self.backbone
         # a walk of the empty queue also checks the settings, before the text encoder is at work
-        windows = estimate_windows(sampler, backbone, latents or backbone.window)
-        clock.lap("plan")
-        prompts = _schedule(request, backbone)
+        windows = estimate_windows(self.sampler, backbone, self._latents or backbone.window)
+        self._windows = windows if self._latents else None
+        self._clock.lap("plan")
+        self._prompts = PromptSchedule(
+            backbone.encode([prompt.text for prompt in request.prompts]),
+            backbone.encode([negative_prompt(request.negative_prompt, backbone)]),
+            prompt_starts(request.prompts, backbone),
+        )
         unknown = backbone.unknown_words([prompt.text for prompt in request.prompts])
         if unknown:
             watcher.noticed(f"{backbone.name} does not know and passes over: {', '.join(unknown)}")
-        clock.lap("encode text")
+        self._clock.lap("encode text")
 
-        def on_pass(report: PassReport) -> None:
-            clock.lap(report.stage)
-            tally.add(report)
-            watcher.passed(report)
+    @torch.inference_mode()
+    def write(self, path: Path, sheet: Path, watcher: Watcher, stop: StopSignals) -> GenerateResult:
+        """Make the planned video and its contact sheet.
 
-        noise = CounterNoise(request.seed, backbone.latent_shape, backbone.device)
-        stream = sampler.stream(backbone, prompts, noise, latents, on_pass)
-        watcher.started(windows if latents else None, frames)
+        What was written before a stop, a full disk or a NaN is kept and playable.
+
+        Args:
+            path: The mp4.
+            sheet: The contact sheet, a PNG.
+            watcher: Hears about progress.
+            stop: The signals that end it, taken over by the caller.
+
+        Returns:
+            How it ended.
+
+        Raises:
+            StopRequested: Stopped before the first frame; nothing was written.
+        """
         sample = EvenSample(4 * SHEET_FRAMES)
-        writer = VideoWriter(request.output, backbone.frame_rate, lossless=request.lossless)
+        writer = VideoWriter(path, self.backbone.frame_rate, lossless=self.request.lossless)
         result = GenerateResult("done", 0, {})
+        watcher.started(self._windows, self.frames)
         try:
             with writer:
-                for decoded in _decoded(stream, backbone, frames, stop, clock):
+                for decoded in self._decoded(watcher, stop):
                     writer.push(decoded)
                     sample.push(decoded)
-                    clock.lap("write")
+                    self._clock.lap("write")
                     watcher.wrote(decoded, writer.frames_written)
         except StopRequested as request_to_stop:
             if not writer.frames_written:
                 raise
             result.status, result.signal = "stopped", request_to_stop.signal
         except (NumericalError, OSError) as error:
-            result.status, result.error = "failed", error
-        clock.lap("write")
+            result.keep_first(error)
+        self._clock.lap("write")
         result.frames = writer.frames_written
         with suppress(StopRequested), stop.shielded():
             if isinstance(result.error, OSError):
-                result.frames = _frames_on_disk(request.output)
-            result.record = _record(request, backbone, sampler, result, tally, clock, started)
+                result.frames = _frames_on_disk(path)
             if result.frames:
-                _write_beside(request, sample, backbone, result)
-    return result
+                try:
+                    self._save_sheet(sheet, sample)
+                except OSError as error:
+                    result.keep_first(error)
+            result.record = self.record(result)
+        return result
+
+    def _decoded(self, watcher: Watcher, stop: StopSignals) -> Iterator[Tensor]:
+        """Yield decoded frames as latents finish; a stop never lands between decoding and writing."""
+        assert self._prompts is not None, "plan() comes first"
+        clock, backbone, frames = self._clock, self.backbone, self.frames
+
+        def on_pass(report: PassReport) -> None:
+            clock.lap(report.stage)
+            self._tally.add(report)
+            watcher.passed(report)
+
+        noise = CounterNoise(self.request.seed, backbone.latent_shape, backbone.device)
+        stream = self.sampler.stream(backbone, self._prompts, noise, self._latents, on_pass)
+        decoder = backbone.decoder()
+        made = 0
+        while True:
+            with self._around():
+                latent = next(stream, None)
+            if latent is None:
+                return
+            clock.lap("last pass")
+            with stop.shielded():
+                decoded = decoder.push(latent[None])
+                if frames is not None:
+                    decoded = decoded[: frames - made]
+                made += len(decoded)
+                clock.lap("decode")
+                yield decoded
+            if frames is not None and made >= frames:
+                return
+
+    def record(self, result: GenerateResult) -> dict[str, Any]:
+        """Return what was made, how, and what it took so far."""
+        request, backbone, tally = self.request, self.backbone, self._tally
+        settings = describe(self.sampler.settings)
+        guided = settings.get("guidance_scale", 1.0) != 1.0
+        seconds = self._clock.seconds
+        return {
+            "status": result.status,
+            "error": None if result.error is None else str(result.error),
+            "frames": result.frames,
+            "frame_rate": backbone.frame_rate,
+            "prompts": [asdict(prompt) for prompt in request.prompts],
+            "negative_prompt": negative_prompt(request.negative_prompt, backbone),
+            "seed": request.seed,
+            "method": request.method,
+            "settings": settings,
+            "backbone": {
+                "name": backbone.name,
+                "family": backbone.family,
+                "window": backbone.window,
+                "latent_shape": list(backbone.latent_shape),
+                "weights_hash": getattr(backbone, "weights_hash", None),
+            },
+            "cost": {
+                "windows": tally.windows,
+                "nfe": tally.windows * (2 if guided else 1),
+                "nfe_latents": tally.latents * (2 if guided else 1),
+                "passes": tally.passes,
+                "reflection": {
+                    "triggers": tally.triggers,
+                    "accepted": tally.accepted,
+                    "search_windows": tally.search_windows,
+                },
+                "seconds": {name: round(value, 3) for name, value in seconds.items()},
+                "total_seconds": round(sum(seconds.values()), 3),
+                "peak_memory_mib": peak_memory_mib(backbone.device),
+            },
+            "started": self._started.isoformat(timespec="seconds"),
+            "versions": versions(),
+            "hardware": hardware(backbone.device),
+        }
+
+    def _save_sheet(self, path: Path, sample: EvenSample) -> None:
+        rate = self.backbone.frame_rate
+        cells = [
+            Cell(frame, f"{number / rate:.1f} s") for number, frame in sample.pick(SHEET_FRAMES)
+        ]
+        rows = [cells[i : i + SHEET_COLUMNS] for i in range(0, len(cells), SHEET_COLUMNS)]
+        request = self.request
+        words = " / ".join(prompt.text for prompt in request.prompts)
+        title = f"{request.method} on {request.backbone}, seed {request.seed}: {words}"
+        contact_sheet(rows, title=title).save(path)
 
 
-def _decoded(
-    stream: Iterator[Tensor],
-    backbone: Backbone,
-    frames: int | None,
-    stop: StopSignals,
-    clock: Stopwatch,
-) -> Iterator[Tensor]:
-    """Yield decoded frames as latents finish; a stop never lands between decoding and writing."""
-    decoder = backbone.decoder()
-    made = 0
-    for latent in stream:
-        clock.lap("last pass")
-        with stop.shielded():
-            decoded = decoder.push(latent[None])
-            if frames is not None:
-                decoded = decoded[: frames - made]
-            made += len(decoded)
-            clock.lap("decode")
-            yield decoded
-        if frames is not None and made >= frames:
-            return
-
-
-def _length(request: GenerateRequest, sampler: Sampler[Any], backbone: Backbone) -> int | None:
+def length(request: GenerateRequest, sampler: Sampler[Any], backbone: Backbone) -> int | None:
     """Return how many video frames to make; None is endless."""
     if request.endless:
         return None
@@ -222,89 +371,27 @@ def _length(request: GenerateRequest, sampler: Sampler[Any], backbone: Backbone)
     return request.frames or default
 
 
-def _schedule(request: GenerateRequest, backbone: Backbone) -> PromptSchedule:
-    """Encode the prompts and turn video frames into the latents that hold them."""
-    starts = [0] + [backbone.latents_for(p.frame + 1) - 1 for p in request.prompts[1:]]
+def prompt_starts(prompts: Sequence[PromptAt], backbone: Backbone) -> tuple[int, ...]:
+    """Return the latent frame that holds each prompt's first video frame.
+
+    Raises:
+        UserError: Two prompts begin in one latent frame.
+    """
+    starts = [0] + [backbone.latents_for(p.frame + 1) - 1 for p in prompts[1:]]
     if len(set(starts)) < len(starts):
         raise UserError(
             "two --then frames fall into one latent frame: move them apart, by"
             f" {backbone.frames_of(2) - backbone.frames_of(1)} frames or more"
         )
-    return PromptSchedule(
-        backbone.encode([p.text for p in request.prompts]),
-        backbone.encode([_negative_prompt(request, backbone)]),
-        tuple(starts),
-    )
+    return tuple(starts)
 
 
-def _negative_prompt(request: GenerateRequest, backbone: Backbone) -> str:
-    if request.negative_prompt is not None:
-        return request.negative_prompt
+def negative_prompt(given: str | None, backbone: Backbone) -> str:
+    """Return what guidance steers away from: the given text, or the backbone's own."""
+    if given is not None:
+        return given
     default: str = getattr(backbone, "negative_prompt", "")
     return default
-
-
-def _record(
-    request: GenerateRequest,
-    backbone: Backbone,
-    sampler: Sampler[Any],
-    result: GenerateResult,
-    tally: Tally,
-    clock: Stopwatch,
-    started: datetime,
-) -> dict[str, Any]:
-    settings = describe(sampler.settings)
-    guided = settings.get("guidance_scale", 1.0) != 1.0
-    return {
-        "status": result.status,
-        "error": None if result.error is None else str(result.error),
-        "video": str(request.output),
-        "contact_sheet": str(request.contact_sheet),
-        "frames": result.frames,
-        "frame_rate": backbone.frame_rate,
-        "prompts": [asdict(prompt) for prompt in request.prompts],
-        "negative_prompt": _negative_prompt(request, backbone),
-        "seed": request.seed,
-        "method": request.method,
-        "preset": request.preset or default_preset(backbone),
-        "settings": settings,
-        "backbone": {
-            "name": backbone.name,
-            "family": backbone.family,
-            "window": backbone.window,
-            "latent_shape": list(backbone.latent_shape),
-            "weights_hash": getattr(backbone, "weights_hash", None),
-        },
-        "cost": {
-            "windows": tally.windows,
-            "nfe": tally.windows * (2 if guided else 1),
-            "nfe_latents": tally.latents * (2 if guided else 1),
-            "passes": tally.passes,
-            "reflection": {
-                "triggers": tally.triggers,
-                "accepted": tally.accepted,
-                "search_windows": tally.search_windows,
-            },
-            "seconds": {name: round(value, 3) for name, value in clock.seconds.items()},
-            "total_seconds": round(sum(clock.seconds.values()), 3),
-            "peak_memory_mib": peak_memory_mib(backbone.device),
-        },
-        "started": started.isoformat(timespec="seconds"),
-        "versions": versions(),
-        "hardware": hardware(backbone.device),
-    }
-
-
-def _write_beside(
-    request: GenerateRequest, sample: EvenSample, backbone: Backbone, result: GenerateResult
-) -> None:
-    """Write contact sheet and record; on a full disk as far as it goes."""
-    try:
-        _save_sheet(request, sample, backbone.frame_rate)
-        write_json(request.record, result.record)
-    except OSError as error:
-        if result.error is None:
-            result.status, result.error = "failed", error
 
 
 def _frames_on_disk(path: Path) -> int:
@@ -313,13 +400,3 @@ def _frames_on_disk(path: Path) -> int:
     if not frames and path.is_file():
         path.unlink()
     return frames
-
-
-def _save_sheet(request: GenerateRequest, sample: EvenSample, frame_rate: float) -> None:
-    cells = [
-        Cell(frame, f"{number / frame_rate:.1f} s") for number, frame in sample.pick(SHEET_FRAMES)
-    ]
-    rows = [cells[i : i + SHEET_COLUMNS] for i in range(0, len(cells), SHEET_COLUMNS)]
-    words = " / ".join(prompt.text for prompt in request.prompts)
-    title = f"{request.method} on {request.backbone}, seed {request.seed}: {words}"
-    contact_sheet(rows, title=title).save(request.contact_sheet)
