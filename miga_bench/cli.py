@@ -26,6 +26,7 @@ examples:
   miga-bench generate "a red circle moves right" --then 150:"a blue circle moves right" -o turn.mp4
   miga-bench generate "a green square moves up" --endless        (Ctrl-C ends it)
   miga-bench generate "a cat walks through snow" --backbone wan2.1-1.3b --device cuda
+  miga-bench predict --config tiny-wan-miga
   miga-bench score out.mp4
   miga-bench list presets
   miga-bench demo
@@ -55,7 +56,7 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, unknown = self.parse_known_args(args, namespace)
-        if parsed.verb == "train-tiny":
+        if parsed.verb in ("predict", "train-tiny"):
             parsed.arguments = unknown
         elif unknown:
             raise UserError(_unknown_argument(unknown[0], parsed.options))
@@ -94,6 +95,7 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"miga-bench {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     _add_generate(verbs)
+    _add_predict(verbs)
     _add_demo(verbs)
     _add_score(verbs)
     _add_list(verbs)
@@ -206,6 +208,25 @@ def _generate(args: argparse.Namespace) -> int:
     if args.debug and result.error is not None:
         raise result.error
     return {"done": DONE, "failed": FAILED}.get(result.status, 128 + (result.signal or 2))
+
+
+def _add_predict(verbs: Any) -> None:
+    from miga_bench import cli_predict
+
+    parser = _verb(verbs, "predict", _predict, cli_predict.SUMMARY, cli_predict.EXAMPLES)
+    cli_predict.add_options(parser)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from miga_bench.cli_predict import run
+
+    status = run(args)
+    if status is None:  # a rank other than 0, whose word counts
+        return DONE
+    if status["status"] == "stopped":
+        _say(f"stopped: {status['run']} has {status['done']} of {status['items']} videos")
+    _print_json(status)
+    return {"done": DONE, "failed": FAILED}.get(status["status"], 128 + (status["signal"] or 0))
 
 
 def _add_demo(verbs: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -73,3 +74,42 @@ class ProgressBar(Watcher):
     def _show(self, frames: int) -> None:
         of = "" if self._total is None else f"/{self._total}"
         self._bar.update(self._task, frames=f"{frames}{of} frames")
+
+
+class RunProgress(ProgressBar):
+    """Two bars: the video in the making, and all that this process has to make.
+
+    Args:
+        costs: The windows that each video is expected to take, in order.
+        quiet: Show nothing, as when stderr is not a terminal.
+    """
+
+    def __init__(self, costs: Sequence[int], quiet: bool = False) -> None:
+        super().__init__(quiet)
+        self._costs = list(costs)
+        self._begun = 0
+        self._said: set[str] = set()
+        self._all = self._bar.add_task("all videos", total=sum(costs), frames="")
+
+    def started(self, windows: int | None, frames: int | None) -> None:
+        """Begin the next video."""
+        self._begun += 1
+        self._bar.reset(self._task)
+        super().started(windows, frames)
+        self._bar.update(
+            self._all,
+            completed=sum(self._costs[: self._begun - 1]),
+            description=f"video {self._begun} of {len(self._costs)}",
+        )
+
+    def noticed(self, line: str) -> None:
+        """Print a line once, however many videos say it."""
+        if line not in self._said:
+            self._said.add(line)
+            super().noticed(line)
+
+    def passed(self, report: PassReport) -> None:
+        """Advance both bars."""
+        super().passed(report)
+        done = sum(self._costs[: self._begun - 1]) + report.windows - report.search_windows
+        self._bar.update(self._all, completed=done)

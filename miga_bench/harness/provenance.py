@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -60,11 +61,33 @@ def peak_memory_mib(device: str) -> dict[str, float]:
     return peaks
 
 
+def git_state() -> dict[str, object] | None:
+    """Return the commit of the package's checkout, and whether it was changed; None if it is none."""
+    folder = Path(__file__).parent
+    if not (folder.parents[1] / ".git").exists():
+        return None  # an installed package may lie in somebody else's repository
+    try:
+        head, changes = (
+            subprocess.run(
+                ["git", "-C", str(folder), *command], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "-uno"))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": head, "changed": bool(changes)}
+
+
 def write_json(path: Path, document: Mapping[str, object]) -> None:
     """Write a JSON file atomically: readers see the old one or the whole new one."""
+    write_text(path, json.dumps(document, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically: readers see the old one or the whole new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

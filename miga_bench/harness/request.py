@@ -80,7 +80,7 @@ class GenerateRequest:
         Raises:
             UserError: What is wrong, the rule, what to do.
         """
-        _check_prompts(self.prompts, self.frames or (None if self.endless else DEFAULT_FRAMES))
+        check_prompts(self.prompts, self.frames or (None if self.endless else DEFAULT_FRAMES))
         _check_length(self.frames, self.endless)
         for name, size in (("height", self.height), ("width", self.width)):
             if size is not None and size <= 0:
@@ -94,7 +94,12 @@ class GenerateRequest:
                     )
 
 
-def _check_prompts(prompts: Sequence[PromptAt], frames: int | None) -> None:
+def check_prompts(prompts: Sequence[PromptAt], frames: int | None) -> None:
+    """Refuse prompts that are empty, too long, or not in order within ``frames``.
+
+    Raises:
+        UserError: What is wrong, the rule, what to do.
+    """
     for prompt in prompts:
         if not prompt.text.strip():
             raise UserError("the prompt is empty: describe the video in words")
@@ -130,8 +135,12 @@ def _check_output(output: Path) -> None:
     check_writable(output.parent)
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str = "-o") -> None:
     """Refuse a folder in which no file can be made (it need not exist yet).
+
+    Args:
+        folder: Where files are to be.
+        option: What the user may change.
 
     Raises:
         UserError: The folder, or the nearest one above it that exists, cannot be written.
@@ -144,5 +153,5 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise UserError(
-            f"cannot write in {nearest} ({error.strerror}): choose another -o"
+            f"cannot write in {nearest} ({error.strerror}): choose another {option}"
         ) from None

@@ -23,12 +23,15 @@ class StopSignals:
     Inside ``shielded()`` the exception waits until the block has ended, so that a frame is decoded
     and written whole or not at all. After the first stop further signals are ignored: what is left
     is to close the files.
+
+    Attributes:
+        signal: The signal that asked to stop, None as long as none did.
     """
 
     def __init__(self) -> None:
         self._shields = 0
         self._waiting: int | None = None
-        self._stopped = False
+        self.signal: int | None = None
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopSignals:
@@ -51,8 +54,8 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._shields:
             self._waiting = number
-        elif not self._stopped:
-            self._stopped = True
+        elif self.signal is None:
+            self.signal = number
             raise StopRequested(number)
 
     @contextmanager

@@ -1,0 +1,67 @@
+"""The verb ``predict``: what its help says, and configurations by name."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+EXPERIMENTS = Path(__file__).parent / "experiments"
+
+SUMMARY = "Make a run: many videos, on any number of processes, resumable by the same command."
+
+EXAMPLES = """\
+examples:
+  miga-bench predict --config tiny-wan-miga
+  miga-bench predict --config tiny-wan-miga --run.name mine --model.settings.zigzag 3 --data.limit 2
+  miga-bench predict --config my.yaml --config gpu.yaml          (the later one wins)
+  miga-bench predict --config my.yaml --trainer.devices 2 --trainer.strategy ddp
+  torchrun --nproc-per-node 8 -m miga_bench predict --config my.yaml --trainer.devices 8 \\
+      --trainer.strategy ddp
+  miga-bench predict --config my.yaml --print_config             (everything that can be set)
+
+a configuration:
+  model: {backbone: tiny-wan, method: miga, preset: tiny, settings: {zigzag: 3}}
+  data: {prompts: prompts.txt, seeds: [0, 1], frames: 201}
+  trainer: {accelerator: auto, devices: 1, precision: 32-true}
+  run: {root: runs, name: my-run, fail_on_error: true}
+
+Every value can be given as an option too: --data.frames 81. Videos lie in ROOT/items, shared by all runs
+below ROOT; a run's own folder says which are its. The same command goes on where it was stopped; other
+values under the same name are refused."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what help shows; all other options are Lightning's and are read by it."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE|NAME",
+        action="append",
+        default=[],
+        help=f"YAML, or one of: {', '.join(names())}; may be given several times",
+    )
+    parser.add_argument(
+        "--help-all", action="store_true", help="show all options of model, data, trainer and run"
+    )
+
+
+def names() -> list[str]:
+    """Return the configurations that come with the package."""
+    return sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
+
+
+def run(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Make the run and return its status; None on ranks other than 0."""
+    from miga_bench.harness.predict import predict
+
+    return predict(_arguments(args.config, args.arguments, args.help_all))
+
+
+def _arguments(configs: Sequence[str], others: Sequence[str], everything: bool) -> list[str]:
+    """Return the options as Lightning's command line takes them."""
+    out = []
+    for config in configs:
+        shipped = config in names() and not Path(config).exists()
+        out += ["--config", str(EXPERIMENTS / f"{config}.yaml") if shipped else config]
+    return [*out, *others, *(["--help"] if everything else [])]

@@ -1,0 +1,77 @@
+"""An item: one video to make, with everything that decides what it shows, and a key made of that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from miga_bench.harness.request import GenerateRequest, PromptAt
+
+KEY_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Item:
+    """One video to make. Items with the same content have the same key.
+
+    Attributes:
+        backbone: The model's name.
+        weights_hash: SHA-256 of its weights, None if the model gives none.
+        precision: Type of the denoiser's arithmetic, as Lightning names it: ``32-true``.
+        method: The method's name.
+        settings: Its settings, complete: nothing is left to a preset.
+        prompts: The texts over the video, the first from frame 0.
+        negative_prompt: What guidance steers away from.
+        seed: The video's seed.
+        frames: Frames to make.
+        height: Frame height in pixels.
+        width: Frame width in pixels.
+        lossless: Whether the file keeps every pixel value.
+    """
+
+    backbone: str
+    weights_hash: str | None
+    precision: str
+    method: str
+    settings: Mapping[str, Any]
+    prompts: tuple[PromptAt, ...]
+    negative_prompt: str
+    seed: int
+    frames: int
+    height: int
+    width: int
+    lossless: bool = False
+
+    def spec(self) -> dict[str, Any]:
+        """Return the content as plain values, for files and for data loaders."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
+        return plain
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> Item:
+        """Return the item of a ``spec``."""
+        prompts = tuple(PromptAt(**prompt) for prompt in spec["prompts"])
+        return cls(**{**spec, "prompts": prompts})
+
+    @property
+    def key(self) -> str:
+        """The first 16 hex digits of the SHA-256 of the content as canonical JSON."""
+        text = json.dumps(self.spec(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode("ascii")).hexdigest()[:KEY_DIGITS]
+
+    def request(self) -> GenerateRequest:
+        """Return the item as ``generate`` knows it; where the file goes is the store's matter."""
+        return GenerateRequest(
+            prompts=self.prompts,
+            output=Path("video.mp4"),
+            method=self.method,
+            backbone=self.backbone,
+            frames=self.frames,
+            seed=self.seed,
+            negative_prompt=self.negative_prompt,
+            lossless=self.lossless,
+        )

@@ -1,0 +1,249 @@
+"""Long videos as Lightning sees them: a module whose predictions are videos in the making."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.plugins.precision import MixedPrecision
+
+from miga_bench.backbones import load_backbone
+from miga_bench.backbones.base import Backbone
+from miga_bench.errors import UserError
+from miga_bench.harness.generate import Video, check_names, length, negative_prompt, prompt_starts
+from miga_bench.harness.items import Item
+from miga_bench.harness.prompt_lists import Wish
+from miga_bench.harness.ranks import agree
+from miga_bench.harness.request import check_prompts
+from miga_bench.harness.writer import Making, RunWriter
+from miga_bench.sampling import METHODS, estimate_windows, resolve
+from miga_bench.sampling.base import Sampler
+from miga_bench.sampling.presets import describe
+
+# precision of the trainer -> type of the denoiser's weights
+WEIGHTS = {
+    "32-true": "float32",
+    "bf16-true": "bfloat16",
+    "16-true": "float16",
+    "bf16-mixed": "float32",
+    "16-mixed": "float32",
+}
+
+
+class LongVideoModule(LightningModule):
+    """A method on a backbone; ``predict_step`` turns an item into a video that is made as it is read.
+
+    Args:
+        backbone: A name that list backbones shows, a folder, a Hub id, or class_path and init_args of a
+            Backbone of your own.
+        method: A name that list methods shows, or class_path and init_args of a Sampler of your own.
+        preset: A named set of the method's settings; by default the backbone's.
+        settings: Single settings, by name.
+        negative_prompt: What to steer away from; by default the backbone's.
+        height: Frame height in pixels; by default the backbone's.
+        width: Frame width in pixels; by default the backbone's.
+        lossless: Keep every pixel value in the mp4.
+        offload: Keep only the part in use on the GPU.
+        compile: Compile the denoiser when it is first used.
+
+    Raises:
+        UserError: No family has such a method, preset or setting.
+    """
+
+    def __init__(
+        self,
+        backbone: str | Backbone = "tiny-wan",
+        method: str | Sampler = "miga",
+        preset: str | None = None,
+        settings: dict[str, Any] | None = None,
+        negative_prompt: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        lossless: bool = False,
+        offload: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        # as text, so that 5 and 5.0 are the same and a wrong type is found
+        self._overrides = {k: v if v is None else str(v) for k, v in (settings or {}).items()}
+        self._backbone, self._method, self._preset = backbone, method, preset
+        self._negative_prompt, self._height, self._width = negative_prompt, height, width
+        self._lossless, self._offload, self._compile = lossless, offload, compile
+        if isinstance(method, Sampler):
+            if preset is not None or settings:
+                raise UserError("a method given by class_path has its settings in init_args")
+        else:
+            name = backbone if isinstance(backbone, str) else backbone.name
+            check_names(name, method, preset, self._overrides)
+        if isinstance(backbone, Backbone) and not (height is width is None and not offload):
+            raise UserError("a backbone given by class_path has size and offload in init_args")
+        self.backbone: Backbone
+        self.sampler: Sampler[Any]
+
+    def setup(self, stage: str) -> None:
+        """Load the backbone on the strategy's device, in the precision of the trainer."""
+        trainer: Any = self.trainer
+        precision = str(trainer.precision)
+        if precision not in WEIGHTS:
+            raise UserError(f"trainer.precision {precision}: it may be {', '.join(WEIGHTS)}")
+        if isinstance(self._backbone, Backbone):
+            self.backbone = self._backbone
+        else:
+            self.backbone = load_backbone(
+                self._backbone,
+                device=str(trainer.strategy.root_device),
+                dtype=WEIGHTS[precision],
+                offload=self._offload,
+                height=self._height,
+                width=self._width,
+            )
+        if self._compile:
+            self._compile_denoiser()
+        if isinstance(self._method, Sampler):
+            self.sampler = self._method
+        else:
+            settings = resolve(self._method, self.backbone, self._preset, self._overrides)
+            self.sampler = METHODS[self._method](settings)
+
+    def _compile_denoiser(self) -> None:
+        network = getattr(self.backbone.denoiser, "network", None)
+        if not isinstance(network, torch.nn.Module):
+            raise UserError(f"{self.backbone.name} cannot be compiled: leave out model.compile")
+        network.compile()
+
+    def items(
+        self, wishes: Sequence[Wish], seeds: Sequence[int], frames: int | None
+    ) -> dict[str, Item]:
+        """Return what is to be made, by name: ``id-seed``.
+
+        Args:
+            wishes: The prompts.
+            seeds: For wishes that have none of their own.
+            frames: The same; None is the method's default length.
+
+        Raises:
+            UserError: A text begins after the end, or two begin in one latent frame.
+        """
+        height, width = self._size()
+        common: dict[str, Any] = {
+            "backbone": self.backbone.name,
+            "weights_hash": getattr(self.backbone, "weights_hash", None),
+            "precision": str(self._trainer_precision),
+            "method": self._method if isinstance(self._method, str) else type(self.sampler).name,
+            "settings": describe(self.sampler.settings),
+            "height": height,
+            "width": width,
+            "lossless": self._lossless,
+        }
+        out = {}
+        for wish in wishes:
+            negative = (
+                self._negative_prompt if wish.negative_prompt is None else wish.negative_prompt
+            )
+            for seed in wish.seeds or seeds:
+                item = Item(
+                    **common,
+                    prompts=wish.prompts,
+                    negative_prompt=negative_prompt(negative, self.backbone),
+                    seed=seed,
+                    frames=wish.frames or frames or 0,
+                )
+                item = Item.of({**item.spec(), "frames": self._length(wish.id, item)})
+                out[f"{wish.id}-{seed}"] = item
+        return out
+
+    @property
+    def _trainer_precision(self) -> object:
+        trainer: Any = self.trainer
+        return trainer.precision
+
+    def _length(self, name: str, item: Item) -> int:
+        frames = length(item.request(), self.sampler, self.backbone)
+        assert frames is not None
+        try:
+            check_prompts(item.prompts, frames)
+            prompt_starts(item.prompts, self.backbone)
+        except UserError as error:
+            raise UserError(f"prompt {name}: {str(error).replace('--then', 'then')}") from None
+        return frames
+
+    @torch.inference_mode()
+    def _size(self) -> tuple[int, int]:
+        """Return height and width of the frames, from what the decoder makes of an empty latent."""
+        latent = torch.zeros(1, *self.backbone.latent_shape, device=self.backbone.device)
+        height, width = self.backbone.decoder().push(latent).shape[-2:]
+        return int(height), int(width)
+
+    def open_work(
+        self, wishes: Sequence[Wish], seeds: Sequence[int], frames: int | None
+    ) -> tuple[list[dict[str, Any]], list[int]]:
+        """Return the items that are still to be made, and the windows that each will take.
+
+        All ranks get the same answer: rank 0 looks at the disk and tells the others.
+
+        Raises:
+            UserError: A setting breaks a rule of the method, or the run was begun with other values.
+        """
+        trainer: Any = self.trainer
+        items = self.items(wishes, seeds, frames)
+        writer = next((c for c in trainer.callbacks if isinstance(c, RunWriter)), None)
+
+        def decide() -> tuple[list[str], list[int]]:
+            windows: dict[int, int] = {}
+            for item in items.values():
+                if item.frames not in windows:
+                    latents = self.backbone.latents_for(item.frames)
+                    windows[item.frames] = estimate_windows(self.sampler, self.backbone, latents)
+            todo = list(items)
+            if writer is not None:
+                made_of = self._made_of(wishes, seeds, items)
+                todo = writer.run.open(made_of, items, writer.configuration, self.backbone.device)
+            return todo, [windows[items[name].frames] for name in todo]
+
+        todo, costs = agree(trainer, decide)
+        if writer is not None:
+            writer.begin(items, costs)
+        return [items[name].spec() for name in todo], costs
+
+    def _made_of(
+        self, wishes: Sequence[Wish], seeds: Sequence[int], items: Mapping[str, Item]
+    ) -> dict[str, Any]:
+        """Return what decides the items, under the names a user gave it."""
+        any_item = next(iter(items.values())).spec()
+        own = ("prompts", "negative_prompt", "seed", "frames")
+        prompts = {}
+        for wish in wishes:
+            of_wish = list(wish.seeds or seeds)
+            item = items[f"{wish.id}-{of_wish[0]}"].spec()
+            prompts[wish.id] = {
+                "prompt": item["prompts"][0]["text"],
+                "then": {prompt["frame"]: prompt["text"] for prompt in item["prompts"][1:]},
+                "negative_prompt": item["negative_prompt"],
+                "frames": item["frames"],
+                "seeds": of_wish,
+            }
+        model = {name: value for name, value in any_item.items() if name not in own}
+        return {"model": model, "prompts": prompts}
+
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Making:
+        """Return the video of an item; it is made while a writer reads it.
+
+        Args:
+            batch: What ``Item.spec`` returns.
+            batch_idx: Which it is of this rank's share.
+        """
+        item = Item.of(batch)
+        video = Video(item.request(), self.backbone, self.sampler, around=self._precision())
+        return Making(item, video)
+
+    def _precision(self) -> Callable[[], AbstractContextManager[Any]]:
+        """Return the context that the denoiser runs in; weights that are narrow need none."""
+        trainer: Any = self.trainer
+        plugin = trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision):
+            context: Callable[[], AbstractContextManager[Any]] = plugin.forward_context
+            return context
+        return nullcontext

@@ -1,0 +1,99 @@
+"""``miga-bench predict``: Lightning's command line around the module, the data and the writer."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import warnings
+from argparse import ArgumentError
+from collections.abc import Sequence
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from miga_bench.errors import UserError
+from miga_bench.harness.data import PromptDataModule
+from miga_bench.harness.module import LongVideoModule
+from miga_bench.harness.writer import RunWriter
+
+TRAINER = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "enable_progress_bar": False,
+}
+
+
+class PredictCLI(LightningCLI):
+    """The groups trainer, model, data and run of one command."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the group run."""
+        parser.add_lightning_class_args(RunWriter, "run")
+
+
+def predict(arguments: Sequence[str]) -> dict[str, Any] | None:
+    """Make a run, or what is missing of it.
+
+    Args:
+        arguments: As typed after the verb.
+
+    Returns:
+        What ``status.json`` holds; None on ranks other than 0.
+
+    Raises:
+        UserError: Wrong input; nothing was made.
+        SystemExit: Only help or the configuration was asked for.
+    """
+    _quieten()
+    try:
+        cli = PredictCLI(
+            LongVideoModule,
+            PromptDataModule,
+            run=False,
+            auto_configure_optimizers=False,
+            args=list(arguments),
+            save_config_callback=None,
+            seed_everything_default=False,
+            trainer_defaults=TRAINER,
+            parser_kwargs={"exit_on_error": False, "prog": "miga-bench predict"},
+        )
+    except ArgumentError as error:
+        raise UserError(_one_line(error)) from None
+    trainer: Any = cli.trainer
+    (writer,) = (c for c in trainer.callbacks if isinstance(c, RunWriter))
+    configuration = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
+    writer.configuration = {k: v for k, v in configuration.items() if k != "config"}
+    try:
+        trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
+    except SystemExit:  # how Lightning ends when it was interrupted
+        if not trainer.interrupted:
+            raise
+        if trainer.is_global_zero and writer.status is None:
+            raise KeyboardInterrupt from None
+    except UserError:
+        if trainer.is_global_zero:
+            raise
+        sys.exit(2)  # rank 0 has said it
+    return writer.status
+
+
+def _one_line(error: ArgumentError) -> str:
+    """Return jsonargparse's message without its list of attempts."""
+    text = str(error)
+    given = re.search(r"Given value: (.*)", text)
+    text = re.split(r"\n\s*(?:Does not validate|Subtypes|Errors):?", text)[0].strip()
+    text = re.sub(r'^Parser key "(.*?)":\s*', r"\1: ", " ".join(text.split()))
+    if given:
+        text = f"{text.rstrip(':')} cannot be {given[1]}"
+    return f"{text} (see miga-bench predict --help)"
+
+
+def _quieten() -> None:
+    """Leave out what Lightning tells of itself."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for about in ("args parameter is intended", "does not have many workers", "LeafSpec"):
+        warnings.filterwarnings("ignore", f".*{about}.*")

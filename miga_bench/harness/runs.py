@@ -1,0 +1,231 @@
+"""A run: a folder that says what one command makes, resumable by the same command.
+
+``ROOT/NAME/run.yaml`` is written first: what the items are made of, their keys, the configuration and where
+it all comes from. ``status.json`` is written last. ``videos/`` has a link for every item that is done, named
+after prompt and seed, and ``prompts.json`` says which prompt each shows, as ``miga-bench score`` reads it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from miga_bench.errors import UserError
+from miga_bench.harness.items import Item
+from miga_bench.harness.locks import FileLock, HeldError
+from miga_bench.harness.provenance import git_state, hardware, versions, write_json, write_text
+from miga_bench.harness.request import check_writable
+from miga_bench.harness.store import VIDEO, Store
+
+FORMAT = 1
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+NAME_RULE = "letters, digits, '.', '_' and '-', a letter or digit first, at most 80"
+MOST_SHOWN = 6
+
+
+class Run:
+    """A folder of items.
+
+    Args:
+        root: The folder above all runs; runs below it share their items.
+        name: The run's own folder in it.
+        fail_on_error: Whether a failed item makes the run a failed one: true, false, or the share of
+            items above which it does.
+
+    Raises:
+        UserError: The name or the share cannot be one, or the folder cannot be written.
+    """
+
+    def __init__(self, root: Path, name: str, fail_on_error: bool | float = True) -> None:
+        if not NAME.fullmatch(name) or name == "items":
+            raise UserError(
+                f"run.name is {name!r}: a folder's name is {NAME_RULE}, and not 'items'"
+            )
+        if not 0 <= fail_on_error <= 1:
+            raise UserError(
+                f"run.fail_on_error is {fail_on_error}: it is true, false or a share between 0 and 1"
+            )
+        self.store, self.folder = Store(root), root / name
+        self.fail_on_error = fail_on_error
+        check_writable(self.folder, "run.root")
+        self._lock = FileLock(self.folder / ".lock")
+        self._began = datetime.now(UTC)
+
+    def acquire(self) -> None:
+        """Become the run's only writer.
+
+        Raises:
+            UserError: Another process is, or the folder holds something else.
+        """
+        if self.folder.exists() and not self._is_ours():
+            raise UserError(
+                f"{self.folder} holds something that is no run: choose another run.name"
+            )
+        try:
+            self._lock.acquire()
+        except HeldError as holder:
+            raise UserError(
+                f"{self.folder} is being written by {holder}: wait until it ends, or choose another"
+                " run.name"
+            ) from None
+
+    def _is_ours(self) -> bool:
+        names = {path.name for path in self.folder.iterdir()}
+        return "run.yaml" in names or all(name.startswith(".") for name in names)
+
+    def release(self) -> None:
+        """Let other writers in."""
+        self._lock.release()
+
+    def open(
+        self,
+        made_of: Mapping[str, Any],
+        items: Mapping[str, Item],
+        configuration: Mapping[str, Any],
+        device: str,
+    ) -> list[str]:
+        """Write ``run.yaml``, or check that the one there says the same.
+
+        Args:
+            made_of: What decides the items, by the names users know; compared with what is there.
+            items: By name, which is prompt and seed.
+            configuration: The whole configuration, for the record.
+            device: Where the items are made.
+
+        Returns:
+            The names of the items that are still to be made.
+
+        Raises:
+            UserError: The run was begun with other values, or an item is in it twice.
+        """
+        keys = {name: item.key for name, item in items.items()}
+        _check_unique(keys)
+        plain = yaml.safe_load(_dump(made_of))
+        path = self.folder / "run.yaml"
+        if path.exists():
+            self._compare(path, plain)
+        else:
+            document = {
+                "format": FORMAT,
+                "name": self.folder.name,
+                "made_of": plain,
+                "items": keys,
+                "configuration": dict(configuration),
+                "provenance": {
+                    "started": self._began.isoformat(timespec="seconds"),
+                    "git": git_state(),
+                    "versions": versions(),
+                    "hardware": hardware(device),
+                },
+            }
+            write_text(path, _dump(document))
+        (self.folder / "status.json").unlink(missing_ok=True)
+        (self.folder / "videos").mkdir(exist_ok=True)
+        prompts = {
+            f"{name}.mp4": " / ".join(prompt.text for prompt in item.prompts)
+            for name, item in items.items()
+        }
+        write_json(self.folder / "prompts.json", prompts)
+        todo = [name for name, key in keys.items() if not self.store.is_done(key)]
+        for name in keys.keys() - todo:
+            self.link(name, items[name])
+        return todo
+
+    def _compare(self, path: Path, made_of: Mapping[str, Any]) -> None:
+        try:
+            before = yaml.safe_load(path.read_text(encoding="utf-8"))["made_of"]
+        except (yaml.YAMLError, KeyError, TypeError):
+            raise UserError(f"{path} cannot be read: choose another run.name") from None
+        changes = differences(before, made_of)
+        if changes:
+            more = f"; and {len(changes) - MOST_SHOWN} more" if len(changes) > MOST_SHOWN else ""
+            raise UserError(
+                f"{self.folder} was begun with other values, then -> now: "
+                f"{'; '.join(changes[:MOST_SHOWN])}{more}. Give the old values, or another run.name"
+            )
+
+    def link(self, name: str, item: Item) -> None:
+        """Show a finished item under its name in ``videos/``."""
+        target = Path(os.path.relpath(self.store.folder(item.key) / VIDEO, self.folder / "videos"))
+        with suppress(FileExistsError):
+            (self.folder / "videos" / f"{name}.mp4").symlink_to(target)
+
+    def close(self, items: Mapping[str, Item], signal: int | None = None) -> dict[str, Any]:
+        """Write ``status.json`` from what lies on disk, and return it.
+
+        Its status is ``done``, ``failed`` (more failures than ``fail_on_error`` allows, or an item
+        that nobody made) or ``stopped``.
+
+        Args:
+            items: All of the run's, by name.
+            signal: What stopped it; None is nothing.
+        """
+        manifests = {name: self.store.manifest(item.key) for name, item in items.items()}
+        failed = {
+            name: str(manifest["error"])
+            for name, manifest in manifests.items()
+            if manifest is not None and manifest["status"] == "failed"
+        }
+        missing = [name for name, manifest in manifests.items() if manifest is None]
+        allowed = self.fail_on_error
+        # true tolerates none, false all
+        most = len(items) * ((0 if allowed else 1) if isinstance(allowed, bool) else allowed)
+        bad = len(failed) > most or bool(missing)
+        now = datetime.now(UTC)
+        status = {
+            "run": str(self.folder),
+            "status": "stopped" if signal else "failed" if bad else "done",
+            "items": len(items),
+            "done": len(items) - len(failed) - len(missing),
+            "failed": failed,
+            "missing": missing,
+            "fail_on_error": allowed,
+            "signal": signal,
+            "ended": now.isoformat(timespec="seconds"),
+            "seconds": round((now - self._began).total_seconds(), 1),
+        }
+        write_json(self.folder / "status.json", status)
+        return status
+
+
+def _check_unique(keys: Mapping[str, str]) -> None:
+    first: dict[str, str] = {}
+    for name, key in keys.items():
+        if key in first:
+            raise UserError(
+                f"{first[key]} and {name} are the same video: leave one out, or give another seed"
+            )
+        first[key] = name
+
+
+def _dump(document: Mapping[str, Any]) -> str:
+    text: str = yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True, width=100)
+    return text
+
+
+def differences(before: object, now: object, where: str = "") -> list[str]:
+    """Return where two documents differ, as ``path: before -> now``."""
+    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
+        return [] if before == now else [f"{where} {_short(before)} -> {_short(now)}"]
+    out = []
+    for name in dict.fromkeys([*before, *now]):
+        path = f"{where}.{name}" if where else str(name)
+        if name not in before:
+            out.append(f"{path} (absent) -> {_short(now[name])}")
+        elif name not in now:
+            out.append(f"{path} {_short(before[name])} -> (absent)")
+        else:
+            out += differences(before[name], now[name], path)
+    return out
+
+
+def _short(value: object) -> str:
+    text = repr(value) if not isinstance(value, Sequence) or isinstance(value, str) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,188 @@
+"""Items on disk: a folder per item, shared by all runs below one root.
+
+``ROOT/items/KEY`` holds ``video.mp4``, ``sheet.png``, ``passes.jsonl``, for a failure ``error.txt``, and
+``manifest.json``, which is written last and whole: a folder without it is unfinished work, and is made
+anew. All that differs between two makings of the same item lies under the manifest's ``timings``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from torch import Tensor
+
+from miga_bench.harness.generate import GenerateResult, Video, Watcher
+from miga_bench.harness.items import Item
+from miga_bench.harness.locks import FileLock, HeldError
+from miga_bench.harness.provenance import write_json
+from miga_bench.harness.stop import StopRequested, StopSignals
+from miga_bench.sampling.base import PassReport
+
+FORMAT = 1
+VIDEO, SHEET, PASSES, ERROR, MANIFEST = (
+    "video.mp4",
+    "sheet.png",
+    "passes.jsonl",
+    "error.txt",
+    "manifest.json",
+)
+Manifest = dict[str, Any]
+
+
+class PassLog(Watcher):
+    """Writes a line per pass and passes everything on; memory does not depend on the length.
+
+    Args:
+        file: Open for writing.
+        watcher: Hears everything too.
+    """
+
+    def __init__(self, file: IO[str], watcher: Watcher) -> None:
+        self._file, self._watcher = file, watcher
+
+    def started(self, windows: int | None, frames: int | None) -> None:
+        """Pass on."""
+        self._watcher.started(windows, frames)
+
+    def noticed(self, line: str) -> None:
+        """Pass on."""
+        self._watcher.noticed(line)
+
+    def wrote(self, frames: Tensor, total: int) -> None:
+        """Pass on."""
+        self._watcher.wrote(frames, total)
+
+    def passed(self, report: PassReport) -> None:
+        """Write the pass: its stage and number, the queue's levels, reflection, totals so far."""
+        json.dump(vars(report), self._file)
+        self._file.write("\n")
+        self._watcher.passed(report)
+
+
+class Store:
+    """The items below a root.
+
+    Args:
+        root: The folder above all runs.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, key: str) -> Path:
+        """Return where an item lies."""
+        return self.root / "items" / key
+
+    def manifest(self, key: str) -> Manifest | None:
+        """Return an item's manifest, None if the item is unfinished or one of its files is gone."""
+        folder = self.folder(key)
+        try:
+            manifest: Manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            sizes = {name: (folder / name).stat().st_size for name in manifest["files"]}
+        except (OSError, ValueError, KeyError):
+            return None
+        whole = all(facts["bytes"] == sizes[name] for name, facts in manifest["files"].items())
+        return manifest if whole else None
+
+    def is_done(self, key: str) -> bool:
+        """Tell whether an item is made and whole; a failed one is not."""
+        manifest = self.manifest(key)
+        return manifest is not None and manifest["status"] == "done"
+
+    def make(self, item: Item, video: Video, watcher: Watcher, stop: StopSignals) -> Manifest:
+        """Make an item, unless it is whole; no two processes make the same one.
+
+        Args:
+            item: What it is.
+            video: The same, ready to be made.
+            watcher: Hears about progress.
+            stop: The signals that end it, taken over by the caller.
+
+        Returns:
+            The item's manifest; its status is ``done`` or ``failed``.
+
+        Raises:
+            StopRequested: Stopped before the item was whole.
+            OSError: Not even the manifest could be written.
+        """
+        with self._lock(item.key, watcher):
+            manifest = self.manifest(item.key)
+            if manifest is not None and manifest["status"] == "done":
+                return manifest
+            folder = self.folder(item.key)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            result = _make(video, folder, watcher, stop)
+            manifest = _manifest(item, folder, result, video)
+            with stop.shielded():
+                write_json(folder / MANIFEST, manifest)
+            return manifest
+
+    @contextmanager
+    def _lock(self, key: str, watcher: Watcher) -> Iterator[None]:
+        lock = FileLock(self.root / "items" / ".locks" / key)
+        try:
+            lock.acquire()
+        except HeldError as holder:
+            watcher.noticed(f"item {key} is being made by {holder}: waiting for it")
+            lock.acquire(wait=True)
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _make(video: Video, folder: Path, watcher: Watcher, stop: StopSignals) -> GenerateResult:
+    """Make a video's files; whatever goes wrong with it becomes its result."""
+    try:
+        with open(folder / PASSES, "w", encoding="utf-8") as file:
+            log = PassLog(file, watcher)
+            video.plan(log)
+            result = video.write(folder / VIDEO, folder / SHEET, log, stop)
+    except Exception as error:
+        result = GenerateResult("failed", 0, {}, error)
+    if result.signal is not None:
+        raise StopRequested(result.signal)
+    if result.error is not None:
+        lines = traceback.format_exception(result.error)
+        with suppress(OSError):
+            (folder / ERROR).write_text("".join(lines), encoding="utf-8")
+    return result
+
+
+def _manifest(item: Item, folder: Path, result: GenerateResult, video: Video) -> Manifest:
+    record = video.record(result)
+    cost = record["cost"]
+    measured = ("seconds", "total_seconds", "peak_memory_mib")
+    timings = {"started": record["started"], **{name: cost.pop(name) for name in measured}}
+    names = (VIDEO, SHEET, PASSES, ERROR)
+    return {
+        "format": FORMAT,
+        "key": item.key,
+        "status": result.status,
+        "error": record["error"],
+        "spec": item.spec(),
+        "frames": result.frames,
+        "frame_rate": record["frame_rate"],
+        "backbone": record["backbone"],
+        "cost": cost,
+        "versions": record["versions"],
+        "files": {name: _facts(folder / name) for name in names if (folder / name).exists()},
+        "timings": {**timings, "hardware": record["hardware"]},
+    }
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """Return a file's size and hash, once it is on disk for good: the manifest vouches for it."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}

@@ -1,0 +1,130 @@
+"""The end of a run's pipe: videos stream into their files while they are made."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from miga_bench.harness.deal import deal
+from miga_bench.harness.generate import Video, Watcher
+from miga_bench.harness.items import Item
+from miga_bench.harness.progress import RunProgress
+from miga_bench.harness.ranks import Together, agree
+from miga_bench.harness.runs import Run
+from miga_bench.harness.stop import StopSignals
+
+
+class Making:
+    """What ``predict_step`` returns: an item and its video, which nobody has made yet."""
+
+    def __init__(self, item: Item, video: Video) -> None:
+        self.item, self.video = item, video
+
+
+class RunWriter(BasePredictionWriter):
+    """Makes a run's items and keeps its books.
+
+    Args:
+        name: The run's folder below root. The same name goes on with the same run.
+        root: The folder above all runs; runs below it share their items.
+        fail_on_error: Whether failed videos make the run a failed one: true, false, or the share of
+            videos above which they do. The others are made in any case.
+        quiet: Show no progress.
+
+    Attributes:
+        run: The run.
+        configuration: Goes into run.yaml for the record.
+        status: What is in status.json, on rank 0 and after the run.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: str = "runs",
+        fail_on_error: bool | float = True,
+        quiet: bool = False,
+    ) -> None:
+        super().__init__("batch")
+        self.run = Run(Path(root), name, fail_on_error)
+        self.configuration: Mapping[str, Any] = {}
+        self.status: dict[str, Any] | None = None
+        self._quiet = quiet
+        self._items: dict[str, Item] = {}
+        self._names: dict[str, str] = {}
+        self._costs: list[int] = []
+        self._watcher = Watcher()
+        self._stop = StopSignals()
+        self._open = ExitStack()
+        self._together: Together | None = None
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Become the run's only writer, all ranks together.
+
+        Raises:
+            UserError: Somebody else is.
+        """
+        self._together = Together()
+        agree(trainer, self.run.acquire)
+
+    def begin(self, items: Mapping[str, Item], costs: Sequence[int]) -> None:
+        """Hear what is to be made, on every rank.
+
+        Args:
+            items: All of the run's, by name.
+            costs: The windows that each of those takes that are not there yet.
+        """
+        self._items = dict(items)
+        self._names = {item.key: name for name, item in items.items()}
+        self._costs = list(costs)
+
+    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+        """Take over the signals that stop; show progress on rank 0."""
+        self._open.enter_context(self._stop)
+        if trainer.is_global_zero:
+            mine = deal(self._costs, trainer.world_size)[0]
+            progress = RunProgress([self._costs[number] for number in mine], self._quiet)
+            self._watcher = self._open.enter_context(progress)
+
+    def write_on_batch_end(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Make the video; a failure is noted and the next one has its turn."""
+        item = prediction.item
+        name = self._names[item.key]
+        try:
+            manifest = self.run.store.make(item, prediction.video, self._watcher, self._stop)
+        except OSError as error:  # a disk so full that not even the failure could be written
+            self._watcher.noticed(f"{name}: {error.strerror or error}")
+            return
+        if manifest["status"] == "done":
+            self.run.link(name, item)
+        else:
+            self._watcher.noticed(f"{name} failed: {manifest['error']}")
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Wait for all ranks, then write the run's status."""
+        self._open.close()
+        if self._together is not None:
+            self._together.wait()
+        if trainer.is_global_zero:
+            self.status = self.run.close(self._items)
+        self.run.release()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Write how far it came, if the user stopped it."""
+        self._open.close()
+        if trainer.is_global_zero and self._items and isinstance(exception, KeyboardInterrupt):
+            self.status = self.run.close(self._items, self._stop.signal or signal.SIGINT)
+        self.run.release()
