@@ -49,7 +49,7 @@ BACKBONES: dict[str, BackboneEntry] = {
     "tiny-videocrafter2": BackboneEntry(
         "videocrafter2",
         _TINY / "videocrafter2",
-        "embedded VideoCrafter2-family model of a procedural world, 64x64; made by train-tiny",
+        "embedded VideoCrafter2-family model of a procedural world, 64x64; comes with the package",
         {"height": 64, "width": 64},
     ),
     "videocrafter2": BackboneEntry(
