@@ -68,7 +68,7 @@ def _video(row: Row) -> Row:
     series = {
         name: found["series"]
         for name, found in row["scores"].items()
-        if found.get("series") is not None
+        if found.get("series")
     }
     reasons = {n: f["reason"] for n, f in row["scores"].items() if f.get("reason") is not None}
     return {
@@ -153,7 +153,8 @@ def show(document: Row) -> None:
     """Print the table on stderr, where it does not mix with the JSON."""
     from rich.console import Console
 
-    Console(stderr=True).print(table(document))
+    console = Console(stderr=True)
+    (console if console.is_terminal else Console(stderr=True, width=140)).print(table(document))
 
 
 def table(document: Row) -> Table:
@@ -161,7 +162,9 @@ def table(document: Row) -> Table:
     from rich.table import Table
 
     labels = list(document["scores"])
-    shown = Table("", *labels, title=f"{document['suite']}, {len(document['videos'])} videos")
+    # a heading a line for each word, so that none is cut
+    headings = [label.replace("_", " ").replace("[", "\n\\[") for label in labels]
+    shown = Table("", *headings, title=f"{document['suite']}, {len(document['videos'])} videos")
     for video in document["videos"]:
         shown.add_row(video["video"], *[_percent(video["scores"].get(n)) for n in labels])
     shown.add_section()
