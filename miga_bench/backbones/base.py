@@ -34,6 +34,18 @@ class Denoiser(Protocol):
         ...
 
 
+class Team(Protocol):
+    """Processes that make one video together, each of them a part of every denoiser call."""
+
+    def split(self, denoiser: Denoiser) -> Denoiser:
+        """Return a denoiser that does this process's rows, and returns the rows of all."""
+        ...
+
+    def capacity(self, windows: int) -> int:
+        """Return how many windows a call of all may hold, where one process's share holds ``windows``."""
+        ...
+
+
 @dataclass(frozen=True)
 class AttentionSite:
     """Which attention over frames is being computed.
@@ -108,6 +120,7 @@ class Backbone(ABC):
         latent_shape: Channels, height and width of one latent.
         frame_rate: Frames per second of the decoded video.
         denoiser: The network behind the ``Denoiser`` interface.
+        team: The processes that denoise together; None is this one alone.
     """
 
     name: str
@@ -116,6 +129,7 @@ class Backbone(ABC):
     latent_shape: LatentShape
     frame_rate: float
     denoiser: Denoiser
+    team: Team | None = None
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Tensor:

@@ -23,7 +23,8 @@ class CommonSettings:
     Attributes:
         steps: T, levels above clean.
         guidance_scale: Classifier-free guidance; 1 is without.
-        batch: Windows in one denoiser call; 0 chooses from free memory.
+        batch: Windows in one denoiser call; 0 chooses from free memory. Processes that share a call
+            hold as many each.
         grid: Training steps that the levels stand at, ``even`` or ``stock``; see ``ddpm_schedule``.
         rescale: Whether the schedule shrinks clean latents as the network was trained.
         fps: Frame rate that the network is told.

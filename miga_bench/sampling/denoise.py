@@ -63,7 +63,8 @@ class WindowDenoiser:
         noise: For solvers that draw.
         guidance_scale: Classifier-free guidance ``u + scale (c - u)``; 1 leaves out the
             unconditional half.
-        batch: Most windows in one denoiser call; with guidance the call holds twice as many.
+        batch: Most windows in one denoiser call; with guidance the call holds twice as many. Processes
+            that share a call hold as many each.
         cost: Counts windows and their latents.
 
     Attributes:
@@ -89,6 +90,9 @@ class WindowDenoiser:
         self.noise = noise
         self.guidance_scale = guidance_scale
         self.batch = batch or backbone.default_batch()
+        if backbone.team is not None:
+            self.denoiser = backbone.team.split(self.denoiser)
+            self.batch = backbone.team.capacity(self.batch)
         self.cost = cost
         self.anchors: Anchors | None = None
         self.cut = False
