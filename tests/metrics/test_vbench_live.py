@@ -77,7 +77,10 @@ def test_temporal_flickering(videos, paths, piece):
 def test_subject_consistency(videos, paths, width, layers):
     from vbench.subject_consistency import subject_consistency
 
-    model = original.dino(width, layers)
+    try:
+        model = original.dino(width, layers)
+    except original.NoDinoError as error:
+        pytest.skip(str(error))
     expected = original.per_video(subject_consistency(model, paths, "cpu", False))
     score = SubjectConsistency(Dino(weights=state("dino", dino_shapes(width, layers)), batch=4))
     assert_same(ours(score, videos, 5), expected, 1e-6)

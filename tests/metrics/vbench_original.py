@@ -12,6 +12,7 @@ import os
 import tempfile
 from functools import partial
 from pathlib import Path
+from urllib.error import URLError
 
 import av
 import numpy as np
@@ -41,6 +42,10 @@ def write_lossless(path, frames, fps):
     return str(path)
 
 
+class NoDinoError(RuntimeError):
+    """DINO's own code is not at hand."""
+
+
 def dino(width=WIDTH, layers=LAYERS):
     """DINO's own vision transformer."""
     repository = os.environ.get("MIGA_BENCH_DINO_REPO")
@@ -48,7 +53,13 @@ def dino(width=WIDTH, layers=LAYERS):
         (repository, "dino_vits16") if repository else ("facebookresearch/dino:main", "dino_vits16")
     )
     source = "local" if repository else "github"
-    made = type(torch.hub.load(*where, source=source, pretrained=False, trust_repo=True))
+    try:
+        made = type(torch.hub.load(*where, source=source, pretrained=False, trust_repo=True))
+    except (URLError, OSError) as error:
+        raise NoDinoError(
+            f"DINO's code cannot be fetched ({error}): let MIGA_BENCH_DINO_REPO name a clone of "
+            "facebookresearch/dino"
+        ) from error
     norm = partial(nn.LayerNorm, eps=1e-6)
     model = made(
         patch_size=16,
