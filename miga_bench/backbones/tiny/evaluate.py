@@ -9,7 +9,7 @@ import json
 import math
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from miga_bench.sampling import METHODS, CounterNoise, resolve
 from miga_bench.sampling.base import PromptSchedule
 
 SHEET_ROWS, SHEET_COLUMNS = 24, 9
+LEVEL = ("right", "left")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,10 +60,13 @@ def main(arguments: list[str] | None = None) -> int:
         "guidance": settings.guidance_scale,
         "seed": options.seed,
         "clips": summary(scores),
-        "direction_right": sum(
+        "direction_right": share(
             score.direction == scene.motion for score, scene in zip(scores, asked, strict=True)
-        )
-        / len(prompts),
+        ),
+        "line_right": share(
+            score.direction is not None and (score.direction in LEVEL) == (scene.motion in LEVEL)
+            for score, scene in zip(scores, asked, strict=True)
+        ),
         "autoencoder": reconstruction(backbone),
     }
     print(json.dumps(report))
@@ -88,6 +92,12 @@ def clips(
         schedule = PromptSchedule(text, nothing, (0,))
         latents = list(short.stream(backbone, schedule, noise, backbone.window))
         yield backbone.decoder().push(torch.stack(latents))
+
+
+def share(right: Iterable[bool]) -> float:
+    """Share of what is right, [0, 1]."""
+    found = list(right)
+    return sum(found) / len(found)
 
 
 def summary(scores: list[Drift]) -> dict[str, float]:
