@@ -95,5 +95,10 @@ def _quieten() -> None:
     """Leave out what Lightning tells of itself."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for about in ("args parameter is intended", "does not have many workers", "LeafSpec"):
+    for about in (
+        "args parameter is intended",
+        "does not have many workers",
+        "across ranks is zero",
+        "LeafSpec",
+    ):
         warnings.filterwarnings("ignore", f".*{about}.*")

@@ -159,7 +159,7 @@ def _make(video: Video, folder: Path, watcher: Watcher, stop: StopSignals) -> Ge
 
 
 def _manifest(item: Item, folder: Path, result: GenerateResult, video: Video) -> Manifest:
-    record = video.record(result)
+    record = result.record or video.record(result)
     cost = record["cost"]
     measured = ("seconds", "total_seconds", "peak_memory_mib")
     timings = {"started": record["started"], **{name: cost.pop(name) for name in measured}}
