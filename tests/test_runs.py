@@ -1,0 +1,257 @@
+"""The parts of a run: items, the store, the books, dealing out, lists of prompts."""
+
+import json
+import os
+
+import pytest
+import yaml
+from simple_backbone import SimpleBackbone
+
+from miga_bench.errors import UserError
+from miga_bench.harness.deal import deal
+from miga_bench.harness.generate import Video, Watcher
+from miga_bench.harness.items import Item
+from miga_bench.harness.locks import FileLock, HeldError
+from miga_bench.harness.prompt_lists import read_wishes
+from miga_bench.harness.request import PromptAt
+from miga_bench.harness.runs import Run, differences
+from miga_bench.harness.stop import StopRequested, StopSignals
+from miga_bench.harness.store import Store
+from miga_bench.sampling import METHODS, resolve
+from miga_bench.sampling.presets import describe
+
+SMALL = {"steps": "8", "zigzag": "2", "guidance_frames": "2", "stride": "3"} | {
+    "stage2_steps": "2",
+    "renoise": "0",
+    "reflection": "off",
+}
+
+
+def item(**changes):
+    settings = describe(resolve("miga", SimpleBackbone(), None, SMALL))
+    values = {
+        "backbone": "tiny-simple",
+        "weights_hash": None,
+        "precision": "32-true",
+        "method": "miga",
+        "settings": settings,
+        "prompts": (PromptAt("a red circle"),),
+        "negative_prompt": "",
+        "seed": 0,
+        "frames": 9,
+        "height": 16,
+        "width": 16,
+    }
+    return Item(**(values | changes))
+
+
+def video(wanted, backbone=None):
+    backbone = backbone or SimpleBackbone()
+    sampler = METHODS["miga"](resolve("miga", backbone, None, wanted.settings))
+    return Video(wanted.request(), backbone, sampler)
+
+
+def test_a_key_is_the_content():
+    assert item().key == Item.of(json.loads(json.dumps(item().spec()))).key
+    assert len(item().key) == 16
+    shuffled = dict(reversed(item().settings.items()))
+    assert item(settings=shuffled).key == item().key
+    changed = [
+        {"seed": 1},
+        {"frames": 10},
+        {"prompts": (PromptAt("a red circle"), PromptAt("a", 5))},
+        {"settings": {**item().settings, "zigzag": 3}},
+        {"precision": "bf16-true"},
+        {"lossless": True},
+        {"weights_hash": "0"},
+    ]
+    assert len({item().key, *(item(**change).key for change in changed)}) == 1 + len(changed)
+
+
+def test_the_store_makes_once_and_says_what_a_pass_did(tmp_path):
+    store = Store(tmp_path)
+    with StopSignals() as stop:
+        first = store.make(item(), video(item()), Watcher(), stop)
+        never = video(item(), SimpleBackbone(poison_at=1))
+        assert store.make(item(), never, Watcher(), stop) == first
+    assert store.is_done(item().key)
+    passes = [
+        json.loads(line)
+        for line in (store.folder(item().key) / "passes.jsonl").read_text().splitlines()
+    ]
+    assert len(passes) == sum(first["cost"]["passes"].values())
+    assert {"stage", "levels", "similarity", "triggered", "accepted", "windows"} <= set(passes[0])
+    assert passes[-1]["windows"] == first["cost"]["windows"]
+
+
+def test_a_file_that_was_cut_is_made_again(tmp_path):
+    store, key = Store(tmp_path), item().key
+    with StopSignals() as stop:
+        first = store.make(item(), video(item()), Watcher(), stop)
+        os.truncate(store.folder(key) / "video.mp4", 100)
+        assert not store.is_done(key)
+        second = store.make(item(), video(item()), Watcher(), stop)
+    assert first["files"] == second["files"]
+    assert store.is_done(key)
+
+
+def test_a_failure_keeps_its_traceback_and_is_tried_again(tmp_path):
+    store, key = Store(tmp_path), item().key
+    with StopSignals() as stop:
+        bad = video(item(), SimpleBackbone(poison_at=2))
+        failed = store.make(item(), bad, Watcher(), stop)
+        assert failed["status"] == "failed"
+        assert "NaN" in failed["error"]
+        assert "Traceback" in (store.folder(key) / "error.txt").read_text()
+        assert not store.is_done(key)
+        assert store.make(item(), video(item()), Watcher(), stop)["status"] == "done"
+    assert not (store.folder(key) / "error.txt").exists()
+
+
+def test_a_stop_leaves_unfinished_work(tmp_path):
+    class StopSoon(Watcher):
+        def wrote(self, frames, total):
+            os.kill(os.getpid(), 15)
+
+    store = Store(tmp_path)
+    with StopSignals() as stop, pytest.raises(StopRequested):
+        store.make(item(), video(item()), StopSoon(), stop)
+    assert stop.signal == 15
+    assert store.manifest(item().key) is None
+
+
+def test_a_lock_says_who_has_it(tmp_path):
+    one, two = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
+    one.acquire()
+    with pytest.raises(HeldError, match=f"process {os.getpid()} on "):
+        two.acquire()
+    one.release()
+    two.acquire()
+    two.release()
+
+
+def open_run(tmp_path, made_of, **changes):
+    run = Run(tmp_path, "mine")
+    run.acquire()
+    try:
+        return run.open(made_of, {"p001-0": item(**changes)}, {"model": {}}, "cpu")
+    finally:
+        run.release()
+
+
+def test_a_run_says_what_it_is_made_of_and_refuses_other_values(tmp_path):
+    assert open_run(tmp_path, {"model": {"zigzag": 7}}) == ["p001-0"]
+    document = yaml.safe_load((tmp_path / "mine" / "run.yaml").read_text())
+    assert document["items"] == {"p001-0": item().key}
+    assert {"git", "versions", "hardware"} <= set(document["provenance"])
+    assert open_run(tmp_path, {"model": {"zigzag": 7}}) == ["p001-0"]
+    with pytest.raises(UserError, match=r"then -> now: model.zigzag 7 -> 6\."):
+        open_run(tmp_path, {"model": {"zigzag": 6}})
+
+
+def test_two_writers_of_a_run_are_refused(tmp_path):
+    one, two = Run(tmp_path, "mine"), Run(tmp_path, "mine")
+    one.acquire()
+    with pytest.raises(UserError, match=f"being written by process {os.getpid()} on .*, since"):
+        two.acquire()
+    one.release()
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds something that is no run"):
+        Run(tmp_path, "mine").acquire()
+
+
+@pytest.mark.parametrize("name", ["items", "../up", "a/b", "", ".hidden", "x" * 81])
+def test_names_of_runs(tmp_path, name):
+    with pytest.raises(UserError, match=r"run\.name"):
+        Run(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "status"),
+    [(True, "failed"), (False, "done"), (0.5, "done"), (0.4, "failed")],
+)
+def test_how_many_failures_fail_a_run(tmp_path, allowed, status):
+    run = Run(tmp_path, "mine", allowed)
+    items = {"a": item(), "b": item(seed=1)}
+    (tmp_path / "mine").mkdir()
+    with StopSignals() as stop:
+        run.store.make(items["a"], video(items["a"]), Watcher(), stop)
+        run.store.make(items["b"], video(items["b"], SimpleBackbone(poison_at=1)), Watcher(), stop)
+    closed = run.close(items)
+    assert (closed["status"], closed["done"], list(closed["failed"])) == (status, 1, ["b"])
+    assert json.loads((tmp_path / "mine" / "status.json").read_text()) == closed
+
+
+def test_differences_name_the_place():
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "d": 3}}) == [
+        "a.c 2 -> (absent)",
+        "a.d (absent) -> 3",
+    ]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_work_is_dealt_once_longest_first_and_evenly(ranks):
+    costs = [5, 1, 9, 3, 3, 7, 2]
+    hands = deal(costs, ranks)
+    assert sorted(piece for hand in hands for piece in hand) == list(range(len(costs)))
+    assert all(
+        [costs[k] for k in hand] == sorted((costs[k] for k in hand), reverse=True) for hand in hands
+    )
+    loads = [sum(costs[k] for k in hand) for hand in hands]
+    assert max(loads) - min(loads) <= max(costs)
+
+
+def test_prompts_from_every_kind_of_file(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\n two \r\n", encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text('"one"\n{"prompt": "two", "then": {"9": "three"}}\n')
+    (tmp_path / "a.yaml").write_text("- one\n- {id: last, prompt: two, seeds: [4], frames: 5}\n")
+    text, lines, listed = (read_wishes(str(tmp_path / f"a.{k}")) for k in ("txt", "jsonl", "yaml"))
+    assert [(w.id, w.prompts[0].text) for w in text] == [("p001", "one"), ("p002", "two")]
+    assert lines[1].prompts == (PromptAt("two"), PromptAt("three", 9))
+    assert (listed[1].id, listed[1].seeds, listed[1].frames) == ("last", (4,), 5)
+
+
+@pytest.mark.parametrize(
+    ("entries", "rule"),
+    [
+        ([], "at least one"),
+        (["a", "a"], "entries 1 and 2 are the same prompt"),
+        (["a", ""], "entry 2: the prompt is empty"),
+        (["a\x07b"], r"control character U\+0007"),
+        ([{"prompt": "a", "id": "../up"}], "ids name files"),
+        ([{"prompt": "a", "id": "x"}, {"prompt": "b", "id": "X"}], "have the id 'X'"),
+        ([{"prompt": "a", "promt": "b"}], "did you mean prompt"),
+        ([{"prompt": "a", "seeds": [1, 1]}], "a seed is in it twice"),
+        ([{"prompt": "a", "frames": 0}], "at least 1 frame"),
+        ([{"prompt": "a", "then": {"soon": "b"}}], "mapping of frames to texts"),
+        ([{"prompt": "a", "then": {7: "b"}, "frames": 6}], "begins after the last of 6 frames"),
+        ([3], "a text is wanted"),
+    ],
+)
+def test_prompts_are_checked(entries, rule):
+    with pytest.raises(UserError, match=rule):
+        read_wishes(entries)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rule"),
+    [
+        ("a.txt", b"\xff\xfe", "not UTF-8"),
+        ("a.jsonl", b"{", "is not JSONL"),
+        ("a.yaml", b"a: 1", "a list of prompts is wanted"),
+        ("a.csv", b"", "give a list of prompts, or a file"),
+    ],
+)
+def test_prompt_files_are_checked(tmp_path, name, content, rule):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rule):
+        read_wishes(str(tmp_path / name))
+
+
+def test_a_missing_prompt_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read .*none\.txt"):
+        read_wishes(str(tmp_path / "none.txt"))
