@@ -246,6 +246,14 @@ def _add_demo(verbs: Any) -> None:
         "--ablation", action="store_true", help="show MIGA's parts one by one instead"
     )
     parser.add_argument(
+        "--arm",
+        metavar="NAME",
+        action="append",
+        default=[],
+        dest="arms",
+        help="only this column, such as fifo; may be given several times",
+    )
+    parser.add_argument(
         "--backbone",
         choices=("tiny-wan", "tiny-videocrafter2"),
         default="tiny-wan",
@@ -258,7 +266,15 @@ def _demo(args: argparse.Namespace) -> int:
     from miga_bench.harness.demo import demo
 
     _print_json(
-        demo(args.output, args.prompts, args.frames, args.force, args.ablation, args.backbone)
+        demo(
+            args.output,
+            args.prompts,
+            args.frames,
+            args.force,
+            args.ablation,
+            args.backbone,
+            args.arms,
+        )
     )
     return DONE
 

@@ -140,6 +140,16 @@ def test_guidance_frames_can_be_cut_off_where_there_are_convolutions(wan, videoc
         make(wan, "miga", 8, guidance_cut=True)
 
 
+def test_progress_knows_cut_guidance_frames(videocrafter2):
+    few = {"steps": 8, **FEW["miga"]}
+    settings = [
+        resolve("miga", videocrafter2, "paper", {**few, "guidance_cut": cut})
+        for cut in (False, True)
+    ]
+    joined, cut = (estimate_windows(METHODS["miga"](s), videocrafter2, 9) for s in settings)
+    assert joined == cut > 0
+
+
 @pytest.mark.parametrize("method", ["freelong", "freepca"])
 def test_progress_knows_how_much_there_is_to_do(method, videocrafter2):
     settings = resolve(method, videocrafter2, "paper", {"steps": 8, **FEW[method]})

@@ -123,6 +123,7 @@ def demo(
     overwrite: bool = False,
     ablation: bool = False,
     backbone: str = "tiny-wan",
+    arms: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Make the demo's videos, pictures and table.
 
@@ -133,6 +134,7 @@ def demo(
         overwrite: Replace what an earlier demo left.
         ablation: Show MIGA's parts one by one instead of the other methods.
         backbone: One of the embedded models.
+        arms: Only these columns, in any order; all if empty.
 
     Returns:
         The document that also lies in ``demo.json``.
@@ -141,11 +143,11 @@ def demo(
         UserError: A number is wrong or the folder cannot be written.
     """
     began = time.perf_counter()
+    labels = _chosen(list(ABLATIONS[backbone] if ablation else METHODS), arms)
     _check(output, prompts, frames, overwrite, backbone)
     videos = output / "videos"
     videos.mkdir(parents=True, exist_ok=True)
     captions = held_out_prompts(prompts)
-    labels = list(ABLATIONS[backbone] if ablation else METHODS)
     items = [
         Item(label, k, caption, frames, videos / f"{k + 1}-{_file_name(label)}.mp4", backbone)
         for k, caption in enumerate(captions)
@@ -169,6 +171,13 @@ def demo(
     write_json(output / "demo.json", document)
     _print_table(document)
     return document
+
+
+def _chosen(labels: list[str], arms: Sequence[str]) -> list[str]:
+    for arm in arms:
+        if arm not in labels:
+            raise UserError(f"no arm {arm!r} here: there are {', '.join(labels)}")
+    return [label for label in labels if not arms or label in arms]
 
 
 def _file_name(label: str) -> str:
@@ -308,7 +317,7 @@ def _pictures(
     grid = [[read_video(paths[k, label]) for label in labels] for k in range(len(captions))]
     rate = _backbone(items[0].backbone).frame_rate
     layout = SideBySide(list(labels), list(captions), PANEL, PANEL)
-    last = max(frames, count_frames(paths[0, "short"])) - 1
+    last = max(frames, *(count_frames(paths[0, label]) for label in labels)) - 1
     shown = sorted({round(i * last / (SHEET_COLUMNS - 1)) for i in range(SHEET_COLUMNS)})
     sheet: dict[tuple[int, str], list[Cell]] = {
         (k, label): [] for k in range(len(captions)) for label in labels

@@ -22,7 +22,7 @@ class _Hollow(Backbone):
         self.name, self.family, self.window = backbone.name, backbone.family, backbone.window
         self.latent_shape = LatentShape(1, 1, 1)
         self.frame_rate = backbone.frame_rate
-        self.denoiser = lambda latents, timesteps, text: torch.zeros_like(latents)
+        self.denoiser = lambda latents, timesteps, text, **_: torch.zeros_like(latents)
         self._real = backbone
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
@@ -54,6 +54,10 @@ class _Hollow(Backbone):
     def attending(self, attention: FrameAttention) -> AbstractContextManager[None]:
         self._real.attending(attention)  # never entered: only to hear of a refusal early
         return nullcontext()
+
+    @property
+    def can_cut(self) -> bool:
+        return self._real.can_cut
 
     def clip_bytes(self, frames: int, copies: float = 0.0) -> int | None:
         return self._real.clip_bytes(frames, copies)
