@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from miga_bench.errors import UserError
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 
@@ -60,8 +62,43 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
 
 def _arguments(configs: Sequence[str], others: Sequence[str], everything: bool) -> list[str]:
     """Return the options as Lightning's command line takes them."""
-    out = []
+    files = []
     for config in configs:
         shipped = config in names() and not Path(config).exists()
-        out += ["--config", str(EXPERIMENTS / f"{config}.yaml") if shipped else config]
-    return [*out, *others, *(["--help"] if everything else [])]
+        files.append(str(EXPERIMENTS / f"{config}.yaml") if shipped else config)
+    if len(files) > 1:  # Lightning would replace all settings where a later file has one
+        files = [_merged(files)]
+    given = [part for file in files for part in ("--config", file)]
+    return [*given, *others, *(["--help"] if everything else [])]
+
+
+def _merged(files: Sequence[str]) -> str:
+    """Return files as one YAML text, the later ones winning."""
+    import yaml  # type: ignore[import-untyped]
+
+    merged: Any = {}
+    for file in files:
+        try:
+            document = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(
+                f"cannot read {file} ({(error.strerror or '').lower()}): check --config"
+            ) from None
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"{file} is not YAML: {str(error).splitlines()[0]}") from None
+        if not isinstance(document, Mapping):
+            raise UserError(
+                f"{file} is not a configuration: it has none of model, data, trainer, run"
+            )
+        merged = _merge(merged, document)
+    return str(yaml.safe_dump(merged, sort_keys=False))
+
+
+def _merge(before: object, now: object) -> object:
+    """Return ``before`` with ``now`` laid over it, mapping by mapping; another class replaces all."""
+    if not (isinstance(before, Mapping) and isinstance(now, Mapping)) or "class_path" in now:
+        return now
+    return {
+        **before,
+        **{k: _merge(before[k], value) if k in before else value for k, value in now.items()},
+    }

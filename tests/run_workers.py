@@ -1,5 +1,6 @@
 """Whole runs in processes that can be killed, started from one that has imported everything."""
 
+import faulthandler
 import multiprocessing
 import os
 import socket
@@ -72,6 +73,7 @@ def work(arguments, counter, environment, results):
     global COUNTER
     COUNTER = counter
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(100)  # says where it hangs, if it does
     os.environ.update(environment)
     results.put(predict(arguments))
 

@@ -58,7 +58,11 @@ def predict(arguments: Sequence[str]) -> dict[str, Any] | None:
             save_config_callback=None,
             seed_everything_default=False,
             trainer_defaults=TRAINER,
-            parser_kwargs={"exit_on_error": False, "prog": "miga-bench predict"},
+            parser_kwargs={
+                "exit_on_error": False,
+                "allow_abbrev": False,
+                "prog": "miga-bench predict",
+            },
         )
     except ArgumentError as error:
         raise UserError(_one_line(error)) from None
@@ -100,5 +104,7 @@ def _quieten() -> None:
         "does not have many workers",
         "across ranks is zero",
         "LeafSpec",
+        r"deprecated in v4\.",  # Lightning's use of jsonargparse
+        "JsonargparseDeprecationWarning",
     ):
-        warnings.filterwarnings("ignore", f".*{about}.*")
+        warnings.filterwarnings("ignore", f"(?s).*{about}")

@@ -1,0 +1,230 @@
+"""The verb predict: what it refuses, how values reach it, and every configuration that is shipped."""
+
+import json
+import logging
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from run_workers import configuration
+
+from miga_bench.backbones import BACKBONES
+from miga_bench.cli import main
+from miga_bench.cli_predict import EXPERIMENTS, names
+from miga_bench.harness.module import WEIGHTS
+from miga_bench.harness.predict import predict
+from miga_bench.media import count_frames
+from miga_bench.sampling import METHODS
+
+FEW = {
+    "short": {"steps": 2},
+    "fifo": {"steps": 21},
+    "scaling-noise": {"steps": 21, "reward": "latent"},
+    "freelong": {"steps": 2},
+    "freepca": {"steps": 2},
+    "miga": {"steps": 8, "stage2_steps": 2, "renoise": 0, "reflection_level": 6},
+}
+
+
+@pytest.fixture(autouse=True)
+def leave_warnings_alone():
+    levels = {
+        name: logging.getLogger(name).level for name in ("lightning.pytorch", "lightning.fabric")
+    }
+    with warnings.catch_warnings():
+        yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def few_items(tmp_path, **changes):
+    return configuration(tmp_path, **{"data__limit": 1, "data__seeds": [0]} | changes)
+
+
+def manifest_of(root):
+    (path,) = (root / "items").glob("*/manifest.json")
+    return json.loads(path.read_text())
+
+
+def test_there_is_a_configuration_for_every_method_and_backbone():
+    assert names() == sorted(f"{backbone}-{method}" for backbone in BACKBONES for method in METHODS)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_configuration_runs_on_its_tiny_backbone(tmp_path, name):
+    document = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text())
+    model, run = document["model"], document["run"]
+    assert run["name"] == name == f"{model['backbone']}-{model['method']}"
+    tiny = f"tiny-{BACKBONES[model['backbone']].family}"
+    if not Path(BACKBONES[tiny].where).is_dir():
+        pytest.skip(f"{tiny} has no weights yet")
+    few = {**FEW[model["method"]], "guidance_scale": 1}
+    options = {
+        "model.backbone": tiny,
+        **{f"model.settings.{setting}": value for setting, value in few.items()},
+        "data.frames": "null" if model["method"] == "short" else 5,
+        "data.seeds": "[0]",
+        "data.limit": 1,
+        "trainer.accelerator": "cpu",
+        "trainer.devices": 1,
+        "trainer.strategy": "auto",
+        "run.root": str(tmp_path),
+    }
+    if "height" in model:
+        options |= {"model.height": 64, "model.width": 64}
+    arguments = [f"--{option}={value}" for option, value in options.items()]
+    status = predict(["--config", str(EXPERIMENTS / f"{name}.yaml"), *arguments])
+    assert (status["status"], status["done"], status["failed"]) == ("done", 1, {})
+    manifest = manifest_of(tmp_path)
+    assert manifest["spec"]["settings"]["steps"] == few["steps"]
+    frames = count_frames(next((tmp_path / "items").glob("*/video.mp4")))
+    assert frames == manifest["frames"] == manifest["spec"]["frames"]
+    assert torch.get_default_dtype() == torch.float32
+
+
+def refused(capsys, *arguments):
+    code = main(["predict", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        (["--model.method", "mgia"], "unknown method 'mgia': did you mean miga?"),
+        (["--model.settings.zigzg", "3"], "no setting 'zigzg': did you mean zigzag"),
+        (["--model.settings.steps", "many"], "steps is 'many': it must be a whole number"),
+        (["--model.settings.zigzag", "4"], "zigzag is 4: it must divide the window"),
+        (["--model.preset", "anchord"], "did you mean anchored"),
+        (["--model.compil", "true"], "model.compil"),
+        (
+            ["--model.compile", "maybe"],
+            "model.compile: Expected a <class 'bool'>. Got value: maybe",
+        ),
+        (["--model.compile", "true"], "cannot be compiled"),
+        (["--data.limit", "0"], "data.limit is 0"),
+        (["--data.frames", "0"], "data.frames is 0"),
+        (["--data.seeds", "[1, 1]"], "a seed is in it twice"),
+        (["--data.prompt_ids", "[p001, p9]"], "data.prompt_ids has 'p9'"),
+        (["--data.prompts", "none.txt"], "cannot read none.txt"),
+        (["--run.name", "../up"], "run.name is '../up'"),
+        (["--run.fail_on_error", "1.5"], "run.fail_on_error is 1.5"),
+        (["--trainer.precision", "64-true"], "trainer.precision 64-true: it may be 32-true"),
+        (["--config", "none.yaml"], "cannot read none.yaml (no such file"),
+    ],
+)
+def test_wrong_input_is_one_line_and_makes_nothing(capsys, tmp_path, options, rule):
+    config = few_items(tmp_path)
+    assert rule in refused(capsys, "--config", config, *options)
+    assert not (tmp_path / "items").exists()
+    assert not (tmp_path / "run" / "run.yaml").exists()
+
+
+def test_a_file_that_is_no_yaml_is_one_line(capsys, tmp_path):
+    (tmp_path / "bad.yaml").write_text("model: {a: 3")
+    assert "Problems parsing config" in refused(capsys, "--config", tmp_path / "bad.yaml")
+
+
+def test_other_values_under_the_same_name_are_refused(capsys, tmp_path):
+    config = few_items(tmp_path)
+    assert main(["predict", "--config", str(config)]) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (document["status"], document["done"]) == ("done", 1)
+    line = refused(
+        capsys, "--config", config, "--model.settings.zigzag", "3", "--data.frames", "13"
+    )
+    assert "model.settings.zigzag 2 -> 3; prompts.p001.frames 9 -> 13" in line
+
+
+def test_options_and_later_files_win(tmp_path):
+    config = few_items(tmp_path)
+    (tmp_path / "more.yaml").write_text("{data: {frames: 13}, model: {settings: {zigzag: 3}}}")
+    more = ["--config", str(tmp_path / "more.yaml"), "--model.settings.steps", "9"]
+    assert main(["predict", "--config", str(config), *more]) == 0
+    spec = manifest_of(tmp_path)["spec"]
+    assert (spec["frames"], spec["settings"]["zigzag"], spec["settings"]["steps"]) == (13, 3, 9)
+
+
+def test_a_failed_video_does_not_stop_the_others(capsys, tmp_path):
+    config = configuration(tmp_path, data__seeds=[0])
+    poison = "--model.backbone.init_args.poison=a circle so red"
+    assert main(["predict", "--config", str(config), poison]) == 1
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (document["done"], document["failed"]) == (5, {"p002-0": "poisoned"})
+    assert main(["predict", "--config", str(config), "--run.fail_on_error", "0.2"]) == 0
+    capsys.readouterr()
+    assert main(["predict", "--config", str(config)]) == 0  # nothing poisons it now
+    assert len(list((tmp_path / "run" / "videos").iterdir())) == 6
+    shown = json.loads((tmp_path / "run" / "prompts.json").read_text())
+    assert shown["p002-0.mp4"] == "a circle so red"
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_the_denoiser_runs_in_the_trainers_precision(tmp_path, precision, monkeypatch):
+    from miga_bench.backbones.wan_denoiser import WanDenoiser
+    from miga_bench.backbones.wan_vae import WanStreamingDecoder
+
+    seen = set()
+    denoise, decode = WanDenoiser.forward, WanStreamingDecoder.push
+
+    def watch_denoiser(self, latents, *others, **named):
+        weights = next(self.transformer.blocks[0].attn1.to_q.parameters()).dtype
+        seen.add(("denoiser", torch.is_autocast_enabled("cpu"), weights, latents.dtype))
+        return denoise(self, latents, *others, **named)
+
+    def watch_decoder(self, latents):
+        seen.add(("decoder", torch.is_autocast_enabled("cpu")))
+        return decode(self, latents)
+
+    monkeypatch.setattr(WanDenoiser, "forward", watch_denoiser)
+    monkeypatch.setattr(WanStreamingDecoder, "push", watch_decoder)
+    config = few_items(
+        tmp_path,
+        model__backbone="tiny-wan",
+        model__method="short",
+        model__settings={"steps": 2},
+        data__frames=1,
+        trainer__precision=precision,
+    )
+    assert predict(["--config", str(config)])["status"] == "done"
+    mixed = precision == "bf16-mixed"
+    weights = torch.float32 if mixed else torch.bfloat16
+    assert seen == {("denoiser", mixed, weights, torch.float32), ("decoder", False)}
+    assert manifest_of(tmp_path)["spec"]["precision"] == precision
+    assert set(WEIGHTS) >= {"32-true", precision}
+
+
+def test_print_config_is_a_configuration(capsys, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "--config", str(few_items(tmp_path)), "--print_config"])
+    assert ended.value.code == 0
+    document = yaml.safe_load(capsys.readouterr().out)
+    assert {"trainer", "model", "data", "run"} <= set(document)
+    assert document["model"]["settings"]["zigzag"] == 2
+
+
+def test_help_shows_examples_and_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom miga_bench.cli import main\n"
+        "try: main(['predict', '--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'lightning', 'numpy', 'yaml') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "miga-bench predict --config tiny-wan-miga" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_lightning_starts_its_own_processes(tmp_path):
+    config = configuration(tmp_path, data__seeds=[0])
+    command = [sys.executable, "-m", "miga_bench", "predict", "--config", str(config)]
+    command += ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    paths = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin"}
+    done = subprocess.run(command, capture_output=True, text=True, env=paths, check=False)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert (json.loads(line)["status"], json.loads(line)["done"]) == ("done", 6)
