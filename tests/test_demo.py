@@ -1,7 +1,9 @@
 """The demo's pictures and table, on videos the world itself renders."""
 
+import dataclasses
 import json
 import math
+import multiprocessing
 import random
 
 import pytest
@@ -11,7 +13,7 @@ from miga_bench.backbones.tiny.grammar import held_out_prompts, parse_caption
 from miga_bench.backbones.tiny.world import draw_look, render
 from miga_bench.errors import UserError
 from miga_bench.harness import demo as page
-from miga_bench.media import VideoWriter, read_video
+from miga_bench.media import VideoWriter, count_frames, read_video
 
 FRAMES = 24
 
@@ -79,3 +81,13 @@ def test_an_earlier_demo_needs_force(tmp_path):
     (tmp_path / "demo.json").write_text("{}")
     with pytest.raises(UserError, match="--force"):
         page.demo(tmp_path, 1, 10)
+
+
+def test_an_error_does_not_wait_for_the_other_videos(tmp_path):
+    # guidance cannot be cut on Wan, which a worker finds out at once; the other videos take minutes
+    good = page.Item("fifo", 0, held_out_prompts(1)[0], 2001, tmp_path / "a.mp4", "tiny-wan")
+    bad = dataclasses.replace(good, label="miga, guidance cut", output=tmp_path / "b.mp4")
+    with pytest.raises(UserError, match="no convolutions over time"):
+        list(page._make_all([bad, good]))
+    assert not multiprocessing.active_children()
+    assert not good.output.exists() or count_frames(good.output) < good.frames

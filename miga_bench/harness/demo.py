@@ -37,6 +37,7 @@ from miga_bench.errors import UserError
 from miga_bench.harness.generate import Watcher, generate
 from miga_bench.harness.provenance import hardware, versions, write_json
 from miga_bench.harness.request import GenerateRequest, PromptAt, check_writable
+from miga_bench.harness.stop import end_children
 from miga_bench.media import Cell, SideBySide, VideoWriter, contact_sheet, count_frames, read_video
 from miga_bench.sampling.base import PassReport
 
@@ -232,6 +233,7 @@ def _make_all(items: Sequence[Item]) -> Iterator[tuple[Item, dict[str, float]]]:
                 bar.advance(task)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            end_children()  # or their videos would be finished before the error is seen
             raise
 
 

@@ -17,6 +17,7 @@ from miga_bench.errors import UserError
 from miga_bench.harness.provenance import hardware, versions, write_json
 from miga_bench.harness.score_request import Plan, ScoreRequest
 from miga_bench.harness.score_sources import Source, TruncatedError, find_videos, with_prompts
+from miga_bench.harness.stop import end_children
 from miga_bench.metrics.suites import fast_encoders, make_scores
 
 Row = dict[str, Any]
@@ -160,6 +161,7 @@ def _score_all(
                 yield futures[future], future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            end_children()  # or their videos would be finished before the error is seen
             raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator
@@ -69,3 +70,9 @@ class StopSignals:
         if self._waiting is not None and not self._shields:
             number, self._waiting = self._waiting, None
             self._handle(number, None)
+
+
+def end_children() -> None:
+    """End this process's worker processes: what they are at is not wanted any more."""
+    for child in multiprocessing.active_children():
+        child.terminate()
