@@ -33,8 +33,7 @@ class CountingBackbone(SimpleBackbone):
 
     def _denoise(self, latents, timesteps, text):
         if COUNTER is not None:
-            with COUNTER.get_lock():
-                COUNTER.value += 1
+            COUNTER[int(os.environ.get("RANK", "0"))] += 1
         return super()._denoise(latents, timesteps, text)
 
     def encode(self, prompts):
@@ -94,7 +93,8 @@ class Workers:
 
     def __init__(self, arguments, count=1):
         fork = context()
-        self.counter, self.results = fork.Value("i", 0), fork.Queue()
+        # a number per process and no lock, which one that is killed could take along
+        self.counter, self.results = fork.RawArray("i", count), fork.Queue()
         port = str(free_port())
         self.processes = []
         for rank in range(count):
@@ -103,6 +103,11 @@ class Workers:
             self.processes.append(fork.Process(target=work, args=task, daemon=True))
         for process in self.processes:
             process.start()
+
+    @property
+    def calls(self):
+        """How often all denoisers were called."""
+        return sum(self.counter)
 
     def finish(self):
         """Wait for the end; return rank 0's status."""

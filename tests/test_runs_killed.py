@@ -28,12 +28,12 @@ def undisturbed(tmp_path_factory):
     workers = Workers(["--config", configuration(root)])
     status = workers.finish()
     assert (status["status"], status["done"]) == ("done", ITEMS)
-    return manifests(root), workers.counter.value
+    return manifests(root), workers.calls
 
 
 def wait_for_calls(workers, calls):
     """Wait until the denoiser was called so often; tell whether it was."""
-    while workers.counter.value < calls:
+    while workers.calls < calls:
         if not all(process.is_alive() for process in workers.processes):
             return False
         time.sleep(0.001)
@@ -92,13 +92,13 @@ def test_a_whole_run_is_not_made_again(tmp_path, undisturbed):
     arguments = ["--config", configuration(tmp_path)]
     first = Workers(arguments)
     first.finish()
-    assert first.counter.value == calls
+    assert first.calls == calls
     second = Workers(arguments)
     assert second.finish()["done"] == ITEMS
-    assert second.counter.value == 0
+    assert second.calls == 0
     other = Workers(["--config", configuration(tmp_path, "other", data__seeds=[1, 2])])
     assert other.finish()["done"] == ITEMS
-    assert 0 < other.counter.value < calls * 0.6  # seed 1 lies there already
+    assert 0 < other.calls < calls * 0.6  # seed 1 lies there already
     assert manifests(tmp_path).items() >= expected.items()
 
 
@@ -108,5 +108,5 @@ def test_processes_found_as_under_torchrun_make_the_same(tmp_path, undisturbed, 
     changes = {"trainer__devices": count, "trainer__strategy": "ddp"}
     workers = Workers(["--config", configuration(tmp_path, **changes)], count)
     assert workers.finish()["done"] == ITEMS
-    assert workers.counter.value == calls  # nothing lost, nothing twice
+    assert workers.calls == calls  # nothing lost, nothing twice
     assert manifests(tmp_path) == expected
