@@ -74,5 +74,8 @@ class StopSignals:
 
 def end_children() -> None:
     """End this process's worker processes: what they are at is not wanted any more."""
-    for child in multiprocessing.active_children():
-        child.terminate()
+    children = multiprocessing.active_children()
+    for child in children:
+        child.kill()  # a worker that makes a video takes SIGTERM for a wish to end that video only
+    for child in children:
+        child.join()
