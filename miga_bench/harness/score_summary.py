@@ -65,11 +65,7 @@ def summary(
 
 
 def _video(row: Row) -> Row:
-    series = {
-        name: found["series"]
-        for name, found in row["scores"].items()
-        if found.get("series")
-    }
+    series = {name: found["series"] for name, found in row["scores"].items() if found.get("series")}
     reasons = {n: f["reason"] for n, f in row["scores"].items() if f.get("reason") is not None}
     return {
         "video": row["video"],
