@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
     found = [{**rows[keys[s.name]], "video": s.name, "prompt": s.prompt} for s in sources]
     document = {
         **summary(found, plan, request.aggregate, request.reading),
+        "decoder": f"PyAV {version('av')}, all frames, RGB",
         "versions": versions(),
         "hardware": hardware(request.devices[0]),
     }
