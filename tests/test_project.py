@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,19 @@ def test_modules_stay_small():
         if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 500
     }
     assert not long
+
+
+def test_every_data_file_is_packaged():
+    """A wheel holds what its patterns name: a file that none names is missed by users only."""
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    named = {
+        file
+        for package, globs in patterns["package-data"].items()
+        for glob in globs
+        for file in (ROOT / package.replace(".", "/")).glob(glob)
+    }
+    kept = subprocess.run(
+        ["git", "ls-files", "miga_bench"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    data = {ROOT / name for name in kept.stdout.splitlines() if not name.endswith(".py")}
+    assert not sorted(str(file) for file in data - named)
