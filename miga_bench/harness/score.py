@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -22,8 +23,6 @@ from miga_bench.harness.stop import end_children
 from miga_bench.metrics.suites import fast_encoders, make_scores
 
 Row = dict[str, Any]
-
-
 Progress = Callable[[int, int, str], None]
 
 
@@ -46,14 +45,16 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
     plan = request.plan
     sources = with_prompts(find_videos(request.videos, request.fps), request.prompts)
     check_sources(sources, plan)
-    make_scores(plan.dimensions, plan.networks)  # these two say now what is missing
+    # made now, so that what is missing is said before work is done
+    scores = make_scores(plan.dimensions, plan.networks, request.devices[0], request.aggregate)
     if plan.long and plan.development:
-        fast_encoders(plan.dimensions, plan.networks)
+        fast_encoders(plan.dimensions, plan.networks, request.devices[0])
     rows = dict(_known(request.journal, plan))
     keys = {source.name: _key(source) for source in sources}
     waiting = [source for source in sources if keys[source.name] not in rows]
     done = len(sources) - len(waiting)
     progress(done, len(sources), "")
+    _cut_broken_line(request.journal)
     with open(request.journal, "a", encoding="utf-8") as journal:
         if not journal.tell():
             _write_line(journal, {"plan": asdict(plan), "version": __version__})
@@ -67,7 +68,7 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
 
     found = [{**rows[keys[s.name]], "video": s.name, "prompt": s.prompt} for s in sources]
     document = {
-        **summary(found, plan, request.aggregate, request.reading),
+        **summary(found, plan, scores, request.reading),
         "decoder": f"PyAV {version('av')}, all frames, RGB",
         "versions": versions(),
         "hardware": hardware(request.devices[0]),
@@ -112,14 +113,14 @@ def _key(source: Source) -> str:
 
 
 def _known(journal: Path, plan: Plan) -> Iterator[tuple[str, Row]]:
-    """Yield what a stopped command left; a line that breaks off is passed over.
+    """Yield what a stopped command left.
 
     Raises:
         UserError: It was made by another plan.
     """
-    if not journal.exists():
+    lines = _whole_lines(journal).decode("utf-8", "replace").splitlines()
+    if not lines:
         return
-    lines = journal.read_text(encoding="utf-8", errors="replace").split("\n")
     try:
         head = json.loads(lines[0])
     except json.JSONDecodeError:
@@ -136,6 +137,18 @@ def _known(journal: Path, plan: Plan) -> Iterator[tuple[str, Row]]:
             yield row["key"], row
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
+
+
+def _whole_lines(journal: Path) -> bytes:
+    """Return a journal without the line that a kill may have left unfinished at its end."""
+    content = journal.read_bytes() if journal.exists() else b""
+    return content[: content.rfind(b"\n") + 1]
+
+
+def _cut_broken_line(journal: Path) -> None:
+    """Or the next line would be lost to it."""
+    if journal.exists():
+        os.truncate(journal, len(_whole_lines(journal)))
 
 
 def _write_line(file: Any, row: Mapping[str, Any]) -> None:

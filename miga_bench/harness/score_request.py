@@ -92,6 +92,14 @@ class ScoreRequest:
             raise UserError(
                 "--suite tiny is the embedded networks: with --networks vbench say vbench"
             )
+        if self.suite == "vbench-long" and self.aggregate is not None:
+            raise UserError(
+                "--aggregate is not for vbench-long: its --reading says how it averages"
+            )
+        if self.suite != "vbench-long" and (self.reading != "exact" or not self.development):
+            raise UserError(
+                "--reading and --in-clip-only are for --suite vbench-long: leave them out"
+            )
         if self.output.suffix != ".json":
             raise UserError(f"-o {self.output}: the scores are JSON, end its name in .json")
         if self.output.exists() and not self.overwrite:

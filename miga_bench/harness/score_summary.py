@@ -11,7 +11,7 @@ from miga_bench.errors import UserError
 from miga_bench.metrics.base import Terms, VideoScore
 from miga_bench.metrics.long import LongVideo, long_score
 from miga_bench.metrics.statistics import Estimate, estimate
-from miga_bench.metrics.suites import OVERALL, make_scores
+from miga_bench.metrics.suites import OVERALL
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,7 +25,7 @@ NO_VALUE = "-"
 def summary(
     rows: Sequence[Row],
     plan: Plan,
-    aggregate: str | None = None,
+    scores: Sequence[VideoScore],
     reading: str = "exact",
 ) -> Row:
     """Return the document of a scoring.
@@ -33,7 +33,7 @@ def summary(
     Args:
         rows: Of each video its name, prompt and values.
         plan: How they were scored.
-        aggregate: See ``VideoScore``.
+        scores: Of the plan's dimensions, without videos; they take these in.
         reading: Of VBench-Long; see ``long_score``.
 
     Raises:
@@ -41,14 +41,13 @@ def summary(
     """
     if all(row["reason"] for row in rows):
         raise UserError(f"no video could be scored; the first: {rows[0]['reason']}")
-    scores: list[VideoScore] = make_scores(plan.dimensions, plan.networks, aggregate=aggregate)
     sums = [
         _of_clips(score, rows, reading, plan.development) if plan.long else _of_videos(score, rows)
         for score in scores
     ]
     labels = {score.name: score.label for score in scores}
     document: Row = {
-        "suite": "vbench-long" if plan.long else "vbench",
+        "suite": "vbench-long" if plan.long else plan.networks,
         "networks": plan.networks,
         "scores": {labels[one.name]: found for one, (found, _) in zip(scores, sums, strict=True)},
         "videos": [_video(row) for row in rows],

@@ -87,6 +87,7 @@ class VideoScore(Metric):
     videos: list[Tensor]
     prompts: list[Tensor]
     terms: Terms
+    _networks: dict[str, Network] = {}  # noqa: RUF012 - a score with networks has its own
     _prompt: str | None
     _fps: float | None
     _size: tuple[int, ...] | None
@@ -125,7 +126,7 @@ class VideoScore(Metric):
 
     def networks(self) -> dict[str, Network]:
         """Return the networks behind the score by their role; none without networks."""
-        return {}
+        return self._networks
 
     def _from_mean(self, mean: float) -> float:
         """Return the score of a mean of terms."""
@@ -202,16 +203,16 @@ class VideoScore(Metric):
             raise RuntimeError(f"{self.label}: end() before begin()")
         (video, prompt), self._open = self._open, None
         last = [] if self.too_short() else self._last_terms()
-        total, count = self._sum + math.fsum(last), self._count + len(last)
+        terms = Terms(self._sum + math.fsum(last), self._count + len(last))
         self._forget()
         if self.too_short():
             raise UserError(
                 f"{self.label}: the video has {self._frames} frame{'s' * (self._frames != 1)}; "
                 f"it must have at least {self.least_frames}"
             )
-        self._add(Terms(total, count), video, prompt)
-        self.terms = Terms(total, count)
-        return self._from_mean(total / count)
+        self._add(terms, video, prompt)
+        self.terms = terms
+        return self._from_mean(terms.total / terms.number)
 
     def restore(self, terms: Terms, prompt: str | None = None, video_id: str | None = None) -> None:
         """Add a video that was scored before, by what ``terms`` was when it had ended."""
@@ -224,10 +225,6 @@ class VideoScore(Metric):
             getattr(self, name).append(torch.tensor([value], dtype=dtype, device=self.device))
         self._computed = None
         self._update_count = max(1, self._update_count)
-
-    def value_of(self, terms: Terms) -> float:
-        """Return the score of a video with these terms."""
-        return self._from_mean(terms.total / terms.number)
 
     def too_short(self) -> bool:
         """Tell whether the running video has fewer frames than ``least_frames`` so far."""

@@ -34,13 +34,9 @@ class FeatureConsistency(VideoScore):
             from miga_bench.metrics.networks.tiny import tiny_encoder
 
             encoder = tiny_encoder()
-        self._networks: dict[str, Network] = {"encoder": encoder}
+        self._networks = {"encoder": encoder}
         super().__init__(aggregate, **kwargs)
         self.encoder = encoder
-
-    def networks(self) -> dict[str, Network]:
-        """Return the encoder."""
-        return self._networks
 
     def _terms(self, frames: Tensor) -> Tensor:
         terms, self._state = _consistency_update(self.encoder(frames), self._state)

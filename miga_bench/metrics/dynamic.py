@@ -42,13 +42,9 @@ class DynamicDegree(VideoScore):
             from miga_bench.metrics.networks.flow import DisFlow
 
             flow = DisFlow()
-        self._networks: dict[str, Network] = {"flow": flow}
+        self._networks = {"flow": flow}
         super().__init__(aggregate, **kwargs)
         self.flow = flow
-
-    def networks(self) -> dict[str, Network]:
-        """Return the flow estimator."""
-        return self._networks
 
     def begin(
         self, prompt: str | None = None, video_id: str | None = None, fps: float | None = None

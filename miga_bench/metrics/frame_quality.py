@@ -33,13 +33,9 @@ class FrameQuality(VideoScore):
         self, judge: FrameJudge | None = None, aggregate: Aggregate | None = None, **kwargs: Any
     ) -> None:
         judge = judge or self.default_judge()
-        self._networks: dict[str, Network] = {"judge": judge}
+        self._networks = {"judge": judge}
         super().__init__(aggregate, **kwargs)
         self.judge = judge
-
-    def networks(self) -> dict[str, Network]:
-        """Return the judge."""
-        return self._networks
 
     def _terms(self, frames: Tensor) -> Tensor:
         return torch.cat([self.judge.marks(part) for part in frames.split(_BATCH)])

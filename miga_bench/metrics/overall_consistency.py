@@ -50,13 +50,9 @@ class OverallConsistency(VideoScore):
         **kwargs: Any,
     ) -> None:
         encoder = encoder or ViClip()
-        self._networks: dict[str, Network] = {"encoder": encoder}
+        self._networks = {"encoder": encoder}
         super().__init__(aggregate, **kwargs)
         self.encoder = encoder
-
-    def networks(self) -> dict[str, Network]:
-        """Return the encoder."""
-        return self._networks
 
     def begin(
         self, prompt: str | None = None, video_id: str | None = None, fps: float | None = None

@@ -48,13 +48,9 @@ class MotionSmoothness(VideoScore):
             from miga_bench.metrics.networks.flow import FlowInterpolator
 
             interpolator = FlowInterpolator()
-        self._networks: dict[str, Network] = {"interpolator": interpolator}
+        self._networks = {"interpolator": interpolator}
         super().__init__(aggregate, **kwargs)
         self.interpolator = interpolator
-
-    def networks(self) -> dict[str, Network]:
-        """Return the interpolator."""
-        return self._networks
 
     def _terms(self, frames: Tensor) -> Tensor:
         terms, self._waiting = _smoothness_update(frames, self._waiting, self.interpolator.midpoint)

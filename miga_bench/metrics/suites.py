@@ -70,6 +70,8 @@ def check_dimensions(names: Sequence[str] | None, networks: str) -> tuple[str, .
     Raises:
         UserError: A name is unknown, or needs networks that are not the embedded ones.
     """
+    if networks not in NETWORKS:
+        raise UserError(f"unknown networks {networks!r}: there are {', '.join(NETWORKS)}")
     for name in names or ():
         if name not in DIMENSIONS:
             near = difflib.get_close_matches(name, DIMENSIONS, n=2, cutoff=0.5)

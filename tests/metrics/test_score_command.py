@@ -121,9 +121,16 @@ def test_a_killed_command_goes_on(folder):
     kept = journal.read_text().count('"key"')
     assert kept >= 2
     journal.write_text(journal.read_text() + '{"key": "broken')  # as a kill may leave it
-    seen = []
-    resumed = score(request(folder), lambda done, total, name: seen.append(name))
-    assert len([name for name in seen if name]) == 7 - kept
+    seen = {}
+
+    def look(done, total, name):
+        seen[name] = [json.loads(line) for line in journal.read_text().splitlines()]
+
+    resumed = score(
+        request(folder), lambda *told: look(*told) if told[2] else seen.update({"": []})
+    )
+    del seen[""]  # said before the first
+    assert [len(lines) for lines in seen.values()] == list(range(kept + 2, 9))
     fresh = score(request(folder, overwrite=True))
     assert resumed["scores"] == fresh["scores"]
 
@@ -214,6 +221,9 @@ def test_a_broken_video_does_not_stop_the_rest(folder, capsys):
         (["ok.mp4", "--prompts", "other.json"], "not among the videos"),
         (["ok.mp4", "other.mp4"], "of one frame rate"),
         (["ok.mp4", "--fps", "0"], "--fps 0"),
+        (["ok.mp4", "--suite", "vbench", "--networks", "vbnch"], "unknown networks"),
+        (["ok.mp4", "--suite", "vbench-long", "--aggregate", "clip"], "not for vbench-long"),
+        (["ok.mp4", "--reading", "reference"], "are for --suite vbench-long"),
         (["ok.mp4", "-o", "scores.txt"], "end its name in .json"),
         (["ok.mp4", "-o", "there.json"], "exists: add --force"),
     ],
