@@ -34,6 +34,7 @@ VIDEO, SHEET, PASSES, ERROR, MANIFEST = (
     "error.txt",
     "manifest.json",
 )
+SCORES = "scores"
 Manifest = dict[str, Any]
 
 

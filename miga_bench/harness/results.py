@@ -1,0 +1,200 @@
+"""What a run made, read back from its folder: arms, videos, scores, cost. Reports and tracking start here.
+
+Nothing is remembered between making and reading: ``run.yaml`` says what the run is made of, and every item's
+folder holds its manifest and, under ``scores/``, a file for each scorer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from miga_bench.errors import UserError
+from miga_bench.harness.store import SCORES, Store
+
+Series = dict[str, list[list[float]]]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to make the videos of an experiment.
+
+    Attributes:
+        name: Of its folder; a run without arms has one, named after its method.
+        method: The method's name.
+        settings: All of its settings.
+        changed: Those of them (and ``method``) that are not the same in all arms of the run.
+    """
+
+    name: str
+    method: str
+    settings: Mapping[str, Any]
+    changed: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One video.
+
+    Attributes:
+        arm: Name of its arm.
+        prompt_id: Of its prompt.
+        prompt: Its texts, joined by " / ".
+        seed: Of its noise.
+        key: Of its item.
+        status: ``done``, ``failed`` or ``missing``.
+        folder: Of its item; holds ``video.mp4``, ``sheet.png``, ``passes.jsonl``.
+        frames: In the file; 0 if there is none.
+        frame_rate: Frames a second; 0 if unknown.
+        error: Why it failed.
+        cost: ``nfe``, ``nfe_latents``, ``flops``, ``windows``, ``passes``, ``reflection`` and, measured,
+            ``seconds`` by stage, ``total_seconds``, ``peak_memory_mib``.
+        scores: By label; None where there is a reason instead.
+        reasons: Why a score is None, by label.
+        series: By label, the score over the video: ``[first, last, mean]`` of each bin.
+    """
+
+    arm: str
+    prompt_id: str
+    prompt: str
+    seed: int
+    key: str
+    status: str
+    folder: Path
+    frames: int = 0
+    frame_rate: float = 0.0
+    error: str | None = None
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    series: Series = field(default_factory=dict)
+
+    @property
+    def pair(self) -> tuple[str, int]:
+        """Return what the videos of all arms are matched by: prompt and seed."""
+        return self.prompt_id, self.seed
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run as it lies on disk.
+
+    Attributes:
+        folder: The run's.
+        name: The run's.
+        about: ``title``, ``question``, ``published`` (a key of the published tables) and ``axis`` (the setting
+            that a curve is drawn over), as far as the run says them.
+        model: Backbone, weights hash, precision, height and width of all videos.
+        arms: By name, in the order of the configuration.
+        rows: All videos, arm by arm.
+        provenance: When, from which code, on what.
+        configuration: The whole configuration.
+    """
+
+    folder: Path
+    name: str
+    about: Mapping[str, Any]
+    model: Mapping[str, Any]
+    arms: Mapping[str, Arm]
+    rows: Sequence[Row]
+    provenance: Mapping[str, Any]
+    configuration: Mapping[str, Any]
+
+    def of(self, arm: str) -> list[Row]:
+        """Return an arm's videos."""
+        return [row for row in self.rows if row.arm == arm]
+
+
+def read_results(folder: Path) -> Results:
+    """Read a run.
+
+    Args:
+        folder: With ``run.yaml`` in it.
+
+    Raises:
+        UserError: There is none, or it cannot be read.
+    """
+    path = folder / "run.yaml"
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        made_of, items = document["made_of"], document["items"]
+        arms = _arms(made_of)
+        store = Store(folder.parent)
+        rows = [_row(name, key, arms, made_of["prompts"], store) for name, key in items.items()]
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no run: it has no run.yaml") from None
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} cannot be read ({problem}): is it a run's?") from None
+    configuration = document.get("configuration", {})
+    return Results(
+        folder,
+        document["name"],
+        (configuration.get("run") or {}).get("about") or {},
+        {name: made_of["model"].get(name) for name in MODEL},
+        arms,
+        rows,
+        document.get("provenance", {}),
+        configuration,
+    )
+
+
+MODEL = ("backbone", "weights_hash", "precision", "height", "width")
+
+
+def _arms(made_of: Mapping[str, Any]) -> dict[str, Arm]:
+    model = made_of["model"]
+    told = made_of.get("arms") or {
+        model["method"]: {"method": model["method"], "settings": model["settings"]}
+    }
+    plain = {name: {"method": arm["method"], **arm["settings"]} for name, arm in told.items()}
+    first = next(iter(plain.values()))
+    names = {name for arm in plain.values() for name in arm}
+    varied = {n for n in names if any(arm.get(n) != first.get(n) for arm in plain.values())}
+    return {
+        name: Arm(
+            name,
+            arm["method"],
+            arm["settings"],
+            {key: value for key, value in plain[name].items() if key in varied},
+        )
+        for name, arm in told.items()
+    }
+
+
+def _row(
+    name: str, key: str, arms: Mapping[str, Arm], prompts: Mapping[str, Any], store: Store
+) -> Row:
+    arm, slash, rest = name.rpartition("/")
+    prompt_id, _, seed = rest.rpartition("-")
+    wish = prompts[prompt_id]
+    row: dict[str, Any] = {
+        "arm": arm if slash else next(iter(arms)),
+        "prompt_id": prompt_id,
+        "prompt": " / ".join([wish["prompt"], *wish["then"].values()]),
+        "seed": int(seed),
+        "key": key,
+        "folder": store.folder(key),
+    }
+    manifest = store.manifest(key)
+    if manifest is None:
+        return Row(**row, status="missing")
+    measured = {k: v for k, v in manifest["timings"].items() if k not in ("started", "hardware")}
+    row |= {
+        "status": manifest["status"],
+        "frames": manifest["frames"],
+        "frame_rate": manifest["frame_rate"],
+        "error": manifest["error"],
+        "cost": {**manifest["cost"], **measured},
+    }
+    found: dict[str, dict[str, Any]] = {"scores": {}, "reasons": {}, "series": {}}
+    for file in sorted((store.folder(key) / SCORES).glob("*.json")):
+        document = json.loads(file.read_text(encoding="utf-8"))
+        for part, values in found.items():
+            values |= document[part]
+    return Row(**row, **found)
