@@ -230,8 +230,8 @@ def test_settings_are_checked_before_the_text_encoder_is_at_work(tmp_path, monke
     backbone = SimpleBackbone()
     monkeypatch.setattr(backbone, "encode", lambda prompts: pytest.fail("encoded"))
     for length in ({"frames": 45}, {"frames": None, "endless": True}):
-        with pytest.raises(UserError, match="zigzag is 4: it must divide the window"):
-            generate(request(tmp_path, overrides=SMALL | {"zigzag": "4"}, **length), None, backbone)
+        with pytest.raises(UserError, match="zigzag is 7: it must be from 1 to the window's 6"):
+            generate(request(tmp_path, overrides=SMALL | {"zigzag": "7"}, **length), None, backbone)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -52,12 +52,12 @@ class SmallWan(Backbone):
         return latents
 
 
-@pytest.mark.parametrize("reach", ["chunks", "head"])
-def test_plain_loop_and_sampler_make_the_same_latents(reach):
+@pytest.mark.parametrize(("reach", "zigzag"), [("chunks", 2), ("head", 2), ("chunks", 4)])
+def test_plain_loop_and_sampler_make_the_same_latents(reach, zigzag):
     backbone = SmallWan()
     overrides = {
         "steps": 14,
-        "zigzag": 2,
+        "zigzag": zigzag,
         "guidance_frames": 2,
         "guidance_reach": reach,
         "stride": 3,

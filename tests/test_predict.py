@@ -99,7 +99,7 @@ def refused(capsys, *arguments):
         (["--model.method", "mgia"], "unknown method 'mgia': did you mean miga?"),
         (["--model.settings.zigzg", "3"], "no setting 'zigzg': did you mean zigzag"),
         (["--model.settings.steps", "many"], "steps is 'many': it must be a whole number"),
-        (["--model.settings.zigzag", "4"], "zigzag is 4: it must divide the window"),
+        (["--model.settings.zigzag", "99"], "zigzag is 99: it must be from 1 to"),
         (["--model.preset", "anchord"], "did you mean anchored"),
         (["--model.compil", "true"], "model.compil"),
         (

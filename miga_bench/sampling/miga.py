@@ -35,7 +35,8 @@ class MigaSettings(CommonSettings):
     """Settings of MIGA, in the paper's symbols where it has one.
 
     Attributes:
-        zigzag: L_zig, slots of a chunk; divides the window.
+        zigzag: L_zig, slots of a chunk, at most the window. Where it does not divide the window, the
+            queue begins with the opening clip's whole chunks and leaves out the rest of it.
         guidance_frames: m, guidance frames of a window; 0 turns long-range guidance off.
         guidance_reach: ``chunks`` (as released), ``head`` (the paper's formula) or ``anchor`` (latents of
             the opening clip, kept nearly clean for the whole video, in stage 2 too).
@@ -123,9 +124,8 @@ def check_miga(s: MigaSettings, backbone: Backbone, length: int | None) -> None:
     check_common(s.steps, s.guidance_scale, s.batch, length)
     window, clean = backbone.window, backbone.schedule(s.steps).clean
     require(
-        1 <= s.zigzag <= window and window % s.zigzag == 0,
-        f"zigzag is {s.zigzag}: it must divide the window of {window} latents of {backbone.name} "
-        f"({', '.join(str(d) for d in range(1, window + 1) if window % d == 0)})",
+        1 <= s.zigzag <= window,
+        f"zigzag is {s.zigzag}: it must be from 1 to the window's {window} latents of {backbone.name}",
     )
     require(
         1 <= s.stride <= window,
@@ -282,14 +282,16 @@ class _Video:
         s, d = self.settings, self.denoiser
         schedule, noise = d.schedule, d.noise
         self.opening = d.short_clip(self.window)
-        frames = list(range(self.window))
+        # A chunk shares one level and leaves as one: what does not fill one stays out of the queue.
+        frames = list(range(self.opening_chunks * s.zigzag))
         top = schedule.steps - self.opening_chunks
         levels = [top + frame // s.zigzag for frame in frames]
-        latents = schedule.add_noise(self.opening, levels, noise(frames, "seed"))
+        kept = self.opening[: len(frames)]
+        latents = schedule.add_noise(kept, levels, noise(frames, "seed"))
         self.queue = Queue.fresh(latents, levels, frames, d.solver)
         if s.guidance_frames and s.guidance_reach == "anchor":
             d.anchors = Anchors(level=schedule.clean + 1)
-            d.anchors.sets[0] = self._anchors_from(self.opening, frames)
+            d.anchors.sets[0] = self._anchors_from(self.opening, list(range(self.window)))
 
     def _anchors_from(self, clip: Tensor, frames: list[int]) -> Tensor:
         """Return evenly spaced latents of a clean clip at one step from clean."""
