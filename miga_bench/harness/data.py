@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from miga_bench.errors import UserError
 from miga_bench.harness.deal import deal
 from miga_bench.harness.prompt_lists import Entry, Wish, check_frames, check_seeds, read_wishes
+from miga_bench.harness.request import DEFAULT_FRAMES
 from miga_bench.sampling.presets import near
 
 if TYPE_CHECKING:
@@ -66,9 +68,11 @@ class PromptDataModule(LightningDataModule):
     Args:
         prompts: A list of prompts, or a file of them: .txt with one per line, .jsonl, .json or .yaml. An
             entry is a text, or a mapping with prompt and any of id, then, negative_prompt, frames, seeds.
+            Or narrlv:tiny, narrlv:natural, narrlv:release, or narrlv: and a suite's folder: its stories.
         seeds: Each prompt is made once with each.
         frames: Video frames to make; by default 300, for short its clip.
-        limit: Only so many prompts, from the first.
+        limit: Only so many prompts, from the first; of a suite of narratives so many of each kind.
+        tna: Of a suite of narratives the stories with so many atoms.
         prompt_ids: Only these prompts, by id.
 
     Raises:
@@ -84,6 +88,7 @@ class PromptDataModule(LightningDataModule):
         frames: int | None = None,
         limit: int | None = None,
         prompt_ids: list[str] | None = None,
+        tna: list[int] | None = None,
     ) -> None:
         super().__init__()
         self.seeds = tuple([0] if seeds is None else seeds)
@@ -93,10 +98,10 @@ class PromptDataModule(LightningDataModule):
         self.frames = frames
         if limit is not None and limit < 1:
             raise UserError(f"data.limit is {limit}: at least 1 prompt is wanted")
-        wishes = read_wishes(prompts)
+        wishes = read_wishes(prompts, frames or DEFAULT_FRAMES, tna or ())
         if prompt_ids is not None:
             wishes = _choose(wishes, prompt_ids)
-        self.wishes = wishes[:limit]
+        self.wishes = _first(wishes, limit)
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return this rank's share of what is still to be made."""
@@ -114,6 +119,17 @@ class PromptDataModule(LightningDataModule):
 def _only(batch: list[dict[str, Any]]) -> dict[str, Any]:
     (spec,) = batch
     return spec
+
+
+def _first(wishes: Sequence[Wish], limit: int | None) -> list[Wish]:
+    """Return the first wishes of each kind."""
+    seen: Counter[str] = Counter()
+    out = []
+    for wish in wishes:
+        seen[wish.kind] += 1
+        if limit is None or seen[wish.kind] <= limit:
+            out.append(wish)
+    return out
 
 
 def _choose(wishes: Sequence[Wish], ids: Sequence[str]) -> list[Wish]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,13 +14,15 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from miga_bench.backbones import load_backbone
 from miga_bench.backbones.base import Backbone
 from miga_bench.errors import UserError
+from miga_bench.harness.arms import ArmPlan, as_text, expand
 from miga_bench.harness.generate import Video, check_names, length, negative_prompt, prompt_starts
 from miga_bench.harness.items import Item
 from miga_bench.harness.prompt_lists import Wish
 from miga_bench.harness.ranks import agree
 from miga_bench.harness.request import check_prompts
+from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.writer import Making, RunWriter
-from miga_bench.sampling import METHODS, estimate_windows, resolve
+from miga_bench.sampling import METHODS, Short, estimate_windows, resolve
 from miga_bench.sampling.base import Sampler
 from miga_bench.sampling.presets import describe
 
@@ -34,7 +37,9 @@ WEIGHTS = {
 
 
 class LongVideoModule(LightningModule):
-    """A method on a backbone; ``predict_step`` turns an item into a video that is made as it is read.
+    """A method on a backbone, or several ways to use it; ``predict_step`` turns an item into a video.
+
+    The video is made as it is read. With arms or a grid every prompt is made once by each arm.
 
     Args:
         backbone: A name that list backbones shows, a folder, a Hub id, or class_path and init_args of a
@@ -42,6 +47,9 @@ class LongVideoModule(LightningModule):
         method: A name that list methods shows, or class_path and init_args of a Sampler of your own.
         preset: A named set of the method's settings; by default the backbone's.
         settings: Single settings, by name.
+        arms: Named changes of the above, each with any of method, preset and settings.
+        grid: Values by setting; every combination is an arm.
+        metrics: What scores the videos once they are made.
         negative_prompt: What to steer away from; by default the backbone's.
         height: Frame height in pixels; by default the backbone's.
         width: Frame width in pixels; by default the backbone's.
@@ -59,6 +67,9 @@ class LongVideoModule(LightningModule):
         method: str | Sampler = "miga",
         preset: str | None = None,
         settings: dict[str, Any] | None = None,
+        arms: dict[str, Any] | None = None,
+        grid: dict[str, list[Any]] | None = None,
+        metrics: list[ItemScorer] | None = None,
         negative_prompt: str | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -67,21 +78,33 @@ class LongVideoModule(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        # as text, so that 5 and 5.0 are the same and a wrong type is found
-        self._overrides = {k: v if v is None else str(v) for k, v in (settings or {}).items()}
-        self._backbone, self._method, self._preset = backbone, method, preset
+        self._backbone, self._method = backbone, method
+        self.metrics = list(metrics or [])
         self._negative_prompt, self._height, self._width = negative_prompt, height, width
         self._lossless, self._offload, self._compile = lossless, offload, compile
         if isinstance(method, Sampler):
             if preset is not None or settings:
                 raise UserError("a method given by class_path has its settings in init_args")
+            if arms or grid is not None:
+                raise UserError(
+                    "model.arms and model.grid need a method by name, not by class_path"
+                )
         else:
+            base = ArmPlan(method, preset, {k: as_text(v) for k, v in (settings or {}).items()})
+            experiment = arms is not None or grid is not None
+            # a run that is no experiment has one arm, without a name
+            self._arms = expand(base, arms, grid) if experiment else {"": base}
             name = backbone if isinstance(backbone, str) else backbone.name
-            check_names(name, method, preset, self._overrides)
+            for arm, plan in self._arms.items():
+                try:
+                    check_names(name, plan.method, plan.preset, plan.settings)
+                except UserError as error:
+                    raise UserError(f"arm {arm}: {error}" if arm else str(error)) from None
         if isinstance(backbone, Backbone) and not (height is width is None and not offload):
             raise UserError("a backbone given by class_path has size and offload in init_args")
         self.backbone: Backbone
-        self.sampler: Sampler[Any]
+        self.samplers: dict[str, Sampler[Any]]  # by arm
+        self._arm_of: dict[str, str] = {}  # by item key
 
     def setup(self, stage: str) -> None:
         """Load the backbone on the strategy's device, in the precision of the trainer."""
@@ -102,11 +125,17 @@ class LongVideoModule(LightningModule):
             )
         if self._compile:
             self._compile_denoiser()
+        for metric in self.metrics:
+            metric.use(self.backbone)
         if isinstance(self._method, Sampler):
-            self.sampler = self._method
+            self.samplers = {"": self._method}
         else:
-            settings = resolve(self._method, self.backbone, self._preset, self._overrides)
-            self.sampler = METHODS[self._method](settings)
+            self.samplers = {
+                name: METHODS[arm.method](
+                    resolve(arm.method, self.backbone, arm.preset, arm.settings)
+                )
+                for name, arm in self._arms.items()
+            }
 
     def _compile_denoiser(self) -> None:
         network = getattr(self.backbone.denoiser, "network", None)
@@ -117,7 +146,7 @@ class LongVideoModule(LightningModule):
     def items(
         self, wishes: Sequence[Wish], seeds: Sequence[int], frames: int | None
     ) -> dict[str, Item]:
-        """Return what is to be made, by name: ``id-seed``.
+        """Return what is to be made, by name: ``id-seed``, in an experiment ``arm/id-seed``.
 
         Args:
             wishes: The prompts.
@@ -132,43 +161,61 @@ class LongVideoModule(LightningModule):
             "backbone": self.backbone.name,
             "weights_hash": getattr(self.backbone, "weights_hash", None),
             "precision": str(self._trainer_precision),
-            "method": self._method if isinstance(self._method, str) else type(self.sampler).name,
-            "settings": describe(self.sampler.settings),
             "height": height,
             "width": width,
             "lossless": self._lossless,
         }
         out = {}
-        for wish in wishes:
-            negative = (
-                self._negative_prompt if wish.negative_prompt is None else wish.negative_prompt
-            )
-            for seed in wish.seeds or seeds:
-                item = Item(
-                    **common,
-                    prompts=wish.prompts,
-                    negative_prompt=negative_prompt(negative, self.backbone),
-                    seed=seed,
-                    frames=wish.frames or frames or 0,
+        for arm, sampler in self.samplers.items():
+            how: dict[str, Any] = {
+                "method": self._method_name(arm),
+                "settings": describe(sampler.settings),
+            }
+            for wish in wishes:
+                negative = (
+                    self._negative_prompt if wish.negative_prompt is None else wish.negative_prompt
                 )
-                item = Item.of({**item.spec(), "frames": self._length(wish.id, item)})
-                out[f"{wish.id}-{seed}"] = item
+                for seed in wish.seeds or seeds:
+                    item = Item(
+                        **common,
+                        **how,
+                        prompts=wish.prompts,
+                        negative_prompt=negative_prompt(negative, self.backbone),
+                        seed=seed,
+                        frames=wish.frames or frames or 0,
+                    )
+                    item = self._with_length(wish.id, item, sampler, beside_others=bool(arm))
+                    name = f"{wish.id}-{seed}"
+                    out[f"{arm}/{name}" if arm else name] = item
+                    self._arm_of[item.key] = arm
         return out
+
+    def _method_name(self, arm: str) -> str:
+        if isinstance(self._method, Sampler):
+            return type(self._method).name
+        return self._arms[arm].method
 
     @property
     def _trainer_precision(self) -> object:
         trainer: Any = self.trainer
         return trainer.precision
 
-    def _length(self, name: str, item: Item) -> int:
-        frames = length(item.request(), self.sampler, self.backbone)
+    def _with_length(
+        self, name: str, item: Item, sampler: Sampler[Any], beside_others: bool
+    ) -> Item:
+        """Return the item with its number of frames; a short clip beside longer ones is cut, not refused."""
+        frames = length(item.request(), sampler, self.backbone)
         assert frames is not None
+        if beside_others and isinstance(sampler, Short):
+            frames = min(frames, self.backbone.frames_of(self.backbone.window))
+            told = tuple(prompt for prompt in item.prompts if prompt.frame < frames)
+            item = replace(item, prompts=told)
         try:
             check_prompts(item.prompts, frames)
             prompt_starts(item.prompts, self.backbone)
         except UserError as error:
             raise UserError(f"prompt {name}: {str(error).replace('--then', 'then')}") from None
-        return frames
+        return replace(item, frames=frames)
 
     @torch.inference_mode()
     def _size(self) -> tuple[int, int]:
@@ -192,41 +239,66 @@ class LongVideoModule(LightningModule):
         writer = next((c for c in trainer.callbacks if isinstance(c, RunWriter)), None)
 
         def decide() -> tuple[list[str], list[int]]:
-            windows: dict[int, int] = {}
+            windows: dict[tuple[str, int], int] = {}
             for item in items.values():
-                if item.frames not in windows:
+                arm = self._arm_of[item.key]
+                if (arm, item.frames) not in windows:
                     latents = self.backbone.latents_for(item.frames)
-                    windows[item.frames] = estimate_windows(self.sampler, self.backbone, latents)
+                    try:
+                        windows[arm, item.frames] = estimate_windows(
+                            self.samplers[arm], self.backbone, latents
+                        )
+                    except UserError as error:
+                        raise UserError(f"arm {arm}: {error}" if arm else str(error)) from None
             todo = list(items)
-            if writer is not None:
+            if writer is None:
+                made = set()
+            else:
                 made_of = self._made_of(wishes, seeds, items)
-                todo = writer.run.open(made_of, items, writer.configuration, self.backbone.device)
-            return todo, [windows[items[name].frames] for name in todo]
+                todo = writer.run.open(
+                    made_of, items, writer.configuration, self.backbone.device, self.metrics
+                )
+                made = {name for name in todo if writer.run.store.is_done(items[name].key)}
+            return todo, [
+                0 if name in made else windows[self._arm_of[items[name].key], items[name].frames]
+                for name in todo
+            ]
 
         todo, costs = agree(trainer, decide)
         if writer is not None:
-            writer.begin(items, costs)
+            writer.begin(items, costs, self.metrics)
         return [items[name].spec() for name in todo], costs
 
     def _made_of(
         self, wishes: Sequence[Wish], seeds: Sequence[int], items: Mapping[str, Item]
     ) -> dict[str, Any]:
         """Return what decides the items, under the names a user gave it."""
-        any_item = next(iter(items.values())).spec()
+        specs = [item.spec() for item in items.values()]
         own = ("prompts", "negative_prompt", "seed", "frames")
+        arms = {self._arm_of[item.key]: item.spec() for item in items.values()}
+        how = () if "" in arms else ("method", "settings")
+        # of a prompt over all arms: a short clip says nothing of the others
+        longest: dict[str, Item] = {}
+        for name, item in items.items():
+            prompt = name.rpartition("/")[2]
+            if prompt not in longest or item.frames > longest[prompt].frames:
+                longest[prompt] = item
         prompts = {}
         for wish in wishes:
             of_wish = list(wish.seeds or seeds)
-            item = items[f"{wish.id}-{of_wish[0]}"].spec()
+            spec = longest[f"{wish.id}-{of_wish[0]}"].spec()
             prompts[wish.id] = {
-                "prompt": item["prompts"][0]["text"],
-                "then": {prompt["frame"]: prompt["text"] for prompt in item["prompts"][1:]},
-                "negative_prompt": item["negative_prompt"],
-                "frames": item["frames"],
+                "prompt": spec["prompts"][0]["text"],
+                "then": {prompt["frame"]: prompt["text"] for prompt in spec["prompts"][1:]},
+                "negative_prompt": spec["negative_prompt"],
+                "frames": spec["frames"],
                 "seeds": of_wish,
             }
-        model = {name: value for name, value in any_item.items() if name not in own}
-        return {"model": model, "prompts": prompts}
+        model = {name: value for name, value in specs[0].items() if name not in (*own, *how)}
+        if "" in arms:
+            return {"model": model, "prompts": prompts}
+        told = {arm: {name: spec[name] for name in how} for arm, spec in arms.items()}
+        return {"model": model, "arms": told, "prompts": prompts}
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Making:
         """Return the video of an item; it is made while a writer reads it.
@@ -236,7 +308,8 @@ class LongVideoModule(LightningModule):
             batch_idx: Which it is of this rank's share.
         """
         item = Item.of(batch)
-        video = Video(item.request(), self.backbone, self.sampler, around=self._precision())
+        sampler = self.samplers[self._arm_of[item.key]]
+        video = Video(item.request(), self.backbone, sampler, around=self._precision())
         return Making(item, video)
 
     def _precision(self) -> Callable[[], AbstractContextManager[Any]]:

@@ -17,12 +17,13 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from miga_bench.errors import UserError
-from miga_bench.harness.request import PromptAt, check_prompts
+from miga_bench.harness.request import DEFAULT_FRAMES, PromptAt, check_prompts
 from miga_bench.harness.runs import NAME, NAME_RULE
 from miga_bench.sampling.presets import near
 
 FIELDS = ("prompt", "id", "then", "negative_prompt", "frames", "seeds")
 KINDS = (".txt", ".jsonl", ".json", ".yaml", ".yml")
+NARRATIVES = "narrlv:"
 Entry = str | dict[str, Any]
 
 
@@ -36,6 +37,7 @@ class Wish:
         negative_prompt: None is the module's.
         frames: None is the run's.
         seeds: None is the run's.
+        kind: Of a story its part of the suite, which is its factor and number of atoms.
     """
 
     id: str
@@ -43,19 +45,48 @@ class Wish:
     negative_prompt: str | None = None
     frames: int | None = None
     seeds: tuple[int, ...] | None = None
+    kind: str = ""
 
 
-def read_wishes(prompts: str | Path | Sequence[Entry]) -> list[Wish]:
-    """Return the wishes of a list, or of the file with that name.
+def read_wishes(
+    prompts: str | Path | Sequence[Entry], frames: int = DEFAULT_FRAMES, tna: Sequence[int] = ()
+) -> list[Wish]:
+    """Return the wishes of a list, or of the file or the suite of narratives with that name.
+
+    Args:
+        prompts: The list, the file's name, or ``narrlv:`` and a suite of narratives.
+        frames: Over which a story is told, each of its parts as long.
+        tna: Of a suite the stories with so many narrative atoms; none is all.
 
     Raises:
         UserError: The file or an entry is not what it must be; two entries are alike.
     """
+    if isinstance(prompts, str) and prompts.startswith(NARRATIVES):
+        return _stories(prompts.removeprefix(NARRATIVES), frames, tna)
+    if tna:
+        raise UserError(
+            f"data.tna is for suites of narratives: data.prompts is not {NARRATIVES}NAME"
+        )
     where, entries = ("data.prompts", prompts) if isinstance(prompts, list) else _read(str(prompts))
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{where}: a list of prompts is wanted, with at least one")
     wishes = [_wish(f"{where}, entry {n}", n, entry) for n, entry in enumerate(entries, 1)]
     _check_unlike(where, wishes)
+    return wishes
+
+
+def _stories(narratives: str, frames: int, tna: Sequence[int]) -> list[Wish]:
+    from miga_bench.harness.score_narrlv import open_suite
+
+    suite = open_suite(narratives)
+    if tna:
+        suite = suite.select(None, tna)
+    wishes = []
+    for story in suite.items:
+        parts = len(story.segments)
+        starts = [round(part * frames / parts) for part in range(parts)]
+        prompts = tuple(map(PromptAt, story.segments, starts))
+        wishes.append(Wish(f"{story.part}-{story.group}-{story.index}", prompts, kind=story.part))
     return wishes
 
 

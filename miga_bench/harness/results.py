@@ -1,7 +1,7 @@
 """What a run made, read back from its folder: arms, videos, scores, cost. Reports and tracking start here.
 
 Nothing is remembered between making and reading: ``run.yaml`` says what the run is made of, and every item's
-folder holds its manifest and, under ``scores/``, a file for each scorer.
+folder holds its manifest and, under ``scores/``, a file for each scorer the run names.
 """
 
 from __future__ import annotations
@@ -125,7 +125,10 @@ def read_results(folder: Path) -> Results:
         made_of, items = document["made_of"], document["items"]
         arms = _arms(made_of)
         store = Store(folder.parent)
-        rows = [_row(name, key, arms, made_of["prompts"], store) for name, key in items.items()]
+        scorers = list(document.get("scorers") or {})
+        rows = [
+            _row(name, key, arms, made_of["prompts"], store, scorers) for name, key in items.items()
+        ]
     except FileNotFoundError:
         raise UserError(f"{folder} is no run: it has no run.yaml") from None
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
@@ -168,7 +171,12 @@ def _arms(made_of: Mapping[str, Any]) -> dict[str, Arm]:
 
 
 def _row(
-    name: str, key: str, arms: Mapping[str, Arm], prompts: Mapping[str, Any], store: Store
+    name: str,
+    key: str,
+    arms: Mapping[str, Arm],
+    prompts: Mapping[str, Any],
+    store: Store,
+    scorers: Sequence[str],
 ) -> Row:
     arm, slash, rest = name.rpartition("/")
     prompt_id, _, seed = rest.rpartition("-")
@@ -192,8 +200,11 @@ def _row(
         "error": manifest["error"],
         "cost": {**manifest["cost"], **measured},
     }
-    found: dict[str, dict[str, Any]] = {"scores": {}, "reasons": {}, "series": {}}
-    for file in sorted((store.folder(key) / SCORES).glob("*.json")):
+    found: Any = {"scores": {}, "reasons": {}, "series": {}}
+    for scorer in scorers:
+        file = store.folder(key) / SCORES / scorer
+        if not file.exists():
+            continue
         document = json.loads(file.read_text(encoding="utf-8"))
         for part, values in found.items():
             values |= document[part]

@@ -22,6 +22,7 @@ from miga_bench.harness.items import Item
 from miga_bench.harness.locks import FileLock, HeldError
 from miga_bench.harness.provenance import git_state, hardware, versions, write_json, write_text
 from miga_bench.harness.request import check_writable
+from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.store import VIDEO, Store
 
 FORMAT = 1
@@ -90,6 +91,7 @@ class Run:
         items: Mapping[str, Item],
         configuration: Mapping[str, Any],
         device: str,
+        scorers: Sequence[ItemScorer] = (),
     ) -> list[str]:
         """Write ``run.yaml``, or check that the one there says the same.
 
@@ -98,9 +100,10 @@ class Run:
             items: By name, which is prompt and seed.
             configuration: The whole configuration, for the record.
             device: Where the items are made.
+            scorers: Of the videos; other ones than before are welcome.
 
         Returns:
-            The names of the items that are still to be made.
+            The names of the items that are still to be made or scored.
 
         Raises:
             UserError: The run was begun with other values, or an item is in it twice.
@@ -109,14 +112,18 @@ class Run:
         _check_unique(keys)
         plain = yaml.safe_load(_dump(made_of))
         path = self.folder / "run.yaml"
+        judged = {scorer.file: scorer.identity() for scorer in scorers}
         if path.exists():
-            self._compare(path, plain)
+            document = self._compare(path, plain)
+            if judged != document.get("scorers"):
+                write_text(path, _dump({**document, "scorers": judged}))
         else:
             document = {
                 "format": FORMAT,
                 "name": self.folder.name,
                 "made_of": plain,
                 "items": keys,
+                "scorers": judged,
                 "configuration": dict(configuration),
                 "provenance": {
                     "started": self._began.isoformat(timespec="seconds"),
@@ -133,14 +140,16 @@ class Run:
             for name, item in items.items()
         }
         write_json(self.folder / "prompts.json", prompts)
-        todo = [name for name, key in keys.items() if not self.store.is_done(key)]
-        for name in keys.keys() - todo:
+        done = [name for name, key in keys.items() if self.store.is_done(key)]
+        for name in done:
             self.link(name, items[name])
-        return todo
+        whole = {name for name in done if not self.store.unscored(keys[name], scorers)}
+        return [name for name in keys if name not in whole]
 
-    def _compare(self, path: Path, made_of: Mapping[str, Any]) -> None:
+    def _compare(self, path: Path, made_of: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            before = yaml.safe_load(path.read_text(encoding="utf-8"))["made_of"]
+            document: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+            before = document["made_of"]
         except (yaml.YAMLError, KeyError, TypeError):
             raise UserError(f"{path} cannot be read: choose another run.name") from None
         changes = differences(before, made_of)
@@ -150,14 +159,21 @@ class Run:
                 f"{self.folder} was begun with other values, then -> now: "
                 f"{'; '.join(changes[:MOST_SHOWN])}{more}. Give the old values, or another run.name"
             )
+        return document
 
     def link(self, name: str, item: Item) -> None:
         """Show a finished item under its name in ``videos/``."""
-        target = Path(os.path.relpath(self.store.folder(item.key) / VIDEO, self.folder / "videos"))
+        link = self.folder / "videos" / f"{name}.mp4"
+        link.parent.mkdir(exist_ok=True)
         with suppress(FileExistsError):
-            (self.folder / "videos" / f"{name}.mp4").symlink_to(target)
+            link.symlink_to(os.path.relpath(self.store.folder(item.key) / VIDEO, link.parent))
 
-    def close(self, items: Mapping[str, Item], signal: int | None = None) -> dict[str, Any]:
+    def close(
+        self,
+        items: Mapping[str, Item],
+        signal: int | None = None,
+        scorers: Sequence[ItemScorer] = (),
+    ) -> dict[str, Any]:
         """Write ``status.json`` from what lies on disk, and return it.
 
         Its status is ``done``, ``failed`` (more failures than ``fail_on_error`` allows, or an item
@@ -166,6 +182,7 @@ class Run:
         Args:
             items: All of the run's, by name.
             signal: What stopped it; None is nothing.
+            scorers: Of the videos.
         """
         manifests = {name: self.store.manifest(item.key) for name, item in items.items()}
         failed = {
@@ -177,7 +194,12 @@ class Run:
         allowed = self.fail_on_error
         # true tolerates none, false all
         most = len(items) * ((0 if allowed else 1) if isinstance(allowed, bool) else allowed)
-        bad = len(failed) > most or bool(missing)
+        unscored = [
+            name
+            for name, item in items.items()
+            if name not in failed and name not in missing and self.store.unscored(item.key, scorers)
+        ]
+        bad = len(failed) + len(unscored) > most or bool(missing)
         now = datetime.now(UTC)
         status = {
             "run": str(self.folder),
@@ -186,6 +208,7 @@ class Run:
             "done": len(items) - len(failed) - len(missing),
             "failed": failed,
             "missing": missing,
+            "unscored": unscored,
             "fail_on_error": allowed,
             "signal": signal,
             "ended": now.isoformat(timespec="seconds"),
@@ -199,6 +222,11 @@ def _check_unique(keys: Mapping[str, str]) -> None:
     first: dict[str, str] = {}
     for name, key in keys.items():
         if key in first:
+            other, arm = first[key].rpartition("/")[0], name.rpartition("/")[0]
+            if other != arm:
+                raise UserError(
+                    f"the arms {other} and {arm} make the same videos: leave one out, or change it"
+                )
             raise UserError(
                 f"{first[key]} and {name} are the same video: leave one out, or give another seed"
             )

@@ -224,16 +224,21 @@ def score_narratives(
     return document
 
 
-def _suite(request: NarrativeRequest) -> Suite:
+def open_suite(narratives: str) -> Suite:
+    """Return a suite by its name, folder or file.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     from miga_bench.metrics.narrlv import fetch_release, load_suite
 
-    if request.narratives == "release":
-        folder = fetch_release()
-    elif request.narratives in SUITES:
-        folder = OWN / request.narratives
-    else:
-        folder = Path(request.narratives)
-    suite = load_suite(folder)
+    if narratives == "release":
+        return load_suite(fetch_release())
+    return load_suite(OWN / narratives if narratives in SUITES else Path(narratives))
+
+
+def _suite(request: NarrativeRequest) -> Suite:
+    suite = open_suite(request.narratives)
     if request.tna is None and request.factors is None:
         return suite
     return suite.select(request.factors, request.tna)

@@ -2,7 +2,8 @@
 
 ``ROOT/items/KEY`` holds ``video.mp4``, ``sheet.png``, ``passes.jsonl``, for a failure ``error.txt``, and
 ``manifest.json``, which is written last and whole: a folder without it is unfinished work, and is made
-anew. All that differs between two makings of the same item lies under the manifest's ``timings``.
+anew. Scores of the video come later, a file per scorer in ``scores/``. All that differs between two makings
+of the same item lies under the manifest's ``timings``.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ import json
 import os
 import shutil
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 from torch import Tensor
 
 from miga_bench.harness.generate import GenerateResult, Video, Watcher
 from miga_bench.harness.items import Item
 from miga_bench.harness.locks import FileLock, HeldError
-from miga_bench.harness.provenance import write_json
+from miga_bench.harness.provenance import write_json, write_text
+from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.stop import StopRequested, StopSignals
 from miga_bench.sampling.base import PassReport
 
@@ -97,6 +100,48 @@ class Store:
         """Tell whether an item is made and whole; a failed one is not."""
         manifest = self.manifest(key)
         return manifest is not None and manifest["status"] == "done"
+
+    def unscored(self, key: str, scorers: Sequence[ItemScorer]) -> list[ItemScorer]:
+        """Return the scorers whose scores of an item are not there; scores of another file do not count."""
+        manifest = self.manifest(key)
+        sha = None if manifest is None else manifest["files"].get(VIDEO, {}).get("sha256")
+        return [scorer for scorer in scorers if not self._is_scored(key, scorer, sha)]
+
+    def _is_scored(self, key: str, scorer: ItemScorer, sha: str | None) -> bool:
+        try:
+            text = (self.folder(key) / SCORES / scorer.file).read_text(encoding="utf-8")
+            return bool(sha is not None and json.loads(text)["video"] == sha)
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def score(self, item: Item, scorers: Sequence[ItemScorer], stop: StopSignals) -> None:
+        """Score an item that is done, by those scorers that have not scored it.
+
+        Args:
+            item: Which.
+            scorers: By whom.
+            stop: The signals that end it, taken over by the caller.
+
+        Raises:
+            Exception: What a scorer raises; the others' scores are kept.
+        """
+        folder = self.folder(item.key)
+        with FileLock(self.root / "items" / ".locks" / item.key).held():
+            manifest = self.manifest(item.key)
+            assert manifest is not None, "scored before it was made"
+            for scorer in self.unscored(item.key, scorers):
+                with torch.inference_mode(False):  # metrics keep tensors that others read
+                    found = scorer.score(folder / VIDEO, item)
+                (folder / SCORES).mkdir(exist_ok=True)
+                document = {
+                    "scorer": scorer.identity(),
+                    "video": manifest["files"][VIDEO]["sha256"],
+                    "scores": found.scores,
+                    "reasons": found.reasons,
+                    "series": found.series,
+                }
+                with stop.shielded():
+                    write_text(folder / SCORES / scorer.file, json.dumps(document) + "\n")
 
     def make(self, item: Item, video: Video, watcher: Watcher, stop: StopSignals) -> Manifest:
         """Make an item, unless it is whole; no two processes make the same one.

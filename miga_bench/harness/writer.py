@@ -10,13 +10,16 @@ from typing import Any
 
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from miga_bench.errors import UserError
 from miga_bench.harness.deal import deal
 from miga_bench.harness.generate import Video, Watcher
 from miga_bench.harness.items import Item
 from miga_bench.harness.progress import RunProgress
 from miga_bench.harness.ranks import Together, agree
 from miga_bench.harness.runs import Run
+from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.stop import StopSignals
+from miga_bench.sampling.presets import near
 
 
 class Making:
@@ -24,6 +27,15 @@ class Making:
 
     def __init__(self, item: Item, video: Video) -> None:
         self.item, self.video = item, video
+
+
+ABOUT = ("title", "question", "published", "axis", "baseline")
+
+
+def _check_about(about: Mapping[str, str]) -> None:
+    for name in about:
+        if name not in ABOUT:
+            raise UserError(f"run.about has {name!r}: {near(name, ABOUT)}")
 
 
 class RunWriter(BasePredictionWriter):
@@ -34,7 +46,12 @@ class RunWriter(BasePredictionWriter):
         root: The folder above all runs; runs below it share their items.
         fail_on_error: Whether failed videos make the run a failed one: true, false, or the share of
             videos above which they do. The others are made in any case.
+        about: What reports say of it: title, question, published (a table of the paper), axis (the setting
+            that a curve is drawn over), baseline (the arm that others are compared with).
         quiet: Show no progress.
+
+    Raises:
+        UserError: A value cannot be one.
 
     Attributes:
         run: The run.
@@ -47,9 +64,11 @@ class RunWriter(BasePredictionWriter):
         name: str,
         root: str = "runs",
         fail_on_error: bool | float = True,
+        about: dict[str, str] | None = None,
         quiet: bool = False,
     ) -> None:
         super().__init__("batch")
+        _check_about(about or {})
         self.run = Run(Path(root), name, fail_on_error)
         self.configuration: Mapping[str, Any] = {}
         self.status: dict[str, Any] | None = None
@@ -57,6 +76,7 @@ class RunWriter(BasePredictionWriter):
         self._items: dict[str, Item] = {}
         self._names: dict[str, str] = {}
         self._costs: list[int] = []
+        self._scorers: list[ItemScorer] = []
         self._watcher = Watcher()
         self._stop = StopSignals()
         self._open = ExitStack()
@@ -71,13 +91,17 @@ class RunWriter(BasePredictionWriter):
         self._together = Together()
         agree(trainer, self.run.acquire)
 
-    def begin(self, items: Mapping[str, Item], costs: Sequence[int]) -> None:
+    def begin(
+        self, items: Mapping[str, Item], costs: Sequence[int], scorers: Sequence[ItemScorer] = ()
+    ) -> None:
         """Hear what is to be made, on every rank.
 
         Args:
             items: All of the run's, by name.
             costs: The windows that each of those takes that are not there yet.
+            scorers: Of the videos.
         """
+        self._scorers = list(scorers)
         self._items = dict(items)
         self._names = {item.key: name for name, item in items.items()}
         self._costs = list(costs)
@@ -110,8 +134,16 @@ class RunWriter(BasePredictionWriter):
             return
         if manifest["status"] == "done":
             self.run.link(name, item)
+            self._score(name, item)
         else:
             self._watcher.noticed(f"{name} failed: {manifest['error']}")
+
+    def _score(self, name: str, item: Item) -> None:
+        """Score the video; what goes wrong is said, and tried again by the same command."""
+        try:
+            self.run.store.score(item, self._scorers, self._stop)
+        except Exception as error:
+            self._watcher.noticed(f"{name} is not scored: {' '.join(str(error).split())}")
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Wait for all ranks, then write the run's status."""
@@ -119,12 +151,13 @@ class RunWriter(BasePredictionWriter):
         if self._together is not None:
             self._together.wait()
         if trainer.is_global_zero:
-            self.status = self.run.close(self._items)
+            self.status = self.run.close(self._items, scorers=self._scorers)
         self.run.release()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Write how far it came, if the user stopped it."""
         self._open.close()
         if trainer.is_global_zero and self._items and isinstance(exception, KeyboardInterrupt):
-            self.status = self.run.close(self._items, self._stop.signal or signal.SIGINT)
+            stopped_by = self._stop.signal or signal.SIGINT
+            self.status = self.run.close(self._items, stopped_by, self._scorers)
         self.run.release()

@@ -5,6 +5,7 @@ Every measure comes with motion beside it: a steadier video may simply move less
 
 import math
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -83,10 +84,10 @@ def measure(frames: Tensor, asked: Scene | None = None, opening: int = CLIP_FRAM
     return Drift(
         frames=total,
         found=reading.found.float().mean().item(),
-        hue_drift=_hue_drift(reading.hue, opening, later),
+        hue_drift=_hue_off(reading.hue, opening)[later].nanmean().item(),
         size_drift=_size_drift(reading.radius, opening, later),
-        field_drift=_field_drift(reading.field_color, opening, later),
-        pattern_drift=_pattern_drift(frames.float(), reading.mask, opening, later),
+        field_drift=_field_off(reading.field_color, opening)[later].mean().item(),
+        pattern_drift=_pattern_off(frames.float(), reading.mask, opening)[later].nanmean().item(),
         flicker=_flicker(frames.float(), reading.mask),
         path=speed.nanmean().item() / _STRIDE,
         direction=direction_of(steps),
@@ -97,6 +98,38 @@ def measure(frames: Tensor, asked: Scene | None = None, opening: int = CLIP_FRAM
         if asked
         else math.nan,
     )
+
+
+BINS = 24  # of a drift curve, at most
+
+
+def over_time(frames: Tensor, opening: int = CLIP_FRAMES) -> dict[str, list[list[float]]]:
+    """Return how far a video has strayed by when.
+
+    Args:
+        frames: [T, 3, 64, 64] in [0, 1].
+        opening: As in ``measure``.
+
+    Returns:
+        By measure (``hue_drift``, ``field_drift``, ``pattern_drift``, as in ``Drift``) the bins, each its first
+        frame, its last frame and its mean; bins in which nothing could be measured are left out.
+    """
+    reading, total = read(frames), len(frames)
+    opening = opening if total > opening else max(1, total // 4)
+    curves = {
+        "hue_drift": _hue_off(reading.hue, opening),
+        "field_drift": _field_off(reading.field_color, opening),
+        "pattern_drift": _pattern_off(frames.float(), reading.mask, opening).nanmean((1, 2, 3)),
+    }
+    edges = [round(i * total / min(BINS, total)) for i in range(min(BINS, total) + 1)]
+    return {
+        name: [
+            [first, last - 1, curve[first:last].nanmean().item()]
+            for first, last in pairwise(edges)
+            if not curve[first:last].isnan().all()
+        ]
+        for name, curve in curves.items()
+    }
 
 
 def direction_of(steps: Tensor) -> str | None:
@@ -120,27 +153,26 @@ def _share(names: list[str] | list[str | None], asked: str) -> float:
     return sum(name == asked for name in names) / len(names) if names else math.nan
 
 
-def _hue_drift(hue: Tensor, opening: int, later: slice) -> float:
+def _hue_off(hue: Tensor, opening: int) -> Tensor:
     first = torch.deg2rad(hue[:opening])
     home = torch.rad2deg(torch.atan2(first.sin().nanmean(), first.cos().nanmean()))
-    return ((hue[later] - home + 180) % 360 - 180).abs().nanmean().item()
+    return ((hue - home + 180) % 360 - 180).abs()
 
 
 def _size_drift(radius: Tensor, opening: int, later: slice) -> float:
     return (radius[later] / radius[:opening].nanmedian()).log().abs().nanmean().item()
 
 
-def _field_drift(color: Tensor, opening: int, later: slice) -> float:
+def _field_off(color: Tensor, opening: int) -> Tensor:
     home = color[:opening].median(0).values
-    return (color[later] - home).square().mean(1).sqrt().mean().item()
+    return (color - home).square().mean(1).sqrt()
 
 
-def _pattern_drift(frames: Tensor, mask: Tensor, opening: int, later: slice) -> float:
+def _pattern_off(frames: Tensor, mask: Tensor, opening: int) -> Tensor:
     """Against a plate of the opening: each pixel's median over the frames that leave it bare."""
     bare = (mask < 0.02)[:, None].expand_as(frames)
     plate = torch.where(bare[:opening], frames[:opening], math.nan).nanmedian(0).values
-    off = torch.where(bare[later], (frames[later] - plate).abs(), math.nan)
-    return off.nanmean().item()
+    return torch.where(bare, (frames - plate).abs(), math.nan)
 
 
 def _flicker(frames: Tensor, mask: Tensor) -> float:

@@ -1,0 +1,292 @@
+"""What scores the videos of a run: each scorer reads a finished file and says numbers, by label.
+
+A scorer's ``file`` is named after all that decides its numbers, so that they lie beside the video for every
+run that asks for the same, and a changed scorer scores anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from miga_bench.errors import UserError
+from miga_bench.harness.items import Item
+
+if TYPE_CHECKING:
+    from miga_bench.backbones.base import Backbone
+
+
+@dataclass
+class Found:
+    """A video's scores.
+
+    Attributes:
+        scores: By label; None where there is a reason instead.
+        reasons: Why a score is None, by label.
+        series: By label, the score over the video: first frame, last frame and mean of each bin.
+    """
+
+    scores: dict[str, float | None] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    series: dict[str, list[list[float]]] = field(default_factory=dict)
+
+
+class ItemScorer(ABC):
+    """Scores finished videos one by one.
+
+    Attributes:
+        name: Begins its file's name.
+    """
+
+    name: str
+
+    def use(self, backbone: Backbone) -> None:  # noqa: B027 - most need not know
+        """Hear which backbone made the videos, and where networks may run."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Return all that decides its numbers, as plain values."""
+
+    @property
+    def file(self) -> str:
+        """Name of the file of its scores beside a video."""
+        told = json.dumps(self.identity(), sort_keys=True)
+        return f"{self.name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}.json"
+
+    @abstractmethod
+    def score(self, video: Path, item: Item) -> Found:
+        """Score a video.
+
+        Args:
+            video: The file, whole.
+            item: What it was to be.
+
+        Raises:
+            UserError: Something is missing that the scorer needs.
+        """
+
+
+class SuiteScores(ItemScorer):
+    """VBench's dimensions of a video, by the embedded networks or by its own; see ``miga-bench score``.
+
+    Args:
+        suite: ``tiny`` or ``vbench``: whole videos; ``vbench-long``: clips and their fusion.
+        dimensions: Names that ``miga-bench score --help`` shows; by default the four of the overall score
+            and the dynamic degree.
+        networks: ``tiny`` or ``vbench``; by default what the suite's name says.
+        development: VBench-Long's clip-to-clip scores.
+
+    Raises:
+        UserError: A name is unknown.
+    """
+
+    name = "suite"
+
+    def __init__(
+        self,
+        suite: str = "tiny",
+        dimensions: list[str] | None = None,
+        networks: str | None = None,
+        development: bool = True,
+    ) -> None:
+        from miga_bench.harness.score_request import SUITES, ScoreRequest
+
+        if suite not in SUITES:
+            raise UserError(f"metrics: unknown suite {suite!r}: there are {', '.join(SUITES)}")
+        request = ScoreRequest((), suite, networks, dimensions, development=development)
+        self.plan, self._device = request.plan, "cpu"
+        self._scores: list[Any] = []
+
+    def use(self, backbone: Backbone) -> None:
+        """Score where the videos are made; what is missing is said now, before work is done."""
+        from miga_bench.metrics.suites import make_scores
+
+        self._device = backbone.device
+        self._scores = make_scores(self.plan.dimensions, self.plan.networks, self._device)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the plan, and the networks with their weights' hashes."""
+        networks = {score.name: score.provenance()["networks"] for score in self._scores}
+        return {"scorer": self.name, "plan": vars(self.plan), "networks": networks}
+
+    def score(self, video: Path, item: Item) -> Found:
+        """Score a video's dimensions."""
+        from miga_bench.harness.score import score_video
+        from miga_bench.harness.score_sources import find_videos
+        from miga_bench.harness.score_summary import summary
+
+        (source,) = find_videos([video])
+        source = replace(source, prompt=" / ".join(prompt.text for prompt in item.prompts))
+        row = score_video(source, self.plan, self._device)
+        if row["reason"]:
+            raise UserError(row["reason"])
+        scores = self._scores
+        for one in scores:
+            one.reset()
+        labels = {score.name: score.label for score in scores}
+        row |= {"video": source.name, "prompt": source.prompt}
+        (shown,) = summary([row], self.plan, scores)["videos"]
+        reasons = shown["reason"] or {}
+        return Found(
+            shown["scores"],
+            {labels[name]: reason for name, reason in reasons.items()},
+            {labels[name]: bins for name, bins in shown["series"].items()},
+        )
+
+
+class WorldScores(ItemScorer):
+    """What the embedded world's reader sees: drift from the opening clip, motion, and what was asked.
+
+    For videos of the embedded models only. Of a story the first caption counts as asked.
+    """
+
+    name = "world"
+    VERSION = 1
+
+    def __init__(self) -> None:
+        self._opening: int | None = None
+
+    def use(self, backbone: Backbone) -> None:
+        """Hold frames against a clip of the backbone's own length."""
+        self._opening = backbone.frames_of(backbone.window)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the version and the length of the opening."""
+        return {"scorer": self.name, "version": self.VERSION, "opening": self._opening}
+
+    def score(self, video: Path, item: Item) -> Found:
+        """Read every frame."""
+        import torch
+
+        from miga_bench.backbones.tiny.drift import measure, over_time
+        from miga_bench.backbones.tiny.grammar import parse_caption
+        from miga_bench.media import read_video
+
+        frames = torch.stack([frame.float() / 255 for frame in read_video(video)])
+        if frames.shape[1:] != (3, 64, 64):
+            size = "x".join(map(str, frames.shape[2:]))
+            raise UserError(f"WorldScores reads the embedded models' 64x64 frames, not {size}")
+        try:
+            asked = parse_caption(item.prompts[0].text)
+        except UserError:
+            asked = None  # a sentence of the user's own
+        opening = self._opening or len(frames)
+        found = measure(frames, asked, opening).as_dict()
+        scores = {n: v for n, v in found.items() if isinstance(v, float) or v is None}
+        scores.pop("direction", None)
+        return Found(
+            {f"world/{name}": value for name, value in scores.items()},
+            {f"world/{n}": "nothing to measure" for n, value in scores.items() if value is None},
+            {f"world/{n}": bins for n, bins in over_time(frames, opening).items()},
+        )
+
+
+class StoryScores(ItemScorer):
+    """NarrLV's scores of a video whose prompt is a story of a suite; others have none.
+
+    Args:
+        narratives: ``tiny``, ``natural``, ``release``, or a suite's folder or file.
+        judge: ``reader`` (of the embedded world), the URL of an OpenAI-compatible server, or a folder or Hub
+            name of Qwen2.5-VL.
+        judge_model: The model's name on the server.
+        variant: ``code`` or ``paper``.
+        collapse: How three numbers become one: ``mean``, ``fid``, ``cov`` or ``coh``.
+        votes: How often each question is asked; by default 5, of the reader 1.
+
+    Raises:
+        UserError: The suite cannot be read, or a name is unknown.
+    """
+
+    name = "story"
+
+    def __init__(
+        self,
+        narratives: str = "tiny",
+        judge: str = "reader",
+        judge_model: str | None = None,
+        variant: str = "code",
+        collapse: str = "mean",
+        votes: int | None = None,
+    ) -> None:
+        from miga_bench.harness.score_narrlv import VOTES, open_suite
+
+        self._suite = open_suite(narratives)
+        self._stories: Mapping[Sequence[str], Any] = {
+            texts: story
+            for story in self._suite.items
+            for texts in ((story.prompt,), tuple(story.segments))
+        }
+        self._narratives, self._judge_name, self._judge_model = narratives, judge, judge_model
+        self._variant, self._collapse = variant, collapse
+        self._votes = votes or (1 if judge == "reader" else VOTES)
+        self._device, self._judge = "cpu", None
+
+    def use(self, backbone: Backbone) -> None:
+        """Run a judge of one's own where the videos are made."""
+        self._device = backbone.device
+
+    def identity(self) -> dict[str, Any]:
+        """Return the suite, the judge and the formulas."""
+        return {
+            "scorer": self.name,
+            "suite": self._narratives,
+            "stories": self._suite.digest,
+            "judge": self._judge_name,
+            "judge_model": self._judge_model,
+            "votes": self._votes,
+            "variant": self._variant,
+            "collapse": self._collapse,
+        }
+
+    def score(self, video: Path, item: Item) -> Found:
+        """Ask the judge about the video; a judge that is down is asked again by the same command."""
+        from miga_bench.harness.score_narrlv import FileVideo, NarrativeRequest
+        from miga_bench.metrics.narrlv import (
+            answers_to,
+            ask,
+            collapse_to,
+            read_answers,
+            score_video,
+        )
+
+        story = self._stories.get(tuple(prompt.text for prompt in item.prompts))
+        if story is None:
+            return Found()
+        if self._judge is None:
+            request = NarrativeRequest(
+                video.parent,
+                self._narratives,
+                self._judge_name,
+                self._judge_model,
+                device=self._device,
+            )
+            self._judge = request.open_judge()
+        one: Any = replace(self._suite, items=(story,))
+        judge: Any = self._judge
+        with TemporaryDirectory() as folder:
+            answers = Path(folder) / "answers.jsonl"
+            for _ in ask(one, judge, lambda _: FileVideo(video), answers, votes=self._votes):
+                pass
+            _, told = read_answers(answers)
+        variant: Any = self._variant
+        found = score_video(story, answers_to(story, told, self._votes), variant=variant)
+        cell = f"tna{story.tna}_{SHORT[story.factor]}"
+        collapse: Any = self._collapse
+        one_number = collapse_to(found.fid, found.cov, found.coh, collapse)
+        values = {f"narrlv/{n}": getattr(found, n) for n in ("fid", "cov", "coh")}
+        scores = {**values, f"narrlv/{cell}": one_number}
+        missing = {f"narrlv/{name}": reason for name, reason in found.reasons.items()}
+        return Found(
+            {n: None if v is None or math.isnan(v) else v for n, v in scores.items()}, missing
+        )
+
+
+# factor -> its column in the paper's table
+SHORT = {"scene_attribute": "s_att", "target_attribute": "t_att", "target_action": "t_act"}
