@@ -49,7 +49,12 @@ def expand(
     Raises:
         UserError: A name or a field is wrong, or there is no arm at all.
     """
-    out = {name: _named(base, name, change or {}) for name, change in (arms or {}).items()}
+    if not (arms or grid) or (grid is not None and not grid):
+        raise UserError("the experiment is empty: give model.arms or model.grid at least one entry")
+    out = {
+        name: _named(base, name, {} if change is None else change)
+        for name, change in (arms or {}).items()
+    }
     if grid is not None:
         for name, values in grid.items():
             if not isinstance(values, list | tuple) or not values:
@@ -63,8 +68,13 @@ def expand(
                 raise UserError(f"model has the arm {name!r} twice: leave one out")
             _check_name(name)
             out[name] = ArmPlan(base.method, base.preset, {**base.settings, **varied})
-    if not out or (grid is not None and not grid):
-        raise UserError("the experiment is empty: give model.arms or model.grid at least one entry")
+    folders: dict[str, str] = {}
+    for name in out:
+        # file systems may not tell upper from lower case
+        if folders.setdefault(name.lower(), name) != name:
+            raise UserError(
+                f"the arms {folders[name.lower()]!r} and {name!r} differ in case only: rename one"
+            )
     return out
 
 
@@ -85,6 +95,9 @@ def _named(base: ArmPlan, name: str, change: object) -> ArmPlan:
     settings = change.get("settings") or {}
     if not isinstance(settings, Mapping):
         raise UserError(f"model.arms.{name}.settings is {settings!r}: settings by name are wanted")
+    for field in ("method", "preset"):
+        if not isinstance(change.get(field, ""), str):
+            raise UserError(f"model.arms.{name}.{field} is {change[field]!r}: a name is wanted")
     method = change.get("method", base.method)
     own = {str(setting): as_text(value) for setting, value in settings.items()}
     inherited = base.settings if method == base.method else {}

@@ -74,9 +74,12 @@ def preset_values(method: str, family: str, preset: str, default: str) -> Values
 
 def _parse(name: str, text: object, kind: Any) -> Any:
     """Turn a setting's text into its field's type."""
+    optional = type(None) in typing.get_args(kind)  # a setting that may be left to the backbone
+    if text is None and not optional:
+        raise UserError(f"{name} is None: give it a value, or leave it out")
     if not isinstance(text, str):
         return text
-    if type(None) in typing.get_args(kind):  # a setting that may be left to the backbone
+    if optional:
         (kind,) = (inner for inner in typing.get_args(kind) if inner is not type(None))
     choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
     word = text.strip().lower()
