@@ -24,6 +24,8 @@ from miga_bench.sampling.presets import near
 FIELDS = ("prompt", "id", "then", "negative_prompt", "frames", "seeds")
 KINDS = (".txt", ".jsonl", ".json", ".yaml", ".yml")
 NARRATIVES = "narrlv:"
+LISTS = Path(__file__).parents[1] / "prompts"
+SHIPPED = ("tiny-world", "vbench")
 Entry = str | dict[str, Any]
 
 
@@ -92,9 +94,12 @@ def _stories(narratives: str, frames: int, tna: Sequence[int]) -> list[Wish]:
 
 def _read(name: str) -> tuple[str, object]:
     path = Path(name).expanduser()
+    if name in SHIPPED:
+        path = LISTS / f"{name}.yaml"
     if path.suffix not in KINDS:
         raise UserError(
-            f"data.prompts is {name!r}: give a list of prompts, or a file, {', '.join(KINDS)}"
+            f"data.prompts is {name!r}: give a list of prompts, a file ({', '.join(KINDS)}), or one of"
+            f" {', '.join(SHIPPED)}, {NARRATIVES}tiny, {NARRATIVES}natural, {NARRATIVES}release"
         )
     try:
         text = path.read_text(encoding="utf-8-sig")

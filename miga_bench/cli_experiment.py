@@ -1,0 +1,110 @@
+"""The verb ``experiment``: what its help says, and the shipped experiments by name."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from miga_bench.errors import UserError
+
+FOLDER = Path(__file__).parent / "experiments"
+
+SUMMARY = "Make an experiment: all arms on the same prompts and seeds, scored, logged and reported."
+
+EXAMPLES = """\
+examples:
+  miga-bench experiment components                        (the paper's table 3 on the embedded tiny-wan)
+  miga-bench experiment table1 --on wan2.1-1.3b           (public weights, all GPUs of this machine)
+  miga-bench experiment zigzag --on tiny-videocrafter2 --data.limit 2 --data.seeds "[0]"
+  miga-bench experiment --config mine.yaml
+  miga-bench experiment table1 --print_config             (everything that can be set)
+
+an experiment of one's own:
+  model:
+    backbone: tiny-wan
+    method: miga
+    settings: {guidance_frames: 4}
+    arms: {fifo: {method: fifo}, anchored: {preset: anchored}}    # changes of the above, by name
+    grid: {zigzag: [1, 3, 7], stage2_steps: [0, 5]}               # six more arms, zigzag-1.stage2_steps-0 ...
+    metrics: [{class_path: SuiteScores}, {class_path: WorldScores}]
+  data: {prompts: tiny-world, limit: 20, seeds: [0, 1], frames: 161}
+  run: {name: mine, about: {title: What I asked myself, baseline: fifo}}
+
+All options of predict can be given too. The same command goes on where it was stopped; videos that another
+run below the same root has made are not made again. The report lies in ROOT/NAME/report."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what help shows; all other options are predict's and are read by it."""
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", help=f"a shipped experiment: {', '.join(experiments())}"
+    )
+    parser.add_argument(
+        "--on",
+        metavar="BACKBONE",
+        default=None,
+        help=f"where a shipped one runs: {', '.join(places())} (tiny-wan)",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="YAML of your own, laid over the shipped one if there is one; may be given several times",
+    )
+
+
+def experiments() -> list[str]:
+    """Return the experiments that come with the package."""
+    return sorted(path.stem for path in (FOLDER / "paper").glob("*.yaml"))
+
+
+def places() -> list[str]:
+    """Return the backbones that shipped experiments are set up for."""
+    return sorted(path.stem for path in (FOLDER / "on").glob("*.yaml"))
+
+
+def shipped(name: str, on: str) -> dict[str, Any]:
+    """Return the whole configuration of a shipped experiment on a backbone.
+
+    What differs between the embedded models and the public weights stands in the experiment's sections
+    ``embedded`` and ``public``.
+
+    Raises:
+        UserError: There is no such experiment, or it is not set up for that backbone.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    from miga_bench.cli_predict import merge
+    from miga_bench.sampling.presets import near
+
+    if name not in experiments():
+        raise UserError(f"unknown experiment {name!r}: {near(name, experiments())}")
+    if on not in places():
+        raise UserError(f"--on {on}: {near(on, places())}")
+    place, experiment = (
+        yaml.safe_load((FOLDER / folder / f"{stem}.yaml").read_text(encoding="utf-8"))
+        for folder, stem in (("on", on), ("paper", name))
+    )
+    kinds = {kind: experiment.pop(kind, {}) for kind in ("embedded", "public")}
+    experiment = merge(experiment, kinds["embedded" if on.startswith("tiny-") else "public"])
+    experiment["run"]["name"] = f"{name}-{on}"
+    whole: dict[str, Any] = merge(place, experiment)
+    return whole
+
+
+def run(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Make the experiment and return its status; None on ranks other than 0."""
+    from miga_bench.cli_predict import read
+    from miga_bench.harness.experiment import experiment
+
+    if args.name is None and not args.config:
+        raise UserError(f"name an experiment ({', '.join(experiments())}), or give --config FILE")
+    if args.name is None and args.on is not None:
+        raise UserError("--on is for shipped experiments: say model.backbone in --config")
+    parts: list[Mapping[str, Any]] = [read(config) for config in args.config]
+    if args.name is not None:
+        parts = [shipped(args.name, args.on or "tiny-wan"), *parts]
+    return experiment(parts, args.arguments)

@@ -1,0 +1,52 @@
+"""An experiment: a run of several arms, made and scored as any run, then logged and reported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from miga_bench.cli_predict import merge
+from miga_bench.errors import UserError
+from miga_bench.harness.predict import predict
+
+# what an experiment has that a run need not have
+DEFAULTS: Mapping[str, Any] = {"tracking": {"enabled": True}}
+
+
+def experiment(parts: Sequence[Mapping[str, Any]], options: Sequence[str]) -> dict[str, Any] | None:
+    """Make an experiment, or what is missing of it, and write its report.
+
+    Args:
+        parts: Configurations, each laid over the ones before it.
+        options: As typed, for Lightning's command line; they win.
+
+    Returns:
+        What ``status.json`` holds, and where the report is; None on ranks other than 0.
+
+    Raises:
+        UserError: Wrong input; nothing was made.
+    """
+    whole: Any = DEFAULTS
+    for part in parts:
+        whole = merge(whole, part)
+    model = whole.get("model") or {}
+    if not (model.get("arms") or model.get("grid")) and not any(
+        option.startswith(("--model.arms", "--model.grid")) for option in options
+    ):
+        raise UserError(
+            "this is no experiment: it has neither model.arms nor model.grid; see"
+            " miga-bench experiment --help, or make it with miga-bench predict"
+        )
+    status = predict(["--config", yaml.safe_dump(whole, sort_keys=False), *options])
+    if status is None or not status["done"]:
+        return status
+    return {**status, "report": _report(Path(status["run"]))}
+
+
+def _report(folder: Path) -> str:
+    from miga_bench.harness.report import write_report
+
+    return str(write_report([folder], folder / "report", overwrite=True)["html"])
