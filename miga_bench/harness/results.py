@@ -15,7 +15,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from miga_bench.errors import UserError
-from miga_bench.harness.store import SCORES, Store
+from miga_bench.harness.store import SCORES, VIDEO, Store
 
 Series = dict[str, list[list[float]]]
 
@@ -179,13 +179,18 @@ def _row(
     scorers: Sequence[str],
 ) -> Row:
     arm, slash, rest = name.rpartition("/")
-    prompt_id, _, seed = rest.rpartition("-")
+    prompt_id, seed = next(
+        (one, seed)
+        for one, wish in prompts.items()
+        for seed in wish["seeds"]
+        if rest == f"{one}-{seed}"
+    )
     wish = prompts[prompt_id]
     row: dict[str, Any] = {
         "arm": arm if slash else next(iter(arms)),
         "prompt_id": prompt_id,
         "prompt": " / ".join([wish["prompt"], *wish["then"].values()]),
-        "seed": int(seed),
+        "seed": seed,
         "key": key,
         "folder": store.folder(key),
     }
@@ -206,6 +211,8 @@ def _row(
         if not file.exists():
             continue
         document = json.loads(file.read_text(encoding="utf-8"))
+        if document["video"] != manifest["files"].get(VIDEO, {}).get("sha256"):
+            continue  # of a video that was here before
         for part, values in found.items():
             values |= document[part]
     return Row(**row, **found)

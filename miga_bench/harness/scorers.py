@@ -100,6 +100,10 @@ class SuiteScores(ItemScorer):
 
         if suite not in SUITES:
             raise UserError(f"metrics: unknown suite {suite!r}: there are {', '.join(SUITES)}")
+        if suite == "tiny" and networks == "vbench":
+            raise UserError(
+                "metrics: suite tiny is the embedded networks: with networks vbench say suite vbench"
+            )
         request = ScoreRequest((), suite, networks, dimensions, development=development)
         self.plan, self._device = request.plan, "cpu"
         self._scores: list[Any] = []
@@ -217,6 +221,18 @@ class StoryScores(ItemScorer):
     ) -> None:
         from miga_bench.harness.score_narrlv import VOTES, open_suite
 
+        _check_choice("variant", variant, ("code", "paper"))
+        _check_choice("collapse", collapse, ("mean", "fid", "cov", "coh"))
+        if judge.startswith(("http://", "https://")) != (judge_model is not None):
+            raise UserError(
+                "metrics: a judge's URL and judge_model go together: give both or neither"
+            )
+        if judge == "reader" and narratives in ("natural", "release"):
+            raise UserError(
+                f"metrics: the reader judges stories of the embedded world, not {narratives}: give judge"
+            )
+        if votes is not None and votes < 1:
+            raise UserError(f"metrics: votes is {votes}: each question is asked at least once")
         self._suite = open_suite(narratives)
         self._stories: Mapping[Sequence[str], Any] = {
             texts: story
@@ -286,6 +302,11 @@ class StoryScores(ItemScorer):
         return Found(
             {n: None if v is None or math.isnan(v) else v for n, v in scores.items()}, missing
         )
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f"metrics: unknown {name} {value!r}: there are {', '.join(choices)}")
 
 
 # factor -> its column in the paper's table

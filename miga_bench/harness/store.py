@@ -123,15 +123,20 @@ class Store:
             stop: The signals that end it, taken over by the caller.
 
         Raises:
-            Exception: What a scorer raises; the others' scores are kept.
+            Exception: What the first scorer raised that did; the others' scores are kept.
         """
         folder = self.folder(item.key)
+        problem: Exception | None = None
         with FileLock(self.root / "items" / ".locks" / item.key).held():
             manifest = self.manifest(item.key)
             assert manifest is not None, "scored before it was made"
             for scorer in self.unscored(item.key, scorers):
-                with torch.inference_mode(False):  # metrics keep tensors that others read
-                    found = scorer.score(folder / VIDEO, item)
+                try:
+                    with torch.inference_mode(False):  # metrics keep tensors that others read
+                        found = scorer.score(folder / VIDEO, item)
+                except Exception as error:  # the next one may fare better
+                    problem = problem or error
+                    continue
                 (folder / SCORES).mkdir(exist_ok=True)
                 document = {
                     "scorer": scorer.identity(),
@@ -142,6 +147,8 @@ class Store:
                 }
                 with stop.shielded():
                     write_text(folder / SCORES / scorer.file, json.dumps(document) + "\n")
+        if problem is not None:
+            raise problem
 
     def make(self, item: Item, video: Video, watcher: Watcher, stop: StopSignals) -> Manifest:
         """Make an item, unless it is whole; no two processes make the same one.
