@@ -28,6 +28,7 @@ examples:
   miga-bench generate "a cat walks through snow" --backbone wan2.1-1.3b --device cuda
   miga-bench predict --config tiny-wan-miga
   miga-bench score out.mp4
+  miga-bench report runs/tiny-wan-miga
   miga-bench list presets
   miga-bench demo
 
@@ -98,6 +99,7 @@ def _parser() -> _Parser:
     _add_predict(verbs)
     _add_demo(verbs)
     _add_score(verbs)
+    _add_report(verbs)
     _add_list(verbs)
     _add_bench(verbs)
     _add_train_tiny(verbs)
@@ -293,6 +295,20 @@ def _score(args: argparse.Namespace) -> int:
         _say(reason)
     _print_json(document)
     return FAILED if unscored else DONE
+
+
+def _add_report(verbs: Any) -> None:
+    from miga_bench import cli_report
+
+    parser = _verb(verbs, "report", _report, cli_report.SUMMARY, cli_report.EXAMPLES)
+    cli_report.add_options(parser)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from miga_bench.cli_report import run
+
+    _print_json(run(args))
+    return DONE
 
 
 def _add_list(verbs: Any) -> None:

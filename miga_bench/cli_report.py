@@ -1,0 +1,52 @@
+"""The verb ``report``: its options, and the request they make."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+SUMMARY = "Report runs: tables beside the paper's, differences with intervals, plots, pictures."
+
+EXAMPLES = """\
+examples:
+  miga-bench report runs/tiny-wan-miga
+  miga-bench report runs/table1 -o report
+  miga-bench report runs/components -o report --baseline none --prompts-shown 4
+  miga-bench report runs/table1-wan runs/table1-vc2 -o both --force
+
+Writes report.html (one file, pictures inside, no network), report.md with its pictures in figures/, and each
+run's configuration, NAME.yaml. The same run gives the same report, byte by byte."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options to its parser."""
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="folders with a run.yaml")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        type=Path,
+        default=Path("report"),
+        help="folder (report)",
+    )
+    parser.add_argument(
+        "--baseline", metavar="ARM", help="the arm that others are held against (the run's own)"
+    )
+    parser.add_argument(
+        "--prompts-shown",
+        metavar="N",
+        type=int,
+        default=2,
+        help="prompts with a contact sheet; tables count all (2)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace a report that exists")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Write the report and return its paths and key numbers."""
+    from miga_bench.harness.report import write_report
+
+    return write_report(
+        args.runs, args.output, args.prompts_shown, args.baseline, overwrite=args.force
+    )

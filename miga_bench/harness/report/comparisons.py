@@ -1,0 +1,186 @@
+"""Does one arm beat another on the same prompts and seeds, and does it still at equal motion?
+
+Intervals are Student's t over prompts, as everywhere in a report: percentile bootstrap intervals are too
+narrow below ten prompts, and experiments are often that small.
+
+At equal motion: scores of consistency reward a video that stands still. So the difference of the scores of
+each pair is fitted by a straight line over the difference of its motion, ``score = a + b motion``; ``a`` is
+the difference that is left where both videos move alike, and its interval is clustered by prompt too
+(Cameron and Miller 2015, the factor ``G / (G - 1) * (N - 1) / (N - 2)``, t with G - 1 degrees of freedom).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from miga_bench.harness.report.measures import Measure, value_of
+from miga_bench.harness.results import Results
+from miga_bench.metrics.statistics import estimate, sign_test
+
+FEWEST = 6  # prompts: the sign test of five alike is at 0.06
+BETTER, WORSE, MORE, LESS = "better", "worse", "moves more", "moves less"
+NOT_SHOWN, TOO_FEW, NO_PAIRS = "no difference shown", "too few prompts", "no pairs"
+
+
+@dataclass(frozen=True)
+class EqualMotion:
+    """What is left of a difference where both videos move alike.
+
+    Attributes:
+        difference: The line's value at no difference of motion; None where it cannot be said.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        verdict: In words.
+    """
+
+    difference: float | None
+    low: float | None
+    high: float | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A weighted sum of arms, pair by pair: with the weights 1 and -1, their difference.
+
+    Attributes:
+        measure: What is compared.
+        difference: Mean over pairs, as the score is stored; None if there is no pair.
+        low: Lower end of its 95 % interval over prompts; None below two prompts.
+        high: Upper end.
+        p: Sign test over prompts, two-sided.
+        wins: Prompts whose mean difference is above zero, whichever way is better.
+        losses: Prompts whose mean difference is below zero.
+        n: Pairs.
+        prompts: Prompts they belong to.
+        dropped: Pairs left out because one of the videos has no score.
+        verdict: In words.
+        equal: At equal motion; None for motion itself, for costs and where motion was not measured.
+    """
+
+    measure: Measure
+    difference: float | None
+    low: float | None
+    high: float | None
+    p: float
+    wins: int
+    losses: int
+    n: int
+    prompts: int
+    dropped: int
+    verdict: str
+    equal: EqualMotion | None = None
+
+
+def compare(
+    run: Results, weights: Mapping[str, float], measure: Measure, motion: Measure | None = None
+) -> Comparison:
+    """Compare arms on the same prompts and seeds.
+
+    Args:
+        run: Holds the arms.
+        weights: By arm: ``{"miga": 1, "fifo": -1}`` is miga minus fifo.
+        measure: What to compare.
+        motion: What says how much a video moves.
+    """
+    pairs, values = _pairs(run, weights, measure)
+    found = estimate(values, [prompt for prompt, _ in pairs])
+    by_prompt: dict[str, list[float]] = {}
+    for (prompt, _), value in zip(pairs, values, strict=True):
+        if value is not None:
+            by_prompt.setdefault(prompt, []).append(value)
+    means = [sum(of_prompt) for of_prompt in by_prompt.values()]
+    wins, losses = sum(mean > 0 for mean in means), sum(mean < 0 for mean in means)
+    equal = None
+    if motion is not None and not measure.is_motion and measure.group != "cost" and found.n:
+        moved = dict(zip(*_pairs(run, weights, motion), strict=True))
+        equal = _at_equal_motion(
+            [
+                (pair[0], value, shift)
+                for pair, value in zip(pairs, values, strict=True)
+                if value is not None and (shift := moved.get(pair)) is not None
+            ],
+            measure,
+        )
+    return Comparison(
+        measure,
+        found.mean,
+        found.low,
+        found.high,
+        sign_test(wins, losses),
+        wins,
+        losses,
+        found.n,
+        found.clusters,
+        found.dropped,
+        _verdict(measure, found.low, found.high, found.clusters),
+        equal,
+    )
+
+
+def _pairs(
+    run: Results, weights: Mapping[str, float], measure: Measure
+) -> tuple[list[tuple[str, int]], list[float | None]]:
+    """Return the pairs that every arm has, and their weighted sums; None where a score is missing."""
+    arms = {arm: {row.pair: row for row in run.of(arm)} for arm in weights}
+    shared = [pair for pair in next(iter(arms.values())) if all(pair in a for a in arms.values())]
+    sums: list[float | None] = []
+    for pair in shared:
+        scores = [value_of(arms[arm][pair], measure.label) for arm in weights]
+        known = [
+            weight * score
+            for weight, score in zip(weights.values(), scores, strict=True)
+            if score is not None
+        ]
+        sums.append(sum(known) if len(known) == len(scores) else None)
+    return shared, sums
+
+
+def _verdict(measure: Measure, low: float | None, high: float | None, prompts: int) -> str:
+    if prompts == 0:
+        return NO_PAIRS
+    if prompts < FEWEST or low is None or high is None:
+        return TOO_FEW
+    if low <= 0 <= high:
+        return NOT_SHOWN
+    if measure.better is None:
+        return MORE if low > 0 else LESS
+    return BETTER if (low > 0) == (measure.better == "higher") else WORSE
+
+
+def _at_equal_motion(pairs: Sequence[tuple[str, float, float]], measure: Measure) -> EqualMotion:
+    """Fit the line over (prompt, difference of scores, difference of motion)."""
+    names = sorted({prompt for prompt, _, _ in pairs})
+    if len(names) < FEWEST:
+        return EqualMotion(None, None, None, f"{TOO_FEW} with both")
+    scores = np.array([score for _, score, _ in pairs])
+    shifts = np.array([shift for _, _, shift in pairs])
+    if shifts.min() > 0 or shifts.max() < 0:
+        less = "less" if shifts.max() < 0 else "more"
+        return EqualMotion(None, None, None, f"cannot be said: it moves {less} in every pair")
+    if np.ptp(shifts) == 0:  # all move alike: the line is its height
+        found = estimate(scores, [prompt for prompt, _, _ in pairs])
+        return _equal(measure, found.mean, found.low, found.high, len(names))
+    table = np.stack([np.ones_like(shifts), shifts], axis=1)
+    bread = np.linalg.inv(table.T @ table)
+    line = bread @ table.T @ scores
+    residuals = scores - table @ line
+    member = np.array([names.index(prompt) for prompt, _, _ in pairs])
+    pulls = np.stack([table[member == g].T @ residuals[member == g] for g in range(len(names))])
+    count, groups = len(pairs), len(names)
+    factor = groups / (groups - 1) * (count - 1) / (count - 2)
+    error = float(np.sqrt((factor * bread @ (pulls.T @ pulls) @ bread)[0, 0]))
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+    reach = float(stdtrit(groups - 1, 0.975)) * error
+    height = float(line[0])
+    return _equal(measure, height, height - reach, height + reach, groups)
+
+
+def _equal(
+    measure: Measure, height: float | None, low: float | None, high: float | None, prompts: int
+) -> EqualMotion:
+    return EqualMotion(height, low, high, _verdict(measure, low, high, prompts))

@@ -1,0 +1,198 @@
+"""What the scores of a run are called, how they are printed, and which way is better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from miga_bench.harness.results import Results, Row
+
+Better = Literal["higher", "lower"] | None
+
+MINUS = "-"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A score of a video.
+
+    Attributes:
+        label: As the videos' scores carry it.
+        title: For people.
+        meaning: What it tells, in one phrase.
+        group: ``vbench``, ``world``, ``narrlv``, ``cost`` or ``other``: the table that it stands in.
+        factor: Tables print the score times this.
+        digits: Behind the point.
+        better: Which way is better; None for motion, which is neither.
+        unit: Of the printed number.
+    """
+
+    label: str
+    title: str
+    meaning: str
+    group: str
+    factor: float = 1
+    digits: int = 2
+    better: Better = "higher"
+    unit: str = ""
+
+    @property
+    def base(self) -> str:
+        """Return the label without the networks it was made with."""
+        return base_of(self.label)
+
+    @property
+    def column(self) -> str:
+        """Return the name that published tables give it."""
+        return self.base.rpartition("/")[2]
+
+    @property
+    def is_motion(self) -> bool:
+        """Tell whether it says how much a video moves, not how good it is."""
+        return self.better is None
+
+    @property
+    def networks(self) -> str:
+        """Return what stands in the label's brackets; empty for none."""
+        return self.label.partition("[")[2].rstrip("]")
+
+    def number(self, value: float | None, sign: bool = False) -> str:
+        """Return a value as tables print it; no value is a dash, never a number."""
+        if value is None:
+            return MINUS
+        shown = round(value * self.factor, self.digits) + 0.0  # no negative zero
+        return f"{shown:{'+' if sign else ''}.{self.digits}f}"
+
+
+def _vbench(name: str, meaning: str, better: Better = "higher") -> Measure:
+    return Measure(name, name.replace("_", " "), meaning, "vbench", 100, 2, better, "x 100")
+
+
+def _world(name: str, title: str, meaning: str, digits: int, better: Better, unit: str) -> Measure:
+    factor = 100 if unit == "%" else 1
+    return Measure(f"world/{name}", title, meaning, "world", factor, digits, better, unit)
+
+
+# In the order of the tables.
+KNOWN = [
+    _vbench("overall_score", "mean of the four below"),
+    _vbench("subject_consistency", "does the subject stay itself"),
+    _vbench("background_consistency", "does the scene stay itself"),
+    _vbench("motion_smoothness", "does motion agree with interpolation"),
+    _vbench("temporal_flickering", "how little do successive frames differ"),
+    _vbench("dynamic_degree", "does anything move: share of videos that do", None),
+    _vbench("aesthetic_quality", "do frames look good"),
+    _vbench("imaging_quality", "are frames sharp and clean"),
+    _vbench("overall_consistency", "does the video show its prompt"),
+    _world(
+        "hue_drift",
+        "subject hue drift",
+        "how far the subject's hue goes from the opening's",
+        2,
+        "lower",
+        "degrees",
+    ),
+    _world(
+        "size_drift",
+        "subject size drift",
+        "how far the subject's size goes from the opening's",
+        3,
+        "lower",
+        "log",
+    ),
+    _world(
+        "field_drift",
+        "background color drift",
+        "how far the field's color goes from the opening's",
+        4,
+        "lower",
+        "",
+    ),
+    _world(
+        "pattern_drift",
+        "background pixel drift",
+        "how far the field's pixels go from the opening's",
+        4,
+        "lower",
+        "",
+    ),
+    _world(
+        "flicker",
+        "flicker",
+        "how much the field differs from one frame to the next",
+        4,
+        "lower",
+        "",
+    ),
+    _world("path", "path", "how far the subject travels", 2, None, "pixels per frame"),
+    _world("found", "subject found", "share of frames that show a subject", 1, "higher", "%"),
+    _world(
+        "asked_color", "asked color", "share of frames that show the asked color", 1, "higher", "%"
+    ),
+    _world(
+        "asked_shape", "asked shape", "share of frames that show the asked shape", 1, "higher", "%"
+    ),
+    _world(
+        "asked_field",
+        "asked field",
+        "share of frames that show the asked field color",
+        1,
+        "higher",
+        "%",
+    ),
+    _world(
+        "asked_motion", "asked direction", "share of steps that go the asked way", 1, "higher", "%"
+    ),
+]
+# What a claim may be about beside scores; not in the tables of scores.
+COSTS = [
+    Measure("cost/nfe_per_frame", "denoiser evaluations per frame", "work", "cost", 1, 2, "lower"),
+    Measure("cost/seconds_per_frame", "seconds per frame", "time", "cost", 1, 3, "lower", "s"),
+    Measure("cost/peak_memory", "peak memory", "memory", "cost", 1, 0, "lower", "MiB"),
+]
+_BY_BASE = {measure.label: measure for measure in [*KNOWN, *COSTS]}
+_ORDER = {name: number for number, name in enumerate(_BY_BASE)}
+
+
+def base_of(label: str) -> str:
+    """Return a label without the networks in its brackets."""
+    return label.partition("[")[0]
+
+
+def measure_of(label: str) -> Measure:
+    """Return what a label stands for; an unknown one is a share between 0 and 1, more being better."""
+    base = base_of(label)
+    networks = label[len(base) :]
+    if base in _BY_BASE:
+        known = _BY_BASE[base]
+        return replace(known, label=label, title=f"{known.title} {networks}".strip())
+    prefix, slash, name = base.rpartition("/")
+    title = f"{name.replace('_', ' ')} {networks}".strip()
+    return Measure(label, title, "", prefix if slash else "other", 100, 2, "higher", "x 100")
+
+
+def measures_of(runs: Iterable[Results]) -> list[Measure]:
+    """Return every score that some video of the runs has, or has a reason for not having."""
+    labels = {label for run in runs for row in run.rows for label in (*row.scores, *row.reasons)}
+    order = sorted(labels, key=lambda label: (_ORDER.get(base_of(label), len(_ORDER)), label))
+    return [measure_of(label) for label in order]
+
+
+def value_of(row: Row, label: str) -> float | None:
+    """Return a video's score, or what it cost; None where there is none."""
+    if not label.startswith("cost/"):
+        return row.scores.get(label)
+    if row.status != "done" or not row.frames:
+        return None
+    if label == "cost/peak_memory":  # of the GPU where there is one
+        peaks = row.cost.get("peak_memory_mib") or {}
+        return peaks.get("gpu", peaks.get("process"))
+    total = row.cost.get({"cost/nfe_per_frame": "nfe"}.get(label, "total_seconds"))
+    return None if total is None else total / row.frames
+
+
+def motion_of(measures: Iterable[Measure]) -> Measure | None:
+    """Return the measure of motion that others are held against: the finest there is."""
+    found = {measure.base: measure for measure in measures if measure.is_motion}
+    return found.get("world/path") or next(iter(found.values()), None)

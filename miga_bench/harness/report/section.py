@@ -1,0 +1,407 @@
+"""One run's part of a report: what was asked, what was run, what came out, how to make it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from miga_bench.errors import UserError
+from miga_bench.harness.report import pictures, tables
+from miga_bench.harness.report.claims import DOES_NOT_HOLD, HOLDS, Finding, check_claims
+from miga_bench.harness.report.comparisons import (
+    BETTER,
+    FEWEST,
+    LESS,
+    MORE,
+    NOT_SHOWN,
+    WORSE,
+    Comparison,
+    compare,
+)
+from miga_bench.harness.report.costs import ArmCost, cost_of
+from miga_bench.harness.report.document import (
+    Block,
+    Bullets,
+    Cell,
+    Code,
+    Fold,
+    Group,
+    Heading,
+    Paragraph,
+    Table,
+)
+from miga_bench.harness.report.measures import Measure, measures_of, motion_of
+from miga_bench.harness.report.published import PublishedTable, published_table, published_tables
+from miga_bench.harness.results import Results, Row
+
+UNFOLDED = 2  # arms whose differences are shown in full at once
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A run's numbers, before anything is written.
+
+    Attributes:
+        run: The run.
+        measures: Its scores.
+        baseline: The arm that others are held against.
+        comparisons: With the baseline, by arm.
+        claims: Of the paper.
+        costs: By arm.
+        paper: The published table it stands beside.
+    """
+
+    run: Results
+    measures: Sequence[Measure]
+    baseline: str
+    comparisons: Mapping[str, Sequence[Comparison]]
+    claims: Sequence[Finding]
+    costs: Mapping[str, ArmCost]
+    paper: PublishedTable | None
+
+
+def gather(run: Results, baseline: str | None = None) -> Facts:
+    """Compute a run's numbers.
+
+    Args:
+        run: With at least one video that is done.
+        baseline: An arm; by default the run's own, or its first.
+
+    Raises:
+        UserError: There is no such arm, or no such published table.
+    """
+    wanted = baseline or run.about.get("baseline") or next(iter(run.arms))
+    if wanted not in run.arms:
+        raise UserError(f"{run.name} has no arm {wanted!r}: it has {', '.join(run.arms)}")
+    measures = measures_of([run])
+    motion = motion_of(measures)
+    comparisons = {
+        arm: [compare(run, {arm: 1, wanted: -1}, measure, motion) for measure in measures]
+        for arm in run.arms
+        if arm != wanted
+    }
+    paper = run.about.get("published")
+    return Facts(
+        run,
+        measures,
+        wanted,
+        comparisons if measures else {},
+        check_claims(run, measures),
+        {arm: cost_of(run, arm) for arm in run.arms},
+        published_table(paper) if paper else None,
+    )
+
+
+def section(facts: Facts, prefix: str, prompts_shown: int) -> list[Block]:
+    """Return a run's part of the report.
+
+    Args:
+        facts: The run's numbers.
+        prefix: Of the names of its pictures.
+        prompts_shown: How many prompts get a contact sheet.
+    """
+    run = facts.run
+    question = run.about.get("question")
+    return [
+        Heading(2, str(run.about.get("title") or run.name)),
+        *([Paragraph(str(question), "lead")] if question else []),
+        Heading(3, "In short"),
+        Bullets(_in_short(facts)),
+        *_what_was_run(run),
+        *pictures.contact_sheets(run, prefix, prompts_shown),
+        *_scores(facts),
+        *_differences(facts, prefix),
+        *_claims(facts.claims),
+        *pictures.axis_curves(run, prefix, facts.measures, facts.paper),
+        *pictures.drift_curves(run, prefix),
+        *pictures.reflection_timelines(run, prefix, prompts_shown),
+        *_cost(facts, prefix),
+        *_missing(run, facts.measures),
+        *_remake(run),
+    ]
+
+
+def _in_short(facts: Facts) -> list[str]:
+    run = facts.run
+    done = sum(row.status == "done" for row in run.rows)
+    lost = {s: sum(row.status == s for row in run.rows) for s in ("failed", "missing")}
+    told = ", ".join(f"{count} {status}" for status, count in lost.items() if count)
+    out = [
+        f"{done} of {len(run.rows)} videos are done" + (f"; {told}, named below." if told else ".")
+    ]
+    if not facts.measures:
+        out.append("No video has been scored yet.")
+    for arm, found in facts.comparisons.items():
+        out.append(_verdicts_in_words(arm, facts.baseline, found))
+    if facts.claims:
+        holds = sum(c.verdict == HOLDS for c in facts.claims)
+        against = sum(c.verdict == DOES_NOT_HOLD for c in facts.claims)
+        rest = len(facts.claims) - holds - against
+        out.append(
+            f"Of {len(facts.claims)} claims of the paper that can be looked at here, {holds} hold,"
+            f" {against} do not, {rest} are not shown."
+        )
+    return out
+
+
+def _verdicts_in_words(arm: str, baseline: str, found: Sequence[Comparison]) -> str:
+    parts = []
+    for verdict in (BETTER, WORSE):
+        names = [one.measure.title for one in found if one.verdict == verdict]
+        if names:
+            parts.append(f"{verdict} in {', '.join(names)}")
+    parts += sorted({one.verdict for one in found if one.verdict in (MORE, LESS)})
+    open_ones = sum(one.verdict == NOT_SHOWN for one in found)
+    if open_ones:
+        parts.append(f"no difference shown in {open_ones} of {len(found)} measures")
+    if not parts:
+        parts = [f"nothing can be said: below {FEWEST} prompts with both"]
+    lost = [
+        one.measure.title
+        for one in found
+        if one.verdict == BETTER and one.equal is not None and one.equal.verdict != BETTER
+    ]
+    more = f" At equal motion the gain is not shown in {', '.join(lost)}." if lost else ""
+    return f"{arm} against {baseline}: {'; '.join(parts)}.{more}"
+
+
+def _what_was_run(run: Results) -> list[Block]:
+    prompts = {row.prompt_id: row.prompt for row in run.rows}
+    seeds = sorted({row.seed for row in run.rows})
+    done = [row for row in run.rows if row.status == "done"]
+    frames = sorted({row.frames for row in done})
+    rates = sorted({row.frame_rate for row in done if row.frame_rate})
+    size = (run.model["width"], run.model["height"])
+    facts = {
+        "run": run.name,
+        "backbone": run.model["backbone"],
+        "weights, SHA-256": run.model["weights_hash"] or "not given",
+        "precision": run.model["precision"],
+        "size": f"{size[0]} x {size[1]} pixels" if None not in size else None,
+        "frames": " or ".join(map(str, frames)),
+        "frames a second": " or ".join(f"{rate:g}" for rate in rates),
+        "arms": len(run.arms),
+        "prompts": len(prompts),
+        "seeds": ", ".join(map(str, seeds)),
+    }
+    arms = [
+        [Cell(name), Cell(arm.method), Cell(_settings(arm.changed) or "as all arms")]
+        for name, arm in run.arms.items()
+    ]
+    caption = "Arms, and the settings that are not the same in all of them"
+    return [
+        Heading(3, "What was run"),
+        _pairs_table("The run", facts),
+        Table(caption, ["arm", "method", "settings"], [Group("", arms)]),
+        Fold(f"The {len(prompts)} prompts", [Bullets([f"{n}: {t}" for n, t in prompts.items()])]),
+    ]
+
+
+def _settings(changed: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in changed.items() if name != "method")
+
+
+def _pairs_table(caption: str, facts: Mapping[str, Any]) -> Table:
+    rows = [[Cell(n), Cell(str(value))] for n, value in facts.items() if value not in (None, "")]
+    return Table(caption, ["", "value"], [Group("", rows)])
+
+
+def _scores(facts: Facts) -> list[Block]:
+    if not facts.measures:
+        return []
+    run, paper = facts.run, facts.paper
+    blocks: list[Block] = [
+        Heading(3, "Scores"),
+        Paragraph(
+            "Mean over videos; below it the 95 % interval (Student's t, clustered by prompt). Motion stands"
+            " beside consistency, for every score of consistency rewards a video that stands still.",
+            "small",
+        ),
+    ]
+    for group, columns in tables.columns_by_group(facts.measures).items():
+        caption = tables.GROUPS.get(group, f"Other scores: {group}")
+        blocks.append(tables.score_table([run], columns, caption, paper))
+        if paper is not None and any(m.column in paper.columns for m in columns):
+            blocks.append(Paragraph(comparability(run, paper, columns), "small"))
+    blocks.append(Fold("What the measures mean", [tables.glossary(facts.measures)]))
+    return blocks
+
+
+def comparability(run: Results, paper: PublishedTable, columns: Sequence[Measure]) -> str:
+    """Say whether a run's scores can be set against the paper's, and why not."""
+    out = []
+    for backbone in tables.paper_backbones(run, paper):
+        why = tables.why_not_comparable(run, paper, backbone, columns)
+        out.append(
+            f"Not comparable with {backbone} as printed: {'; '.join(why)}."
+            if why
+            else f"Made as {backbone} was, as far as the paper says."
+        )
+    return " ".join([*out, f"Paper: {paper.conditions}."])
+
+
+def _differences(facts: Facts, prefix: str) -> list[Block]:
+    found, baseline = facts.comparisons, facts.baseline
+    if not found:
+        return []
+    motion = motion_of(facts.measures)
+    count = sum(map(len, found.values()))
+    words = (
+        f"Each arm minus {baseline} on the same prompts and seeds. A verdict needs {FEWEST} prompts and an"
+        f" interval (95 %, Student's t over prompts) without zero. It is not corrected for there being"
+        f" {count} of them: about {max(1, round(count / 20))} would come about by chance alone."
+    )
+    if motion is not None:
+        words += (
+            " At equal motion: a straight line is fitted to the pairs, difference of the score over"
+            f" difference of {motion.title}; what it gives where both move alike is what is left, with an"
+            f" interval clustered by prompt. It is not given below {FEWEST} prompts, nor where one arm moves"
+            " more in every pair."
+        )
+    else:
+        words += (
+            " Motion was not measured: whether a gain comes from standing still cannot be said."
+        )
+    blocks: list[Block] = [Heading(3, f"Differences from {baseline}"), Paragraph(words, "small")]
+    lengths = _other_lengths(facts)
+    if lengths:
+        blocks.append(Paragraph(lengths, "small"))
+    if len(found) > 1:
+        caption = f"Verdicts against {baseline}"
+        blocks.append(tables.verdict_table(found, baseline, caption))
+    blocks += pictures.forests(prefix, baseline, found)
+    for arm, comparisons in found.items():
+        table = tables.difference_table(comparisons, f"{arm} minus {baseline}")
+        fold = len(found) > UNFOLDED
+        blocks.append(Fold(f"All numbers: {arm} minus {baseline}", [table]) if fold else table)
+    return blocks
+
+
+def _other_lengths(facts: Facts) -> str:
+    """Say which arms make videos of another length than the baseline."""
+    lengths = {
+        arm: sorted({row.frames for row in facts.run.of(arm) if row.status == "done"})
+        for arm in facts.run.arms
+    }
+    base = lengths[facts.baseline]
+    others = [arm for arm, frames in lengths.items() if frames and base and frames != base]
+    if not others:
+        return ""
+    told = ", ".join(f"{arm} ({' or '.join(map(str, lengths[arm]))} frames)" for arm in others)
+    return (
+        f"Of another length than {facts.baseline} ({' or '.join(map(str, base))} frames): {told}. Longer videos"
+        " drift further, so these differences are of methods and lengths together."
+    )
+
+
+def _claims(findings: Sequence[Finding]) -> list[Block]:
+    if not findings:
+        return []
+    words = (
+        "Those claims whose arms and measure are in this run, judged as the differences above: holds, and"
+        " does not hold, need an interval without zero. On another model than the paper's they say whether"
+        " the claim carries over, not whether the paper's numbers are right."
+    )
+    return [
+        Heading(3, "Claims of the paper"),
+        Paragraph(words, "small"),
+        tables.claim_table(findings, "Claims"),
+    ]
+
+
+def _cost(facts: Facts, prefix: str) -> list[Block]:
+    hardware = facts.run.provenance.get("hardware") or {}
+    told = ", ".join(str(hardware[n]) for n in ("gpu", "cpu") if hardware.get(n)) or "unknown"
+    words = (
+        "NFE counts evaluations of the denoiser, both halves of guidance apart. Seconds are from start to end"
+        f" of each video on {told}; other work on the machine lengthens them."
+    )
+    blocks: list[Block] = [
+        Heading(3, "Cost"),
+        Paragraph(words, "small"),
+        tables.cost_table(facts.costs, "What a video took, by arm"),
+    ]
+    if any(cost.seconds for cost in facts.costs.values()):
+        stages = tables.stage_table(facts.costs, "Seconds per frame by stage")
+        blocks.append(Fold("Seconds per frame by stage", [stages]))
+    if facts.paper is not None and facts.paper.key == "efficiency":
+        theirs = [facts.paper, published_tables()["efficiency_memory"]]
+        caption = f"The paper's numbers ({facts.paper.name}): {facts.paper.conditions}"
+        blocks.append(tables.paper_cost_table(theirs, caption))
+    return blocks + pictures.cost_scatter(facts.run, prefix, facts.measures, facts.costs)
+
+
+def _missing(run: Results, measures: Sequence[Measure]) -> list[Block]:
+    """Name every video and every score that is not there."""
+    lost = [row for row in run.rows if row.status != "done"]
+    blocks: list[Block] = []
+    if lost:
+        rows = [
+            [
+                Cell(row.arm),
+                Cell(f"{row.prompt_id}, seed {row.seed}"),
+                Cell(row.status),
+                Cell(row.error or "-"),
+            ]
+            for row in lost
+        ]
+        blocks.append(
+            Table("Videos that are not there", ["arm", "video", "status", "why"], [Group("", rows)])
+        )
+    # a story has only its own cells of NarrLV: what no arm has for a prompt was not asked
+    asked = {(row.prompt_id, label) for row in run.rows for label in (*row.scores, *row.reasons)}
+    by_reason: dict[tuple[str, str, str], list[Row]] = {}
+    for row in run.rows:
+        for measure in measures if row.status == "done" else ():
+            wanted = (row.prompt_id, measure.label) in asked
+            if wanted and row.scores.get(measure.label) is None:
+                why = row.reasons.get(measure.label, "not scored")
+                by_reason.setdefault((row.arm, measure.title, why), []).append(row)
+    if by_reason:
+        scores = [
+            [
+                Cell(arm),
+                Cell(title),
+                Cell(why),
+                Cell("; ".join(f"{r.prompt_id}, seed {r.seed}" for r in rows)),
+            ]
+            for (arm, title, why), rows in by_reason.items()
+        ]
+        head = ["arm", "score", "why", "videos"]
+        blocks.append(Table("Scores that are not there", head, [Group("", scores)]))
+    words = "Not in any number above; differences leave out the whole pair."
+    return [Heading(3, "What is missing"), Paragraph(words, "small"), *blocks] if blocks else []
+
+
+def configuration_of(run: Results) -> str:
+    """Return the run's configuration as the YAML that makes it again."""
+    text: str = yaml.safe_dump(dict(run.configuration), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _remake(run: Results) -> list[Block]:
+    told, versions = run.provenance, run.provenance.get("versions") or {}
+    git, hardware = told.get("git") or {}, told.get("hardware") or {}
+    changed = " with changes that were not committed" if git.get("changed") else ""
+    facts = {
+        "begun": told.get("started"),
+        "commit": f"{git['commit']}{changed}" if git.get("commit") else "not known",
+        "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
+        "hardware": ", ".join(f"{name} {value}" for name, value in hardware.items()),
+        "weights, SHA-256": run.model["weights_hash"] or "not given",
+    }
+    blocks: list[Block] = [
+        Heading(3, "How to make it again"),
+        _pairs_table("Where it comes from", facts),
+    ]
+    if run.configuration:
+        model = run.configuration.get("model") or {}
+        verb = "experiment" if model.get("arms") or model.get("grid") else "predict"
+        blocks += [
+            Code(f"miga-bench {verb} --config {run.name}.yaml", "sh"),
+            Fold(f"{run.name}.yaml", [Code(configuration_of(run), "yaml")]),
+        ]
+    return blocks

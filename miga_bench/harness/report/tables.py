@@ -1,0 +1,376 @@
+"""The tables of a report: scores beside the paper's, differences, claims, cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from miga_bench.harness.report.claims import DOES_NOT_HOLD, HOLDS, Finding
+from miga_bench.harness.report.comparisons import (
+    BETTER,
+    NOT_SHOWN,
+    WORSE,
+    Comparison,
+    EqualMotion,
+)
+from miga_bench.harness.report.costs import ArmCost
+from miga_bench.harness.report.document import Cell, Group, Table, Tone
+from miga_bench.harness.report.measures import (
+    MINUS,
+    Measure,
+    base_of,
+    measure_of,
+    motion_of,
+    value_of,
+)
+from miga_bench.harness.report.published import PublishedTable
+from miga_bench.harness.results import Results
+from miga_bench.metrics.statistics import Estimate, estimate
+
+GROUPS = {
+    "vbench": "VBench's scores",
+    "world": "What the embedded world's reader says",
+    "narrlv": "NarrLV's scores",
+}
+_TONES: dict[str, Tone] = {BETTER: "good", HOLDS: "good", WORSE: "bad", DOES_NOT_HOLD: "bad"}
+
+
+def mean_of(run: Results, arm: str, label: str) -> Estimate:
+    """Return an arm's mean with its interval over prompts; videos without a score are counted out."""
+    rows = run.of(arm)
+    return estimate([value_of(row, label) for row in rows], [row.prompt_id for row in rows])
+
+
+def columns_by_group(measures: Sequence[Measure]) -> dict[str, list[Measure]]:
+    """Return what each table shows; motion stands in every one, for it explains the others."""
+    groups: dict[str, list[Measure]] = {}
+    for measure in measures:
+        groups.setdefault(measure.group, []).append(measure)
+    motion = motion_of(measures)
+    for columns in groups.values():
+        if motion is not None and motion not in columns:
+            columns.append(motion)
+    return groups
+
+
+def paper_backbones(run: Results, table: PublishedTable) -> list[str]:
+    """Return the paper's models to show beside a run: those of its family, or all."""
+    name = str(run.model["backbone"]).lower()
+    family = next((word for word in ("videocrafter", "wan") if word in name), None)
+    mine = [b for b in table.backbones() if family is not None and family in b]
+    return mine or table.backbones()
+
+
+def why_not_comparable(
+    run: Results, table: PublishedTable, backbone: str, measures: Sequence[Measure]
+) -> list[str]:
+    """Return what is not as in the paper; nothing if the numbers can be set side by side."""
+    out = []
+    if run.model["backbone"] != backbone:
+        out.append(f"the model is {run.model['backbone']}, the paper's is {backbone}")
+    networks = sorted({m.networks for m in measures if m.column in table.columns and m.networks})
+    if networks:
+        out.append(f"networks {', '.join(networks)} made the scores, not VBench's own")
+    frames = sorted({row.frames for row in run.rows if row.status == "done"})
+    theirs = table.frames.get(backbone)
+    if theirs is not None and frames != [theirs]:
+        ours = " or ".join(map(str, frames)) or "no"
+        out.append(f"the videos have {ours} frames, the paper's {theirs}")
+    presets = sorted({_preset(run, arm) for arm in run.arms} - {"paper"})
+    if presets:
+        out.append(f"the settings are of the preset {', '.join(presets)}, not paper")
+    return out
+
+
+def _preset(run: Results, arm: str) -> str:
+    """Return the preset of an arm, as far as the configuration names one."""
+    model = run.configuration.get("model") or {}
+    own = (model.get("arms") or {}).get(arm) or {}
+    default = "tiny" if str(run.model["backbone"]).startswith("tiny-") else "paper"
+    return str(own.get("preset") or model.get("preset") or default)
+
+
+def score_table(
+    runs: Sequence[Results], columns: Sequence[Measure], caption: str, paper: PublishedTable | None
+) -> Table:
+    """Return scores by arm, the paper's rows first.
+
+    Args:
+        runs: One, or several that share a published table.
+        columns: The scores; those of several runs are matched without their networks.
+        caption: Of the table.
+        paper: The published table; None for none.
+    """
+    groups: list[Group] = []
+    shared = paper is not None and any(m.column in paper.columns for m in columns)
+    if paper is not None and shared:
+        shown = list(dict.fromkeys(b for run in runs for b in paper_backbones(run, paper)))
+        groups += [_paper_group(paper, backbone, columns) for backbone in shown]
+    for run in runs:
+        labels = _labels(run, columns)
+        rows = [_arm_row(run, arm, columns, labels) for arm in run.arms]
+        where = f"Ours: {run.model['backbone']}"
+        label = f"{where}, run {run.name}" if len(runs) > 1 else where if shared else ""
+        groups.append(Group(label, rows))
+        if paper is not None and shared:
+            for backbone in paper_backbones(run, paper):
+                difference = _difference_group(run, paper, backbone, columns, labels)
+                groups += [difference] if difference.rows else []
+    heads = [f"{m.title}, {_unit(m)}" if _unit(m) else m.title for m in columns]
+    return Table(caption, ["", "videos, (prompts)", *heads], groups)
+
+
+def _unit(measure: Measure) -> str:
+    way = {"higher": "higher is better", "lower": "lower is better", None: "motion"}
+    return ", ".join(part for part in (measure.unit, way[measure.better]) if part)
+
+
+def _labels(run: Results, columns: Sequence[Measure]) -> dict[str, str]:
+    """Return the label that the run's videos carry for each column."""
+    labels = {label for row in run.rows for label in (*row.scores, *row.reasons)}
+    by_base = {base_of(label): label for label in sorted(labels, reverse=True)}
+    return {m.label: m.label if m.label in labels else by_base.get(m.base, "") for m in columns}
+
+
+def _paper_group(paper: PublishedTable, backbone: str, columns: Sequence[Measure]) -> Group:
+    rows = []
+    for arm, row in paper.of(backbone).items():
+        cells = [
+            Cell(f"{row.scores[m.column]:.2f}" if m.column in row.scores else MINUS)
+            for m in columns
+        ]
+        rows.append([Cell(arm), Cell("not given", tone="quiet"), *cells])
+    return Group(f"Paper: {paper.name}, {backbone}", rows)
+
+
+def _arm_row(
+    run: Results, arm: str, columns: Sequence[Measure], labels: Mapping[str, str]
+) -> list[Cell]:
+    done = [row for row in run.of(arm) if row.status == "done"]
+    prompts = len({row.prompt_id for row in done})
+    cells = [Cell(arm), Cell(f"{len(done)} ({prompts})")]
+    for measure in columns:
+        found = mean_of(run, arm, labels[measure.label])
+        parts = [interval(measure, found.low, found.high)]
+        if found.n != len(done):
+            parts.append(f"n = {found.n}")
+        cells.append(Cell(measure.number(found.mean), "; ".join(part for part in parts if part)))
+    return cells
+
+
+def interval(measure: Measure, low: float | None, high: float | None, sign: bool = False) -> str:
+    """Return an interval as tables print it; none is an empty text."""
+    if low is None or high is None:
+        return ""
+    return f"{measure.number(low, sign)} to {measure.number(high, sign)}"
+
+
+def _difference_group(
+    run: Results,
+    paper: PublishedTable,
+    backbone: str,
+    columns: Sequence[Measure],
+    labels: Mapping[str, str],
+) -> Group:
+    theirs, rows = paper.of(backbone), []
+    alike = not why_not_comparable(run, paper, backbone, columns)
+    for arm in run.arms:
+        if arm not in theirs:
+            continue
+        cells = []
+        for measure in columns:
+            found = mean_of(run, arm, labels[measure.label])
+            target = theirs[arm].scores.get(measure.column)
+            if target is None or found.mean is None:
+                cells.append(Cell(MINUS))
+                continue
+            off = target / measure.factor
+            detail = ""
+            if alike and found.low is not None and found.high is not None:
+                detail = interval(measure, found.low - off, found.high - off, sign=True)
+            cells.append(
+                Cell(measure.number(found.mean - off, sign=True), detail, "" if alike else "quiet")
+            )
+        rows.append([Cell(arm), Cell(""), *cells])
+    return Group(f"Ours minus {backbone}" + ("" if alike else " (not comparable)"), rows)
+
+
+def verdict_table(
+    comparisons: Mapping[str, Sequence[Comparison]], baseline: str, caption: str
+) -> Table:
+    """Return a verdict for each measure and arm.
+
+    Args:
+        comparisons: With the baseline, by arm; the same measures in all.
+        baseline: The arm they are held against.
+        caption: Of the table.
+    """
+    rows = []
+    for of_measure in zip(*comparisons.values(), strict=True):
+        measure = of_measure[0].measure
+        cells = [Cell(measure.title, _unit(measure))]
+        for found in of_measure:
+            detail = f"{measure.number(found.difference, sign=True)}"
+            if reach := interval(measure, found.low, found.high, sign=True):
+                detail += f" ({reach})"
+            if found.verdict == BETTER and found.equal is not None:
+                detail += f"; at equal motion: {what_remains(found.equal)}"
+            cells.append(Cell(found.verdict, detail, _TONES.get(found.verdict, "quiet")))
+        rows.append(cells)
+    return Table(
+        caption, ["", *(f"{arm}, against {baseline}" for arm in comparisons)], [Group("", rows)]
+    )
+
+
+def what_remains(equal: EqualMotion) -> str:
+    """Say whether a gain is still there at equal motion."""
+    words = {BETTER: "the gain remains", NOT_SHOWN: "no gain shown", WORSE: "it turns round"}
+    return words.get(equal.verdict, equal.verdict)
+
+
+def difference_table(comparisons: Sequence[Comparison], caption: str) -> Table:
+    """Return all numbers of one arm's differences from the baseline."""
+    rows = []
+    for found in comparisons:
+        measure, equal = found.measure, found.equal
+        at_equal = Cell(MINUS)
+        if equal is not None:
+            at_equal = Cell(
+                measure.number(equal.difference, sign=True)
+                if equal.difference is not None
+                else equal.verdict,
+                interval(measure, equal.low, equal.high, sign=True),
+                "quiet" if equal.difference is None else "",
+            )
+        detail = f"{found.dropped} without a score" if found.dropped else ""
+        rows.append(
+            [
+                Cell(measure.title, measure.unit),
+                Cell(
+                    measure.number(found.difference, sign=True),
+                    interval(measure, found.low, found.high, sign=True),
+                ),
+                Cell(f"{found.n} ({found.prompts})", detail),
+                Cell(f"{found.wins} / {found.losses}"),
+                Cell(f"{found.p:.3f}" if found.n else MINUS),
+                Cell(found.verdict, "", _TONES.get(found.verdict, "quiet")),
+                at_equal,
+            ]
+        )
+    head = [
+        "",
+        "difference, 95 % interval",
+        "pairs, (prompts)",
+        "prompts up / down",
+        "sign test, p",
+    ]
+    return Table(caption, [*head, "verdict", "at equal motion, 95 % interval"], [Group("", rows)])
+
+
+def claim_table(findings: Sequence[Finding], caption: str) -> Table:
+    """Return what the run says of each claim."""
+    rows = []
+    for found in findings:
+        measure, compared = found.comparison.measure, found.comparison
+        remains = ""
+        if found.verdict == HOLDS and compared.equal is not None:
+            remains = f"at equal motion: {what_remains(compared.equal)}"
+        paper = "; ".join(
+            f"{value:+.2f} ({backbone})" for backbone, value in found.claim.paper().items()
+        )
+        rows.append(
+            [
+                Cell(found.claim.text, measure.title),
+                Cell(found.verdict, remains, _TONES.get(found.verdict, "quiet")),
+                Cell(
+                    measure.number(compared.difference, sign=True),
+                    interval(measure, compared.low, compared.high, sign=True),
+                ),
+                Cell(f"{compared.n} ({compared.prompts})"),
+                Cell(paper or MINUS),
+            ]
+        )
+    head = [
+        "claim",
+        "here",
+        "difference, 95 % interval",
+        "pairs, (prompts)",
+        "the paper's difference",
+    ]
+    return Table(caption, head, [Group("", rows)])
+
+
+def cost_table(costs: Mapping[str, ArmCost], caption: str) -> Table:
+    """Return what the videos of each arm took."""
+    rows = []
+    for arm, cost in costs.items():
+        flops = None if cost.flops_per_frame is None else cost.flops_per_frame / 1e9
+        memory = "; ".join(f"{place} {mib:,.0f}" for place, mib in cost.memory_mib.items())
+        rows.append(
+            [
+                Cell(arm),
+                Cell(_plain(cost.nfe, 0)),
+                Cell(_plain(cost.nfe_per_frame, 2)),
+                Cell(_plain(cost.latents_per_frame, 1)),
+                Cell(_plain(flops, 2)),
+                Cell(_plain(cost.seconds_per_frame, 3)),
+                Cell(memory or MINUS),
+                Cell(_percent(cost.triggered)),
+                Cell(_percent(cost.accepted)),
+                Cell(_percent(cost.search_share)),
+            ]
+        )
+    head = [
+        "",
+        "NFE, per video",
+        "NFE, per frame",
+        "latents, per frame",
+        "GFLOP, per frame",
+        "seconds, per frame",
+        "peak memory, MiB",
+        "searches, of judged passes",
+        "accepted, of searches",
+        "windows, spent on searches",
+    ]
+    return Table(caption, head, [Group("", rows)])
+
+
+def stage_table(costs: Mapping[str, ArmCost], caption: str) -> Table:
+    """Return where each arm's time went."""
+    stages = list(dict.fromkeys(stage for cost in costs.values() for stage in cost.seconds))
+    rows = [
+        [Cell(arm), *(Cell(_plain(cost.seconds.get(stage), 4)) for stage in stages)]
+        for arm, cost in costs.items()
+    ]
+    return Table(caption, ["", *stages], [Group("", rows)])
+
+
+def paper_cost_table(tables: Sequence[PublishedTable], caption: str) -> Table:
+    """Return the paper's numbers of cost."""
+    rows = [
+        [Cell(row.arm), Cell(row.backbone), Cell(table.title), Cell(f"{value:g}"), Cell(table.unit)]
+        for table in tables
+        for row in table.rows
+        for value in row.scores.values()
+    ]
+    return Table(caption, ["", "model", "what", "value", "unit"], [Group("", rows)])
+
+
+def glossary(measures: Sequence[Measure]) -> Table:
+    """Return what the measures mean."""
+    rows = [[Cell(m.title), Cell(m.meaning or MINUS), Cell(_unit(m))] for m in measures]
+    return Table(
+        "What the measures mean", ["measure", "what it tells", "how to read"], [Group("", rows)]
+    )
+
+
+def of_base(base: str) -> Measure:
+    """Return a column for several runs, whatever networks each used."""
+    return measure_of(base)
+
+
+def _plain(value: float | None, digits: int) -> str:
+    return MINUS if value is None else f"{value:,.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return MINUS if value is None else f"{100 * value:.1f} %"
