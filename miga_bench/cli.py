@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from miga_bench import __version__
-from miga_bench.errors import Notice, NumericalError, UserError
+from miga_bench.errors import Notice, NumericalError, TeamError, TrackingError, UserError
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 
@@ -27,6 +27,7 @@ examples:
   miga-bench generate "a green square moves up" --endless        (Ctrl-C ends it)
   miga-bench generate "a cat walks through snow" --backbone wan2.1-1.3b --device cuda
   miga-bench predict --config tiny-wan-miga
+  miga-bench experiment components
   miga-bench score out.mp4
   miga-bench report runs/tiny-wan-miga
   miga-bench list presets
@@ -57,7 +58,7 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, unknown = self.parse_known_args(args, namespace)
-        if parsed.verb in ("predict", "train-tiny"):
+        if parsed.verb in ("predict", "experiment", "train-tiny"):
             parsed.arguments = unknown
         elif unknown:
             raise UserError(_unknown_argument(unknown[0], parsed.options))
@@ -97,9 +98,11 @@ def _parser() -> _Parser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     _add_generate(verbs)
     _add_predict(verbs)
+    _add_experiment(verbs)
     _add_demo(verbs)
     _add_score(verbs)
     _add_report(verbs)
+    _add_sync(verbs)
     _add_list(verbs)
     _add_bench(verbs)
     _add_train_tiny(verbs)
@@ -222,13 +225,32 @@ def _add_predict(verbs: Any) -> None:
 def _predict(args: argparse.Namespace) -> int:
     from miga_bench.cli_predict import run
 
-    status = run(args)
+    return _ended(run(args))
+
+
+def _ended(status: dict[str, Any] | None) -> int:
+    """Say how a run ended, and return the exit code."""
     if status is None:  # a rank other than 0, whose word counts
         return DONE
     if status["status"] == "stopped":
         _say(f"stopped: {status['run']} has {status['done']} of {status['items']} videos")
     _print_json(status)
     return {"done": DONE, "failed": FAILED}.get(status["status"], 128 + (status["signal"] or 0))
+
+
+def _add_experiment(verbs: Any) -> None:
+    from miga_bench import cli_experiment
+
+    parser = _verb(
+        verbs, "experiment", _experiment, cli_experiment.SUMMARY, cli_experiment.EXAMPLES
+    )
+    cli_experiment.add_options(parser)
+
+
+def _experiment(args: argparse.Namespace) -> int:
+    from miga_bench.cli_experiment import run
+
+    return _ended(run(args))
 
 
 def _add_demo(verbs: Any) -> None:
@@ -306,6 +328,19 @@ def _add_report(verbs: Any) -> None:
 
 def _report(args: argparse.Namespace) -> int:
     from miga_bench.cli_report import run
+
+    _print_json(run(args))
+    return DONE
+
+
+def _add_sync(verbs: Any) -> None:
+    from miga_bench import cli_sync
+
+    cli_sync.add_options(_verb(verbs, "sync", _sync, cli_sync.SUMMARY, cli_sync.EXAMPLES))
+
+
+def _sync(args: argparse.Namespace) -> int:
+    from miga_bench.cli_sync import run
 
     _print_json(run(args))
     return DONE
@@ -400,7 +435,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in arguments:
             raise
-        if isinstance(error, (UserError, NumericalError)):
+        if isinstance(error, (UserError, NumericalError, TeamError, TrackingError)):
             _say(_one_line(error))
             return WRONG_INPUT if isinstance(error, UserError) else FAILED
         _say(f"{type(error).__name__}: {_one_line(error)} (--debug shows where)")

@@ -9,5 +9,17 @@ class NumericalError(RuntimeError):
     """The denoiser returned NaN or infinity; the command line exits with code 1."""
 
 
+class TeamError(RuntimeError):
+    """The processes that make something together fell apart; the command line exits with code 1."""
+
+
+class LostError(TeamError):
+    """One of them is gone, and what they have begun cannot be gone on with."""
+
+
+class TrackingError(RuntimeError):
+    """MLflow refused, or could not be reached; the command line exits with code 1."""
+
+
 class Notice(UserWarning):
     """Worth knowing, but no reason to stop; the command line shows it as one line."""

@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from miga_bench.errors import UserError
 from miga_bench.harness.data import PromptDataModule
 from miga_bench.harness.module import LongVideoModule
+from miga_bench.harness.tracking import Tracking
 from miga_bench.harness.writer import RunWriter
 
 TRAINER = {
@@ -27,11 +28,12 @@ TRAINER = {
 
 
 class PredictCLI(LightningCLI):
-    """The groups trainer, model, data and run of one command."""
+    """The groups trainer, model, data, run and tracking of one command."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the group run."""
+        """Add the groups run and tracking."""
         parser.add_lightning_class_args(RunWriter, "run")
+        parser.add_lightning_class_args(Tracking, "tracking")
 
 
 def predict(arguments: Sequence[str]) -> dict[str, Any] | None:
@@ -68,10 +70,14 @@ def predict(arguments: Sequence[str]) -> dict[str, Any] | None:
         raise UserError(_one_line(error)) from None
     trainer: Any = cli.trainer
     (writer,) = (c for c in trainer.callbacks if isinstance(c, RunWriter))
+    (tracking,) = (c for c in trainer.callbacks if isinstance(c, Tracking))
     configuration = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
-    writer.configuration = {k: v for k, v in configuration.items() if k != "config"}
+    writer.configuration = {
+        k: v for k, v in configuration.items() if k not in ("config", "tracking")
+    }
     try:
-        trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
+        with tracking.following(trainer, writer):
+            trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
     except SystemExit:  # how Lightning ends when it was interrupted
         if not trainer.interrupted:
             raise
@@ -81,7 +87,9 @@ def predict(arguments: Sequence[str]) -> dict[str, Any] | None:
         if trainer.is_global_zero:
             raise
         sys.exit(2)  # rank 0 has said it
-    return writer.status
+    if writer.status is None or tracking.outcome is None:
+        return writer.status
+    return {**writer.status, "tracking": tracking.outcome}
 
 
 def _one_line(error: ArgumentError) -> str:

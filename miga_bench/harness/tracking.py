@@ -1,0 +1,122 @@
+"""MLflow beside a run: the run shows as running while it is made, and is logged whole when it ends.
+
+Whatever is wrong with MLflow, the run goes on as if it were not there; ``miga-bench sync`` replays it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback
+
+from miga_bench.errors import UserError
+from miga_bench.harness.tracking_process import TrackingProcess
+from miga_bench.harness.tracking_uri import shown, tracking_uri
+from miga_bench.harness.writer import RunWriter
+
+
+class Tracking(Callback):
+    """Tells MLflow of a run and of each of its arms.
+
+    Args:
+        enabled: Whether to; by default where a uri is given (experiments do in any case).
+        uri: http://HOST:PORT of a server, sqlite:///FILE or another database; by default what
+            MLFLOW_TRACKING_URI says, or else the file mlflow.db in the run's root.
+        experiment: MLflow's name for a group of runs.
+        videos: Keep the videos there, too; contact sheets are in any case.
+        videos_mib: At most so many MiB of videos of each arm.
+
+    Attributes:
+        outcome: How it went, after the run: where in MLflow it is, or what failed; None if not enabled.
+
+    Raises:
+        UserError: MLflow cannot keep runs at the URI, or a value is out of its range.
+    """
+
+    def __init__(
+        self,
+        enabled: bool | None = None,
+        uri: str | None = None,
+        experiment: str = "miga-bench",
+        videos: bool = True,
+        videos_mib: int = 500,
+    ) -> None:
+        if not experiment.strip():
+            raise UserError("tracking.experiment is empty: give the group of runs a name")
+        if videos_mib < 0:
+            raise UserError(f"tracking.videos_mib is {videos_mib}: it is 0 or more")
+        self.enabled = uri is not None if enabled is None else enabled
+        if self.enabled:
+            tracking_uri(uri, Path())  # a wrong one is refused before anything is made
+        self.outcome: dict[str, Any] | None = None
+        self._uri, self._experiment = uri, experiment
+        self._videos, self._videos_mib = videos, videos_mib
+        self._process: TrackingProcess | None = None
+        self._said: set[str] = set()
+
+    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+        """Show the run as running; nobody waits for that."""
+        if self.enabled and trainer.is_global_zero:
+            (writer,) = (c for c in trainer.callbacks if isinstance(c, RunWriter))
+            self._start(writer.run.folder, follow=True)
+
+    @contextmanager
+    def following(self, trainer: Any, writer: RunWriter) -> Iterator[None]:
+        """Log the run when the block has ended, however it ended."""
+        status = "FAILED"
+        try:
+            yield
+            status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit):  # how Lightning ends when it was interrupted
+            status = "KILLED"
+            raise
+        finally:
+            if self.enabled and trainer.is_global_zero:
+                self._finish(writer, status)
+
+    def _start(self, folder: Path, follow: bool) -> None:
+        target = {
+            "folder": folder,
+            "uri": tracking_uri(self._uri, folder.parent),
+            "experiment": self._experiment,
+            "videos": self._videos,
+            "videos_mib": self._videos_mib,
+        }
+        try:
+            self._process = TrackingProcess(target, follow, lambda what: self._say(what, folder))
+        except OSError as error:
+            self._say(error.strerror or str(error), folder)
+
+    def _finish(self, writer: RunWriter, status: str) -> None:
+        folder = writer.run.folder
+        if self._process is None and writer.status is not None:  # all was there already
+            self._start(folder, follow=False)
+        if self._process is None:
+            return
+        try:
+            word = self._process.finish(None if writer.status else status)
+        except KeyboardInterrupt:
+            word = {"event": "failed", "what": "stopped by Ctrl-C"}
+        if word["event"] == "failed":
+            self._say(word["what"], folder)
+            uri = shown(tracking_uri(self._uri, folder.parent))
+            self.outcome = {"status": "failed", "uri": uri, "error": word["what"]}
+        else:
+            self.outcome = {**word, "status": "done"}
+            del self.outcome["event"]
+
+    def _say(self, what: str, folder: Path) -> None:
+        """Say what failed, once."""
+        if what in self._said:
+            return
+        self._said.add(what)
+        uri = shown(tracking_uri(self._uri, folder.parent))
+        print(
+            f"miga-bench: tracking at {uri} failed ({what}); the run does without, and"
+            f" miga-bench sync {folder} --uri {uri} replays it",
+            file=sys.stderr,
+        )

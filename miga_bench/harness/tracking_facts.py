@@ -1,0 +1,252 @@
+"""What there is to say of an arm: parameters, metrics, curves over the video and a table; no MLflow here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from miga_bench.harness.results import Arm, Results, Row
+from miga_bench.metrics.statistics import estimate
+
+Metrics = dict[str, float]
+Points = list[tuple[int, float]]
+
+MOST_BINS = 256
+
+
+@dataclass
+class Curve:
+    """A mean over steps that come from many videos; memory does not grow with their length.
+
+    When a step lies beyond the last bin, bins are made twice as wide and merged in pairs.
+    """
+
+    width: int = 1
+    sums: dict[int, float] = field(default_factory=dict)
+    counts: dict[int, int] = field(default_factory=dict)
+
+    def add(self, step: int, value: float) -> None:
+        """Count a value at a step."""
+        while step // self.width >= MOST_BINS:
+            self.width *= 2
+            self.sums, self.counts = _halved(self.sums), _halved(self.counts)
+        place = step // self.width
+        self.sums[place] = self.sums.get(place, 0.0) + value
+        self.counts[place] = self.counts.get(place, 0) + 1
+
+    def points(self) -> Points:
+        """Return the first step of each bin and its mean, in order."""
+        return [(n * self.width, self.sums[n] / self.counts[n]) for n in sorted(self.sums)]
+
+
+def _halved(bins: Mapping[int, Any]) -> dict[int, Any]:
+    merged: dict[int, Any] = {}
+    for number, value in bins.items():
+        merged[number // 2] = merged.get(number // 2, 0) + value
+    return merged
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that is logged of an arm, apart from files.
+
+    Attributes:
+        arm: Whose they are.
+        params: What the arm is.
+        metrics: One number each.
+        curves: Numbers over steps: frames under ``drift/``, passes under ``reflection_over_passes/``.
+        table: Columns and rows; a row per video.
+        status: ``FINISHED``, ``FAILED`` (a video failed) or ``KILLED`` (a video is missing).
+        seconds: Spent on all its videos.
+    """
+
+    arm: Arm
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    curves: Mapping[str, Points]
+    table: Mapping[str, Sequence[Any]]
+    status: str
+    seconds: float
+
+    def digest(self, *others: object) -> str:
+        """Return a hash of all of it and of what else decides what is logged."""
+        whole = [self.params, self.metrics, self.curves, self.table, self.status, others]
+        text = json.dumps(whole, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+
+
+def facts(results: Results, arm: Arm) -> Facts:
+    """Return what there is to say of an arm, from the run's folder."""
+    rows = results.of(arm.name)
+    done = [row for row in rows if row.status == "done"]
+    curves, reflection = _reflection(done)
+    counts = {f"videos/{name}": float(sum(row.status == name for row in rows)) for name in STATES}
+    metrics = {**_scores(rows), **_cost(done), **reflection, **counts}
+    metrics["videos/frames"] = float(sum(row.frames for row in done))
+    states = {row.status for row in rows}
+    seconds = sum(float(row.cost.get("total_seconds") or 0) for row in rows)
+    return Facts(
+        arm,
+        _params(results, arm),
+        metrics,
+        {**_drift(done), **curves},
+        _table(rows),
+        "KILLED" if "missing" in states else "FAILED" if "failed" in states else "FINISHED",
+        seconds,
+    )
+
+
+STATES = ("done", "failed", "missing")
+
+
+def plain(label: str) -> str:
+    """Return a score's label as MLflow takes it: ``subject_consistency[tiny]`` -> ``..._tiny``."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", label).strip("_") or "score"
+
+
+def names(labels: Sequence[str]) -> dict[str, str]:
+    """Return each label's plain name; two labels never share one."""
+    found: dict[str, str] = {}
+    for label in labels:
+        name, number = plain(label), 2
+        while name in found.values():
+            name, number = f"{plain(label)}_{number}", number + 1
+        found[label] = name
+    return found
+
+
+def _labels(rows: Sequence[Row]) -> list[str]:
+    return sorted({label for row in rows for label in row.scores})
+
+
+def _params(results: Results, arm: Arm) -> dict[str, str]:
+    model = {k: v for k, v in results.model.items() if k not in ("weights_hash", "method")}
+    own = {"arm": arm.name, "method": arm.method, **arm.settings}
+    return {plain(name): str(value) for name, value in {**model, **own}.items()}
+
+
+def _scores(rows: Sequence[Row]) -> Metrics:
+    metrics: Metrics = {}
+    labels = _labels(rows)
+    for label, name in names(labels).items():
+        have = [row for row in rows if row.status == "done"]
+        found = estimate([row.scores.get(label) for row in have], [row.prompt_id for row in have])
+        known = {
+            f"scores/{name}": found.mean,
+            f"scores_certainty/{name}/standard_error": found.standard_error,
+            f"scores_certainty/{name}/low": found.low,
+            f"scores_certainty/{name}/high": found.high,
+            f"scores_certainty/{name}/n": found.n,
+        }
+        metrics |= {key: float(value) for key, value in known.items() if value is not None}
+    return metrics
+
+
+def _cost(rows: Sequence[Row]) -> Metrics:
+    if not rows:
+        return {}
+    frames = sum(row.frames for row in rows) or 1
+    metrics: Metrics = {}
+    for name, called in (("nfe", "nfe"), ("flops", "flops"), ("total_seconds", "seconds")):
+        values = [row.cost.get(name) for row in rows]
+        known = [float(value) for value in values if isinstance(value, (int, float))]
+        if len(known) == len(rows):
+            metrics[f"cost/{called}_per_video"] = fmean(known)
+            metrics[f"cost/{called}_per_frame"] = sum(known) / frames
+    for stage in sorted({stage for row in rows for stage in row.cost.get("seconds") or {}}):
+        spent = [float((row.cost.get("seconds") or {}).get(stage, 0)) for row in rows]
+        metrics[f"seconds_per_video/{plain(stage)}"] = fmean(spent)
+    peaks = [row.cost.get("peak_memory_mib") or {} for row in rows]
+    for where in sorted({where for peak in peaks for where in peak}):
+        metrics[f"cost/peak_memory_mib_{plain(where)}"] = max(p.get(where, 0.0) for p in peaks)
+    return metrics
+
+
+def _drift(rows: Sequence[Row]) -> dict[str, Points]:
+    """Return each score over the videos' frames, a mean over videos; a step is a bin's middle frame."""
+    curves: dict[str, Points] = {}
+    for label, name in names(sorted({label for row in rows for label in row.series})).items():
+        bins: dict[int, list[float]] = {}
+        for row in rows:
+            for first, last, mean in row.series.get(label, ()):
+                if mean is not None and mean == mean:
+                    bins.setdefault(int(first + last) // 2, []).append(mean)
+        curves[f"drift/{name}"] = [(step, fmean(bins[step])) for step in sorted(bins)]
+    return curves
+
+
+def passes(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield what each pass of a video reported, one at a time; nothing if that was not kept."""
+    path = folder / "passes.jsonl"
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except ValueError:  # the last line of one that was killed
+                return
+
+
+def _reflection(rows: Sequence[Row]) -> tuple[dict[str, Points], Metrics]:
+    """Return self-reflection over the watched passes, mean over videos, and its rates."""
+    similarity, triggered, accepted = Curve(), Curve(), Curve()
+    watched = triggers = acceptances = windows = searched = 0
+    for row in rows:
+        step = 0
+        last: Mapping[str, Any] = {}
+        for last in passes(row.folder):
+            if last.get("similarity") is None:
+                continue
+            similarity.add(step, float(last["similarity"]))
+            triggered.add(step, float(last["triggered"]))
+            accepted.add(step, float(last["accepted"]))
+            triggers += bool(last["triggered"])
+            acceptances += bool(last["accepted"])
+            step += 1
+        watched += step
+        windows += int(last.get("windows", 0))
+        searched += int(last.get("search_windows", 0))
+    if not watched:
+        return {}, {}
+    metrics = {
+        "reflection/triggers_per_watched_pass": triggers / watched,
+        "reflection/triggers_per_frame": triggers / (sum(row.frames for row in rows) or 1),
+        "reflection/search_share_of_windows": searched / windows if windows else 0.0,
+    }
+    if triggers:
+        metrics["reflection/accepted_per_trigger"] = acceptances / triggers
+    over = "reflection_over_passes"
+    curves = {
+        f"{over}/similarity": similarity.points(),
+        f"{over}/triggered": triggered.points(),
+        f"{over}/accepted": accepted.points(),
+    }
+    return curves, metrics
+
+
+def _table(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    labels = _labels(rows)
+    of_row: dict[str, Callable[[Row], Any]] = {
+        "arm": lambda row: row.arm,
+        "prompt_id": lambda row: row.prompt_id,
+        "prompt": lambda row: row.prompt,
+        "seed": lambda row: row.seed,
+        "status": lambda row: row.status,
+        "frames": lambda row: row.frames,
+        "nfe": lambda row: row.cost.get("nfe"),
+        "seconds": lambda row: row.cost.get("total_seconds"),
+    }
+    data = [
+        [*(get(row) for get in of_row.values()), *(row.scores.get(label) for label in labels)]
+        for row in rows
+    ]
+    reasons = ["; ".join([row.error or "", *row.reasons.values()]).strip("; ") for row in rows]
+    whole = [[*line, reason] for line, reason in zip(data, reasons, strict=True)]
+    return {"columns": [*of_row, *labels, "reasons"], "data": whole}

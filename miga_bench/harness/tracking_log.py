@@ -1,0 +1,459 @@
+"""A run in MLflow: the run is the parent, its arms are children; what is there already is not made twice.
+
+All comes from the run's folder, so that it can be told again at any time and to any server. The folder's
+``tracking.json`` remembers MLflow's ids, by URI and experiment; where it is lost, tags find the runs again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+from miga_bench.errors import UserError
+from miga_bench.harness.locks import FileLock, HeldError
+from miga_bench.harness.provenance import write_json
+from miga_bench.harness.results import Results, read_results
+from miga_bench.harness.tracking_facts import Facts, facts, names
+from miga_bench.harness.tracking_plots import drift_plot, reflection_plot
+from miga_bench.harness.tracking_uri import artifact_folder, shown
+
+MEMORY = "tracking.json"
+STATUS = {"done": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+RUN, ARM, LOGGED = "miga_bench.run", "miga_bench.arm", "miga_bench.logged"
+PARENT, NOTE, TABLES = "mlflow.parentRunId", "mlflow.note.content", "mlflow.loggedArtifacts"
+MOST_METRICS, MOST_OTHERS = 1000, 100  # that one request may hold
+MOST_TEXT = 4900  # characters of a tag
+
+Ids = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where and how a run is tracked.
+
+    Attributes:
+        folder: The run's.
+        uri: MLflow's, as ``tracking_uri`` returns it.
+        experiment: MLflow's name for the group of runs.
+        videos: Whether videos are kept there too.
+        videos_mib: At most so many MiB of them per arm; the others are named in ``videos/left_out.txt``.
+    """
+
+    folder: Path
+    uri: str
+    experiment: str = "miga-bench"
+    videos: bool = True
+    videos_mib: int = 500
+
+
+class RunLog:
+    """Writes a run to MLflow.
+
+    Args:
+        target: Where and how.
+        told: Called after every step, so that somebody can see that it goes on.
+
+    Raises:
+        UserError: The folder is no run.
+    """
+
+    def __init__(self, target: Target, told: Callable[[], None] = lambda: None) -> None:
+        self.target, self.results = target, read_results(target.folder)
+        self.client = MlflowClient(target.uri, target.uri)
+        self._told = told
+        self._experiment = ""
+        self._ids: Ids = {}
+
+    def begin(self) -> str:
+        """Show the run as running; return its id.
+
+        Raises:
+            MlflowException: MLflow refused, or could not be reached.
+        """
+        with self._remembering():
+            return self._parent("RUNNING", [])
+
+    def progress(self) -> None:
+        """Log how many videos are done, where that has changed; nothing before ``begin``."""
+        if not self._ids.get("run"):
+            return
+        store = self.target.folder.parent / "items"
+        keys = {row.key for row in self.results.rows}
+        done = sum((store / key / "manifest.json").exists() for key in keys)
+        self._changed(self._ids["run"], {"videos/done": float(done)})
+
+    def write(self, status: str | None = None) -> dict[str, Any]:
+        """Log everything that lies in the run's folder.
+
+        Args:
+            status: MLflow's word for how the run ended; None reads the folder.
+
+        Returns:
+            Where it is: ``uri``, ``experiment``, ``experiment_id``, ``run_id``, ``arms`` (ids by name) and
+            ``logged`` (the arms that had news).
+
+        Raises:
+            MlflowException: MLflow refused, or could not be reached.
+        """
+        self.results = read_results(self.target.folder)
+        status = status or self._status()
+        with self._remembering(), TemporaryDirectory() as scratch:
+            arms = [facts(self.results, arm) for arm in self.results.arms.values()]
+            parent = self._parent("RUNNING", arms)
+            logged = [
+                arm.arm.name
+                for place, arm in enumerate(arms)
+                if self._arm(parent, arm, place, Path(scratch))
+            ]
+            self._files_of_run(parent, arms, Path(scratch))
+            if status != "RUNNING":
+                self.client.set_terminated(parent, status, self._ended())
+            return {
+                "uri": shown(self.target.uri),
+                "experiment": self.target.experiment,
+                "experiment_id": self._experiment,
+                "run_id": parent,
+                "arms": dict(self._ids["arms"]),
+                "logged": logged,
+            }
+
+    def _remembering(self) -> _Remembering:
+        return _Remembering(self)
+
+    def open_experiment(self) -> None:
+        """Find MLflow's experiment, or make it.
+
+        Raises:
+            UserError: It was deleted.
+        """
+        name, uri = self.target.experiment, self.target.uri
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                self._experiment = self.client.create_experiment(name, artifact_folder(uri))
+            except MlflowException:  # somebody else was faster
+                found = self.client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        if found is not None:
+            if found.lifecycle_stage != "active":
+                raise UserError(
+                    f"experiment {name!r} was deleted at {shown(uri)}: restore it there, or choose"
+                    " another name"
+                )
+            self._experiment = found.experiment_id
+        self._told()
+
+    def remember(self) -> None:
+        """Read the ids that the folder knows."""
+        path = self.target.folder / MEMORY
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+            ids = known[shown(self.target.uri)][self.target.experiment]
+            self._ids = {"run": str(ids["run"]), "arms": dict(ids["arms"])}
+        except (OSError, ValueError, KeyError, TypeError):
+            self._ids = {"run": "", "arms": {}}
+
+    def keep(self) -> None:
+        """Write the ids to the folder; tags find the runs where that cannot be."""
+        path = self.target.folder / MEMORY
+        known: Any = {}
+        with suppress(OSError, ValueError):
+            known = json.loads(path.read_text(encoding="utf-8"))
+        known = known if isinstance(known, dict) else {}
+        known.setdefault(shown(self.target.uri), {})[self.target.experiment] = self._ids
+        with suppress(OSError):
+            write_json(path, known)
+
+    def _find(self, known: str, tags: Mapping[str, str]) -> Run | None:
+        """Return a run that is there and not deleted, by its id or else by its tags."""
+        if known:
+            with suppress(MlflowException):
+                run = self.client.get_run(known)
+                there = run.info.experiment_id == self._experiment
+                if there and run.info.lifecycle_stage == "active":
+                    return run
+        clauses = [f"tags.`{tag}` = '{value}'" for tag, value in tags.items()]
+        found = self.client.search_runs([self._experiment], " and ".join(clauses), max_results=1)
+        return found[0] if found else None
+
+    def _parent(self, status: str, arms: Sequence[Facts]) -> str:
+        """Make or find the parent run, and bring its tags up to date."""
+        results = self.results
+        tags = {**self._provenance(), RUN: self._key(), NOTE: note(results, arms)}
+        run = self._find(self._ids["run"], {RUN: self._key()})
+        if run is None:
+            start = _milliseconds(results.provenance.get("started"))
+            run = self.client.create_run(self._experiment, start, tags, results.name)
+        self._ids["run"] = run.info.run_id
+        self.keep()
+        self._told()
+        self._batches(run.info.run_id, {}, self._params(), tags)
+        if run.info.status != status:
+            self.client.update_run(run.info.run_id, status)
+        return str(run.info.run_id)
+
+    def _params(self) -> dict[str, str]:
+        rows, model = self.results.rows, self.results.model
+        shape = ("backbone", "precision", "height", "width")
+        counts = {
+            "arms": len(self.results.arms),
+            "prompts": len({row.prompt_id for row in rows}),
+            "seeds": len({row.seed for row in rows}),
+            "videos": len(rows),
+        }
+        return {**{name: str(model.get(name)) for name in shape}, **_texts(counts)}
+
+    def _provenance(self) -> dict[str, str]:
+        """Return tags that say from which code and weights a run comes, and on what it was made."""
+        about = self.results.provenance
+        git, hardware = about.get("git") or {}, about.get("hardware") or {}
+        tags = {
+            "mlflow.source.name": "miga-bench",
+            "mlflow.source.type": "LOCAL",
+            "mlflow.source.git.commit": git.get("commit"),
+            "git.changed": git.get("changed"),
+            "weights_hash": self.results.model.get("weights_hash"),
+            **{f"hardware.{name}": value for name, value in hardware.items()},
+            **{f"version.{name}": v for name, v in (about.get("versions") or {}).items()},
+        }
+        return _texts({name: value for name, value in tags.items() if value is not None})
+
+    def _key(self) -> str:
+        """Return what is the same for this run wherever its folder is copied, and for no other."""
+        about = [self.results.name, self.results.provenance.get("started")]
+        keys = [row.key for row in self.results.rows]
+        return hashlib.sha256(json.dumps([about, keys]).encode()).hexdigest()[:16]
+
+    def _arm(self, parent: str, arm: Facts, place: int, scratch: Path) -> bool:
+        """Log an arm, unless it is logged as it is now; return whether there was news."""
+        name = arm.arm.name
+        wanted = arm.digest(
+            self._videos_of(name), self._provenance(), self.target.videos, self.target.videos_mib
+        )
+        known = str(self._ids["arms"].get(name, ""))
+        run = self._find(known, {PARENT: parent, ARM: name})
+        theirs: dict[str, str] = {}
+        if run is not None:
+            if run.data.tags.get(LOGGED) == wanted:
+                self._ids["arms"][name] = run.info.run_id
+                if run.data.tags.get(PARENT) != parent:
+                    self.client.set_tag(run.info.run_id, PARENT, parent)
+                self._told()
+                return False
+            # metrics cannot be taken back: an arm with news is a new run, with the tags that users gave it
+            theirs = {k: v for k, v in run.data.tags.items() if not _ours(k)}
+            self._delete(run)
+        # MLflow lists the youngest first: so the arms stand in their order
+        start = _milliseconds(self.results.provenance.get("started")) + len(self.results.arms)
+        tags = {**theirs, **self._provenance(), PARENT: parent, ARM: name, NOTE: arm_note(arm)}
+        made = self.client.create_run(self._experiment, start - place, tags, name)
+        run_id = made.info.run_id
+        self._ids["arms"][name] = run_id
+        self.keep()
+        self._batches(run_id, arm.metrics, arm.params, {}, arm.curves)
+        self._files_of_arm(run_id, arm, scratch)
+        tables = json.dumps([{"path": "scores.json", "type": "table"}])
+        self._batches(run_id, {}, {}, {TABLES: tables, LOGGED: wanted})
+        self.client.set_terminated(run_id, arm.status, start + round(1000 * arm.seconds))
+        self._told()
+        return True
+
+    def _delete(self, run: Run) -> None:
+        self.client.delete_run(run.info.run_id)
+        with suppress(Exception):  # not every store can; then MLflow's own gc does
+            from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+            get_artifact_repository(
+                run.info.artifact_uri, tracking_uri=self.target.uri
+            ).delete_artifacts()
+
+    def _videos_of(self, arm: str) -> list[str]:
+        return [f"{row.key} {row.status}" for row in self.results.of(arm)]
+
+    def _files_of_arm(self, run_id: str, arm: Facts, scratch: Path) -> None:
+        self.client.log_dict(run_id, dict(arm.table), "scores.json")
+        if drift_plot([arm], scratch / "drift.png"):
+            self._file(run_id, scratch / "drift.png", "plots")
+        if reflection_plot(arm, scratch / "reflection.png"):
+            self._file(run_id, scratch / "reflection.png", "plots")
+        room, left_out = self.target.videos_mib * 2**20, []
+        for row in self.results.of(arm.arm.name):
+            title = f"{row.prompt_id}-{row.seed}"
+            for source, folder in (("sheet.png", "sheets"), ("video.mp4", "videos")):
+                path = row.folder / source
+                if not path.exists() or (folder == "videos" and not self.target.videos):
+                    continue
+                if folder == "videos":
+                    room -= path.stat().st_size
+                    if room < 0:
+                        left_out.append(f"{title}: items/{row.key}/{source} below the run's root")
+                        continue
+                link = scratch / f"{title}{path.suffix}"
+                link.unlink(missing_ok=True)
+                link.symlink_to(path.resolve())
+                self._file(run_id, link, folder)
+        if left_out:
+            self.client.log_text(run_id, "\n".join(left_out) + "\n", "videos/left_out.txt")
+
+    def _files_of_run(self, parent: str, arms: Sequence[Facts], scratch: Path) -> None:
+        for name in ("run.yaml", "status.json", "prompts.json"):
+            if (self.target.folder / name).exists():
+                self._file(parent, self.target.folder / name, None)
+        if drift_plot(arms, scratch / "drift.png"):
+            self._file(parent, scratch / "drift.png", "plots")
+        columns = list(dict.fromkeys(c for arm in arms for c in arm.table["columns"]))
+        data = [
+            [dict(zip(arm.table["columns"], line, strict=True)).get(c) for c in columns]
+            for arm in arms
+            for line in arm.table["data"]
+        ]
+        self.client.log_dict(parent, {"columns": columns, "data": data}, "scores.json")
+        tables = json.dumps([{"path": "scores.json", "type": "table"}])
+        self._batches(parent, {}, {}, {TABLES: tables})
+        states = [row.status for row in self.results.rows]
+        self._changed(
+            parent, {f"videos/{s}": float(states.count(s)) for s in ("done", "failed", "missing")}
+        )
+
+    def _file(self, run_id: str, path: Path, folder: str | None) -> None:
+        self.client.log_artifact(run_id, str(path), folder)
+        self._told()
+
+    def _changed(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        before = self.client.get_run(run_id).data.metrics
+        news = {name: value for name, value in metrics.items() if before.get(name) != value}
+        for name, value in news.items():
+            self.client.log_metric(run_id, name, value)
+
+    def _batches(
+        self,
+        run_id: str,
+        metrics: Mapping[str, float],
+        params: Mapping[str, str],
+        tags: Mapping[str, str],
+        curves: Mapping[str, Sequence[tuple[int, float]]] | None = None,
+    ) -> None:
+        """Log in as few requests as MLflow allows."""
+        now = self._ended() or _milliseconds(None)
+        numbers = [Metric(name, value, now, 0) for name, value in metrics.items()]
+        for name, points in (curves or {}).items():
+            numbers += [Metric(name, value, now, step) for step, value in points]
+        texts = [Param(name, value[:MOST_TEXT]) for name, value in params.items()]
+        marks = [RunTag(name, value[:MOST_TEXT]) for name, value in tags.items()]
+        while numbers or texts or marks:
+            room = MOST_METRICS - MOST_OTHERS * 2
+            self.client.log_batch(run_id, numbers[:room], texts[:MOST_OTHERS], marks[:MOST_OTHERS])
+            numbers = numbers[room:]
+            texts, marks = texts[MOST_OTHERS:], marks[MOST_OTHERS:]
+            self._told()
+
+    def _ended(self) -> int | None:
+        with suppress(OSError, ValueError, KeyError):
+            status = json.loads((self.target.folder / "status.json").read_text(encoding="utf-8"))
+            return _milliseconds(status["ended"])
+        return None
+
+    def _status(self) -> str:
+        with suppress(OSError, ValueError, KeyError):
+            status = json.loads((self.target.folder / "status.json").read_text(encoding="utf-8"))
+            return STATUS[status["status"]]
+        lock = FileLock(self.target.folder / ".lock")
+        try:
+            lock.acquire()
+        except (HeldError, OSError):
+            return "RUNNING"
+        lock.release()
+        return "KILLED"
+
+
+class _Remembering:
+    """While active, nobody else tracks the run; ids are read first and the experiment is there."""
+
+    def __init__(self, log: RunLog) -> None:
+        self._log = log
+        self._lock = FileLock(log.target.folder / ".tracking.lock")
+
+    def __enter__(self) -> None:
+        try:
+            self._lock.acquire()
+        except HeldError as holder:
+            raise UserError(
+                f"{self._log.target.folder} is being tracked by {holder}: wait until it ends"
+            ) from None
+        except OSError:  # a folder that can only be read is tracked all the same
+            pass
+        try:
+            self._log.remember()
+            self._log.open_experiment()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+
+def note(results: Results, arms: Sequence[Facts]) -> str:
+    """Return what a reader sees first: title, question, and the arms' scores as a table."""
+    about = results.about
+    lines = [f"### {about.get('title') or results.name}"]
+    if about.get("question"):
+        lines += ["", str(about["question"])]
+    labels = names(sorted({key for arm in arms for key in _means(arm)}))
+    if labels:
+        lines += ["", "| arm | " + " | ".join(labels) + " | s per frame |"]
+        lines += ["|---" * (len(labels) + 2) + "|"]
+        for arm in arms:
+            cells = [_cell(arm, label) for label in labels]
+            pace = arm.metrics.get("cost/seconds_per_frame")
+            lines.append(
+                f"| {arm.arm.name} | "
+                + " | ".join(cells)
+                + (f" | {pace:.2f} |" if pace is not None else " | |")
+            )
+        lines += ["", "Mean and standard error, clustered by prompt."]
+    return "\n".join(lines)
+
+
+def arm_note(arm: Facts) -> str:
+    """Return what is different in an arm."""
+    changed = ", ".join(f"{name} = {value}" for name, value in arm.arm.changed.items())
+    return f"**{arm.arm.name}**: {changed or 'method = ' + arm.arm.method}"
+
+
+def _means(arm: Facts) -> list[str]:
+    return [k.removeprefix("scores/") for k in arm.metrics if k.startswith("scores/")]
+
+
+def _cell(arm: Facts, name: str) -> str:
+    mean = arm.metrics.get(f"scores/{name}")
+    error = arm.metrics.get(f"scores_certainty/{name}/standard_error")
+    if mean is None:
+        return ""
+    return f"{mean:.3f}" + ("" if error is None else f" +- {error:.3f}")
+
+
+def _ours(tag: str) -> bool:
+    prefixes = ("mlflow.", "miga_bench.", "hardware.", "version.", "git.", "weights_hash")
+    return tag.startswith(prefixes)
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in values.items()}
+
+
+def _milliseconds(iso: str | None) -> int:
+    when = datetime.fromisoformat(iso) if iso else datetime.now()
+    return round(1000 * when.timestamp())

@@ -1,0 +1,121 @@
+"""The process that talks to MLflow, seen from the one that makes videos: it waits for nothing for long.
+
+MLflow lives in a process of its own, so that a server that hangs costs a run no video, that what the run
+measures of itself holds nothing of MLflow, and that a run which is killed is still marked as killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+STARTING = 60.0  # seconds for it to import what it needs, beside whatever else the machine does
+PATIENCE = 20.0  # seconds for a phase; what files fairly take comes on top
+SETTLING = 2.0  # seconds for the process to end after its last word
+LIMITS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "OMP_NUM_THREADS": "1",
+}
+Message = dict[str, Any]
+
+
+class TrackingProcess:
+    """A process that tracks one run.
+
+    Args:
+        target: Where and how: the fields of ``tracking_log.Target``.
+        follow: Whether the run is being made: it shows as running until ``finish``. Otherwise what
+            lies in its folder is logged at once.
+        waiting: Told why a run that is being made could not be shown as running; that is tried again.
+
+    Raises:
+        OSError: It could not be started.
+    """
+
+    def __init__(
+        self,
+        target: Mapping[str, Any],
+        follow: bool,
+        waiting: Callable[[str], None] = lambda what: None,
+    ) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "miga_bench.harness.tracking_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**LIMITS, **os.environ},  # who sets a limit has a reason
+            start_new_session=True,  # Ctrl-C is for the run
+        )
+        self._follow, self._waiting = follow, waiting
+        self._messages: queue.Queue[Message | None] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+        self._send({**target, "folder": str(target["folder"]), "follow": follow})
+
+    def _send(self, document: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
+        with suppress(OSError):  # it has died, which is heard soon
+            self._process.stdin.write(json.dumps(document).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        with suppress(OSError, ValueError):
+            for line in self._process.stdout:
+                message = json.loads(line)
+                if message["event"] == "waiting":
+                    self._waiting(message["what"])
+                self._messages.put(message)
+        self._messages.put(None)
+
+    def finish(self, status: str | None = None) -> Message:
+        """Have everything logged; return the last word: ``done``, or ``failed`` and ``what``.
+
+        A run that is followed is given ``PATIENCE`` to be shown at all, and again for its end, where
+        what its files fairly take comes on top. Otherwise each step is given that, however many there are.
+        Nobody waits for a beginning that a run's making has given time enough.
+
+        Args:
+            status: MLflow's word for how the run ended; None reads the folder.
+        """
+        try:
+            if self._follow:
+                self._send({"end": status})
+            return self._last_word()
+        finally:
+            self.end()
+
+    def _last_word(self) -> Message:
+        until = time.monotonic() + STARTING
+        while True:
+            try:
+                message = self._messages.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                return {"event": "failed", "what": "no answer in time"}
+            if message is None:
+                return {"event": "failed", "what": "its process ended without a word"}
+            if message["event"] in ("done", "failed"):
+                return message
+            if message["event"] in ("opening", "ending") or not self._follow:
+                until = time.monotonic() + PATIENCE + message.get("seconds", 0.0)
+
+    def end(self) -> None:
+        """End the process, whatever it is at."""
+        with suppress(OSError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        try:
+            self._process.wait(SETTLING)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

@@ -1,0 +1,67 @@
+"""Where MLflow keeps what it is told: the URI's rule, its default, and how it is shown."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from miga_bench.errors import UserError
+
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+RULE = (
+    "it is http://HOST:PORT, sqlite:///FILE or a database such as postgresql://USER@HOST/NAME"
+    " (MLflow no longer keeps runs in plain folders)"
+)
+
+
+def tracking_uri(given: str | None, root: Path) -> str:
+    """Return where a run is tracked, independent of the working folder.
+
+    Args:
+        given: By the user; None is ``MLFLOW_TRACKING_URI``, and where that is not set the file
+            ``mlflow.db`` below root.
+        root: The folder above all runs.
+
+    Raises:
+        UserError: MLflow cannot keep runs there.
+    """
+    uri = (given or os.environ.get("MLFLOW_TRACKING_URI") or "").strip()
+    if not uri and given is None:
+        return f"sqlite:///{root.resolve() / 'mlflow.db'}"
+    try:
+        parts = urlsplit(uri)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise UserError(f"tracking URI {uri!r}: {error}; {RULE}") from None
+    kind = parts.scheme.partition("+")[0]
+    if kind in ("http", "https"):
+        good = bool(host) and port != 0
+    elif kind == "sqlite":
+        good = uri.startswith(f"{parts.scheme}:///") and len(parts.path) > 1
+    else:
+        good = kind in DATABASES and bool(parts.path.strip("/"))
+    if not good or re.search(r"\s", uri):
+        raise UserError(f"tracking URI {shown(uri)!r}: {RULE}")
+    if kind == "sqlite":
+        file = Path(parts.path[1:]).expanduser()
+        return f"{parts.scheme}:///{file.resolve()}"
+    return uri.rstrip("/")
+
+
+def artifact_folder(uri: str) -> str | None:
+    """Return where a new experiment keeps its files; None leaves it to the server."""
+    file = sqlite_file(uri)
+    return None if file is None else (file.parent / "mlartifacts").as_uri()
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the database's file; None if it is no file."""
+    parts = urlsplit(uri)
+    return Path(parts.path[1:]) if parts.scheme.startswith("sqlite") else None
+
+
+def shown(uri: str) -> str:
+    """Return the URI without its password."""
+    return re.sub(r"://([^:/@]*):[^/]*@", r"://\1:***@", uri)
