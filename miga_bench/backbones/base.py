@@ -46,6 +46,17 @@ class Team(Protocol):
         ...
 
 
+class Meter(Protocol):
+    """Measures what denoiser calls take."""
+
+    def metered(self, network: Denoiser, denoiser: Denoiser) -> Denoiser:
+        """Return a denoiser that does as ``denoiser`` does and is measured as calls of ``network``.
+
+        The two differ where processes share calls: ``network`` then does only a part of the rows.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class AttentionSite:
     """Which attention over frames is being computed.
@@ -121,6 +132,7 @@ class Backbone(ABC):
         frame_rate: Frames per second of the decoded video.
         denoiser: The network behind the ``Denoiser`` interface.
         team: The processes that denoise together; None is this one alone.
+        meter: Measures the denoiser calls of samplers that begin now; None measures nothing.
     """
 
     name: str
@@ -130,6 +142,7 @@ class Backbone(ABC):
     frame_rate: float
     denoiser: Denoiser
     team: Team | None = None
+    meter: Meter | None = None
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Tensor:

@@ -311,6 +311,11 @@ class VideoCrafterDenoiser(nn.Module):
         rate = self.fps if fps is None else fps
         return self.network(latents, timesteps, text, rate, cut=cut, attention=self._attention)
 
+    @property
+    def attention(self) -> FrameAttention | None:
+        """What stands in for the attention over frames now; None is the network's own."""
+        return self._attention
+
     @contextmanager
     def attending(self, attention: FrameAttention) -> Iterator[None]:
         """Let ``attention`` do the attention over frames while the context is entered."""

@@ -275,6 +275,11 @@ class WanDenoiser(nn.Module):
             return self.network(latents, timesteps, text, cos, sin)
         return self.network(latents, timesteps, text, cos, sin, self._attention)
 
+    @property
+    def attention(self) -> FrameAttention | None:
+        """What stands in for the attention over frames now; None is the network's own."""
+        return self._attention
+
     @contextmanager
     def attending(self, attention: FrameAttention) -> Iterator[None]:
         """Let ``attention`` do the blocks' self-attention while the context is entered.

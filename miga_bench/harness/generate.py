@@ -17,6 +17,7 @@ from torch import Tensor
 from miga_bench.backbones import load_backbone
 from miga_bench.backbones.base import Backbone
 from miga_bench.errors import NumericalError, UserError
+from miga_bench.harness.flops import FlopMeter
 from miga_bench.harness.provenance import hardware, peak_memory_mib, versions, write_json
 from miga_bench.harness.request import DEFAULT_FRAMES, GenerateRequest, PromptAt
 from miga_bench.harness.stop import StopRequested, StopSignals
@@ -200,7 +201,7 @@ class Video:
     ) -> None:
         self.request, self.backbone, self.sampler = request, backbone, sampler
         self._clock, self._around = clock or Stopwatch(), around
-        self._tally, self._started = Tally(), datetime.now(UTC)
+        self._tally, self._meter, self._started = Tally(), FlopMeter(), datetime.now(UTC)
         self._prompts: PromptSchedule | None = None
         self._windows: int | None = None
         self.frames = length(request, sampler, backbone)
@@ -293,7 +294,7 @@ class Video:
         decoder = backbone.decoder()
         made = 0
         while True:
-            with self._around():
+            with self._around(), self._meter.on(backbone):
                 latent = next(stream, None)
             if latent is None:
                 return
@@ -335,6 +336,7 @@ class Video:
                 "windows": tally.windows,
                 "nfe": tally.windows * (2 if guided else 1),
                 "nfe_latents": tally.latents * (2 if guided else 1),
+                **self._meter.cost(),
                 "passes": tally.passes,
                 "reflection": {
                     "triggers": tally.triggers,

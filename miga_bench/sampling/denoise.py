@@ -93,6 +93,8 @@ class WindowDenoiser:
         if backbone.team is not None:
             self.denoiser = backbone.team.split(self.denoiser)
             self.batch = backbone.team.capacity(self.batch)
+        if backbone.meter is not None:
+            self.denoiser = backbone.meter.metered(backbone.denoiser, self.denoiser)
         self.cost = cost
         self.anchors: Anchors | None = None
         self.cut = False
