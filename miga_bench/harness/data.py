@@ -13,6 +13,7 @@ from miga_bench.errors import UserError
 from miga_bench.harness.deal import deal
 from miga_bench.harness.prompt_lists import Entry, Wish, check_frames, check_seeds, read_wishes
 from miga_bench.harness.request import DEFAULT_FRAMES
+from miga_bench.harness.writer import team_size
 from miga_bench.sampling.presets import near
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class DealtSampler(DistributedSampler):
 
     Args:
         costs: What each item is expected to take, the same on every rank.
-        ranks: How many processes.
+        ranks: How many processes, or teams of them.
         rank: Which one this is.
     """
 
@@ -109,7 +110,8 @@ class PromptDataModule(LightningDataModule):
         trainer: Any = self.trainer
         module: LongVideoModule = trainer.lightning_module
         specs, costs = module.open_work(self.wishes, self.seeds, self.frames)
-        sampler = DealtSampler(costs, trainer.world_size, trainer.global_rank)
+        size = team_size(trainer)
+        sampler = DealtSampler(costs, trainer.world_size // size, trainer.global_rank // size)
         return DataLoader(Specs(specs), batch_size=1, sampler=sampler, collate_fn=_only)
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:

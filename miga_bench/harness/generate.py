@@ -281,8 +281,27 @@ class Video:
 
     def _decoded(self, watcher: Watcher, stop: StopSignals) -> Iterator[Tensor]:
         """Yield decoded frames as latents finish; a stop never lands between decoding and writing."""
+        decoder, frames = self.backbone.decoder(), self.frames
+        made = 0
+        for latent in self._denoised(watcher):
+            with stop.shielded():
+                decoded = decoder.push(latent[None])
+                if frames is not None:
+                    decoded = decoded[: frames - made]
+                made += len(decoded)
+                self._clock.lap("decode")
+                yield decoded
+
+    @torch.inference_mode()
+    def denoise(self) -> None:
+        """Make the planned video's latents and drop them: another process decodes and writes them."""
+        for _ in self._denoised(Watcher()):
+            pass
+
+    def _denoised(self, watcher: Watcher) -> Iterator[Tensor]:
+        """Yield finished latents in order, as many as the video takes."""
         assert self._prompts is not None, "plan() comes first"
-        clock, backbone, frames = self._clock, self.backbone, self.frames
+        clock, backbone = self._clock, self.backbone
 
         def on_pass(report: PassReport) -> None:
             clock.lap(report.stage)
@@ -291,23 +310,15 @@ class Video:
 
         noise = CounterNoise(self.request.seed, backbone.latent_shape, backbone.device)
         stream = self.sampler.stream(backbone, self._prompts, noise, self._latents, on_pass)
-        decoder = backbone.decoder()
         made = 0
-        while True:
+        while made != self._latents:
             with self._around(), self._meter.on(backbone):
                 latent = next(stream, None)
             if latent is None:
                 return
             clock.lap("last pass")
-            with stop.shielded():
-                decoded = decoder.push(latent[None])
-                if frames is not None:
-                    decoded = decoded[: frames - made]
-                made += len(decoded)
-                clock.lap("decode")
-                yield decoded
-            if frames is not None and made >= frames:
-                return
+            yield latent
+            made += 1
 
     def record(self, result: GenerateResult) -> dict[str, Any]:
         """Return what was made, how, and what it took so far."""

@@ -13,8 +13,9 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from miga_bench.errors import UserError
+from miga_bench.errors import LostError, UserError
 from miga_bench.harness.data import PromptDataModule
+from miga_bench.harness.lifeline import GONE
 from miga_bench.harness.module import LongVideoModule
 from miga_bench.harness.tracking import Tracking
 from miga_bench.harness.writer import RunWriter
@@ -49,25 +50,7 @@ def predict(arguments: Sequence[str]) -> dict[str, Any] | None:
         UserError: Wrong input; nothing was made.
         SystemExit: Only help or the configuration was asked for.
     """
-    _quieten()
-    try:
-        cli = PredictCLI(
-            LongVideoModule,
-            PromptDataModule,
-            run=False,
-            auto_configure_optimizers=False,
-            args=list(arguments),
-            save_config_callback=None,
-            seed_everything_default=False,
-            trainer_defaults=TRAINER,
-            parser_kwargs={
-                "exit_on_error": False,
-                "allow_abbrev": False,
-                "prog": "miga-bench predict",
-            },
-        )
-    except ArgumentError as error:
-        raise UserError(_one_line(error)) from None
+    cli = parse(arguments)
     trainer: Any = cli.trainer
     (writer,) = (c for c in trainer.callbacks if isinstance(c, RunWriter))
     (tracking,) = (c for c in trainer.callbacks if isinstance(c, Tracking))
@@ -83,6 +66,8 @@ def predict(arguments: Sequence[str]) -> dict[str, Any] | None:
             raise
         if trainer.is_global_zero and writer.status is None:
             raise KeyboardInterrupt from None
+        if writer.lifeline is not None and writer.lifeline.torn:
+            raise LostError(GONE) from None
     except UserError:
         if trainer.is_global_zero:
             raise
@@ -90,6 +75,38 @@ def predict(arguments: Sequence[str]) -> dict[str, Any] | None:
     if writer.status is None or tracking.outcome is None:
         return writer.status
     return {**writer.status, "tracking": tracking.outcome}
+
+
+def parse(arguments: Sequence[str], verb: str = "predict") -> PredictCLI:
+    """Return the trainer, the module and the data that options and configurations describe.
+
+    Args:
+        arguments: As typed after the verb.
+        verb: Which that was.
+
+    Raises:
+        UserError: Wrong input.
+        SystemExit: Only help or the configuration was asked for.
+    """
+    _quieten()
+    try:
+        return PredictCLI(
+            LongVideoModule,
+            PromptDataModule,
+            run=False,
+            auto_configure_optimizers=False,
+            args=list(arguments),
+            save_config_callback=None,
+            seed_everything_default=False,
+            trainer_defaults=TRAINER,
+            parser_kwargs={
+                "exit_on_error": False,
+                "allow_abbrev": False,
+                "prog": f"miga-bench {verb}",
+            },
+        )
+    except ArgumentError as error:
+        raise UserError(_one_line(error)) from None
 
 
 def _one_line(error: ArgumentError) -> str:

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 from torch import distributed
 
+from miga_bench.errors import LostError
+
 T = TypeVar("T")
 
 # A rank may be at its last video for hours after the others; a rank that dies is noticed at once.
@@ -47,11 +49,17 @@ class Together:
         """Return when every rank has come here.
 
         Raises:
-            RuntimeError: A rank has died.
+            LostError: A rank has died.
         """
         if self._group is None:
             return
-        work = distributed.barrier(self._group, async_op=True)
-        while not work.is_completed():  # a plain wait would not hear Ctrl-C
-            time.sleep(0.05)
-        work.wait()
+        try:
+            work = distributed.barrier(self._group, async_op=True)
+            while not work.is_completed():  # a plain wait would not hear Ctrl-C
+                time.sleep(0.05)
+            work.wait()
+        except RuntimeError as error:
+            raise LostError(
+                f"another process of the run is gone ({str(error).splitlines()[0]}): the same command"
+                " makes what is missing"
+            ) from error

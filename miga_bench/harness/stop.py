@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
+from typing import NoReturn
 
 
 class StopRequested(KeyboardInterrupt):
@@ -52,6 +53,29 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
+    @property
+    def waiting(self) -> int | None:
+        """The signal that is held back, None if there is none."""
+        return self._waiting
+
+    def follow(self, number: int) -> NoReturn:
+        """Stop as another process was asked to, shields or not.
+
+        Raises:
+            StopRequested: Always.
+        """
+        self.signal, self._waiting = number, None
+        raise StopRequested(number)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold a stop back, past the block's end too: to be asked for by ``waiting``, or for a shield's end."""
+        self._shields += 1
+        try:
+            yield
+        finally:
+            self._shields -= 1
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._shields:
             self._waiting = number
@@ -62,11 +86,8 @@ class StopSignals:
     @contextmanager
     def shielded(self) -> Iterator[None]:
         """Hold a stop back until the block has ended."""
-        self._shields += 1
-        try:
+        with self.held():
             yield
-        finally:
-            self._shields -= 1
         if self._waiting is not None and not self._shields:
             number, self._waiting = self._waiting, None
             self._handle(number, None)

@@ -21,12 +21,14 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from miga_bench.errors import LostError
 from miga_bench.harness.generate import GenerateResult, Video, Watcher
 from miga_bench.harness.items import Item
 from miga_bench.harness.locks import FileLock, HeldError
 from miga_bench.harness.provenance import write_json, write_text
 from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.stop import StopRequested, StopSignals
+from miga_bench.harness.teams import Teamwork
 from miga_bench.sampling.base import PassReport
 
 FORMAT = 1
@@ -150,7 +152,14 @@ class Store:
         if problem is not None:
             raise problem
 
-    def make(self, item: Item, video: Video, watcher: Watcher, stop: StopSignals) -> Manifest:
+    def make(
+        self,
+        item: Item,
+        video: Video,
+        watcher: Watcher,
+        stop: StopSignals,
+        team: Teamwork | None = None,
+    ) -> Manifest:
         """Make an item, unless it is whole; no two processes make the same one.
 
         Args:
@@ -158,6 +167,7 @@ class Store:
             video: The same, ready to be made.
             watcher: Hears about progress.
             stop: The signals that end it, taken over by the caller.
+            team: The processes that make it together, led by this one; None is this one alone.
 
         Returns:
             The item's manifest; its status is ``done`` or ``failed``.
@@ -165,7 +175,9 @@ class Store:
         Raises:
             StopRequested: Stopped before the item was whole.
             OSError: Not even the manifest could be written.
+            LostError: Another process of the team is gone.
         """
+        team = team or Teamwork()
         with self._lock(item.key, watcher):
             manifest = self.manifest(item.key)
             if manifest is not None and manifest["status"] == "done":
@@ -173,8 +185,8 @@ class Store:
             folder = self.folder(item.key)
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
-            result = _make(video, folder, watcher, stop)
-            manifest = _manifest(item, folder, result, video)
+            result = _make(video, folder, watcher, stop, team)
+            manifest = _manifest(item, folder, result, video, team.size)
             with stop.shielded():
                 write_json(folder / MANIFEST, manifest)
             return manifest
@@ -193,17 +205,25 @@ class Store:
             lock.release()
 
 
-def _make(video: Video, folder: Path, watcher: Watcher, stop: StopSignals) -> GenerateResult:
+def _make(
+    video: Video, folder: Path, watcher: Watcher, stop: StopSignals, team: Teamwork
+) -> GenerateResult:
     """Make a video's files; whatever goes wrong with it becomes its result."""
+    result: GenerateResult | None = None
     try:
-        with open(folder / PASSES, "w", encoding="utf-8") as file:
+        with team.making(video.backbone), open(folder / PASSES, "w", encoding="utf-8") as file:
             log = PassLog(file, watcher)
             video.plan(log)
             result = video.write(folder / VIDEO, folder / SHEET, log, stop)
+            if result.signal is not None:
+                raise StopRequested(result.signal)
+            if result.error is not None:  # so that the team hears of it
+                raise result.error
+    except LostError:
+        raise
     except Exception as error:
-        result = GenerateResult("failed", 0, {}, error)
-    if result.signal is not None:
-        raise StopRequested(result.signal)
+        result = result or GenerateResult("failed", 0, {}, error)
+        result.keep_first(error)
     if result.error is not None:
         lines = traceback.format_exception(result.error)
         with suppress(OSError):
@@ -211,7 +231,9 @@ def _make(video: Video, folder: Path, watcher: Watcher, stop: StopSignals) -> Ge
     return result
 
 
-def _manifest(item: Item, folder: Path, result: GenerateResult, video: Video) -> Manifest:
+def _manifest(
+    item: Item, folder: Path, result: GenerateResult, video: Video, processes: int
+) -> Manifest:
     record = result.record or video.record(result)
     cost = record["cost"]
     measured = ("seconds", "total_seconds", "peak_memory_mib")
@@ -221,7 +243,7 @@ def _manifest(item: Item, folder: Path, result: GenerateResult, video: Video) ->
         "format": FORMAT,
         "key": item.key,
         "status": result.status,
-        "error": record["error"],
+        "error": None if result.error is None else str(result.error),
         "spec": item.spec(),
         "frames": result.frames,
         "frame_rate": record["frame_rate"],
@@ -229,7 +251,7 @@ def _manifest(item: Item, folder: Path, result: GenerateResult, video: Video) ->
         "cost": cost,
         "versions": record["versions"],
         "files": {name: _facts(folder / name) for name in names if (folder / name).exists()},
-        "timings": {**timings, "hardware": record["hardware"]},
+        "timings": {**timings, "processes": processes, "hardware": record["hardware"]},
     }
 
 

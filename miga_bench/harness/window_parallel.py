@@ -14,7 +14,8 @@ hold the same rows, and to float tolerance otherwise. All processes have the sam
 Before predictions are exchanged, processes say in a few numbers what they are doing. One that fails or
 leaves early says so instead, and all others stop with one error; so they do if their inputs are not the
 same (another prompt, another seed). One that is killed is noticed by the closed connection or by the
-process group's timeout.
+process group's timeout. A stop (Ctrl-C) waits until it can be said in the same way: all stop where the first
+of them was asked to, so that none waits for one that is gone.
 """
 
 from __future__ import annotations
@@ -28,13 +29,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from miga_bench.backbones.base import Backbone, Denoiser
+from miga_bench.errors import LostError, TeamError
+from miga_bench.harness.stop import StopRequested, StopSignals
 
 # What a process says it is doing, the first of the numbers it sends.
 _LEAVES, _FAILS, _BEGINS, _CALLS = range(4)
-
-
-class TeamError(RuntimeError):
-    """The processes that make a video together fell apart; the command line exits with code 1."""
 
 
 class WindowParallel:
@@ -45,6 +44,10 @@ class WindowParallel:
 
     Args:
         group: The processes; None is all there are. Its timeout is how long one waits for another.
+        words: The same processes in a Gloo group, for what they say to each other; None is ``group``.
+            NCCL notices late that a process was killed.
+        stop: Signals that ask to stop, held back by the caller while the context is entered; they
+            are obeyed by all processes together. None leaves them alone.
 
     Attributes:
         rank: Number of this process in the group.
@@ -52,11 +55,16 @@ class WindowParallel:
         rows: Rows this process has denoised.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
-        self.group = group
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None = None,
+        words: dist.ProcessGroup | None = None,
+        stop: StopSignals | None = None,
+    ) -> None:
+        self.group, self.words, self.stop = group, words or group, stop
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.rows = 0
-        self._carrier = torch.device("cpu")
+        self._carrier = self._mouth = torch.device("cpu")
         self._together = False
 
     @contextmanager
@@ -68,10 +76,10 @@ class WindowParallel:
 
         Raises:
             TeamError: In it: another process failed, stopped early, was lost, or makes another video.
+            StopRequested: In it: a process was asked to stop.
         """
-        # Gloo carries what is in main memory; NCCL what is on the GPU.
-        gloo = dist.get_backend(self.group) == "gloo"
-        self._carrier = torch.device("cpu" if gloo else backbone.device)
+        self._carrier = _carrier(self.group, backbone)
+        self._mouth = _carrier(self.words, backbone)
         before, backbone.team = backbone.team, self
         self._together, last = True, _FAILS
         try:
@@ -111,7 +119,7 @@ class WindowParallel:
         part[: len(own)] = own
         # Last before the predictions: whatever fails here must not keep the others waiting for them.
         self._meet(_CALLS, rows, sum(_digest(part) for part in inputs))
-        everybody = self._gather(part)
+        everybody = self._gather(part, self.group)
         counts = [len(self._places(rows, rank)) for rank in range(self.size)]
         parts = [part[:count] for part, count in zip(everybody, counts, strict=True)]
         return torch.cat(parts).to(own.device)
@@ -135,10 +143,18 @@ class WindowParallel:
 
         Raises:
             TeamError: They do not do the same; a process that leaves itself is not told.
+            StopRequested: One was asked to stop, while all go on.
         """
-        words = torch.tensor([doing, *numbers, 0, 0][:3], device=self._carrier)
-        heard: list[list[int]] = torch.stack(self._gather(words)).tolist()
+        asked = (self.stop and self.stop.waiting) or 0
+        words = torch.tensor([*[doing, *numbers, 0, 0][:3], asked], device=self._mouth)
+        said: list[list[int]] = torch.stack(self._gather(words, self.words)).tolist()
+        heard, asked = [word[:3] for word in said], max(word[3] for word in said)
         self._together = all(word[0] > _FAILS for word in heard)
+        if self._together and asked:
+            self._together = False  # they part here, and all know it
+            if self.stop is not None:
+                self.stop.follow(asked)
+            raise StopRequested(asked)
         if doing <= _FAILS:
             return heard
         for rank, word in enumerate(heard):
@@ -154,15 +170,15 @@ class WindowParallel:
                 )
         return heard
 
-    def _gather(self, own: Tensor) -> list[Tensor]:
+    def _gather(self, own: Tensor, group: dist.ProcessGroup | None) -> list[Tensor]:
         """Return everybody's ``own``, by rank; all shapes must be the same."""
         everybody = [torch.empty_like(own) for _ in range(self.size)]
         try:
-            dist.all_gather(everybody, own, self.group)
+            dist.all_gather(everybody, own, group)
         except BaseException as error:
             self._together = False  # an exchange that was torn cannot be taken up again
             if isinstance(error, RuntimeError):
-                raise TeamError(
+                raise LostError(
                     f"process {self.rank} of {self.size} lost another one that makes this video with it: "
                     f"it was killed or did not answer in time ({str(error).splitlines()[0]})"
                 ) from error
@@ -184,6 +200,11 @@ class _Share:
             output = self.denoiser(latents[own], timesteps[own], text[own], **more)
             self.team.rows += len(output)
         return self.team.exchange(output, rows, [latents, timesteps, text])
+
+
+def _carrier(group: dist.ProcessGroup | None, backbone: Backbone) -> torch.device:
+    """Return where a group takes tensors from: Gloo from main memory, NCCL from the GPU."""
+    return torch.device("cpu" if dist.get_backend(group) == "gloo" else backbone.device)
 
 
 def _digest(values: Tensor) -> int:

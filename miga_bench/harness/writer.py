@@ -14,11 +14,13 @@ from miga_bench.errors import UserError
 from miga_bench.harness.deal import deal
 from miga_bench.harness.generate import Video, Watcher
 from miga_bench.harness.items import Item
+from miga_bench.harness.lifeline import Lifeline
 from miga_bench.harness.progress import RunProgress
 from miga_bench.harness.ranks import Together, agree
 from miga_bench.harness.runs import Run
 from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.stop import StopSignals
+from miga_bench.harness.teams import Teamwork, check_size
 from miga_bench.sampling.presets import near
 
 
@@ -46,6 +48,8 @@ class RunWriter(BasePredictionWriter):
         root: The folder above all runs; runs below it share their items.
         fail_on_error: Whether failed videos make the run a failed one: true, false, or the share of
             videos above which they do. The others are made in any case.
+        window_parallel: Processes that make each video together, every one a part of each denoising pass;
+            it divides the number of processes. 1 is a video for each.
         about: What reports say of it: title, question, published (a table of the paper), axis (the setting
             that a curve is drawn over), baseline (the arm that others are compared with).
         quiet: Show no progress.
@@ -55,6 +59,8 @@ class RunWriter(BasePredictionWriter):
 
     Attributes:
         run: The run.
+        window_parallel: As given.
+        lifeline: Ends a rank when rank 0 is gone.
         configuration: Goes into run.yaml for the record.
         status: What is in status.json, on rank 0 and after the run.
     """
@@ -64,12 +70,15 @@ class RunWriter(BasePredictionWriter):
         name: str,
         root: str = "runs",
         fail_on_error: bool | float = True,
+        window_parallel: int = 1,
         about: dict[str, str] | None = None,
         quiet: bool = False,
     ) -> None:
         super().__init__("batch")
         _check_about(about or {})
         self.run = Run(Path(root), name, fail_on_error)
+        self.window_parallel = window_parallel
+        self.lifeline: Lifeline | None = None
         self.configuration: Mapping[str, Any] = {}
         self.status: dict[str, Any] | None = None
         self._quiet = quiet
@@ -81,14 +90,17 @@ class RunWriter(BasePredictionWriter):
         self._stop = StopSignals()
         self._open = ExitStack()
         self._together: Together | None = None
+        self._team = Teamwork()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Become the run's only writer, all ranks together.
 
         Raises:
-            UserError: Somebody else is.
+            UserError: Somebody else is, or the processes cannot form the teams.
         """
-        self._together = Together()
+        check_size(self.window_parallel, trainer.world_size)
+        self._together, self.lifeline = Together(), Lifeline(trainer)
+        self._team = Teamwork(self.window_parallel, self._stop)
         agree(trainer, self.run.acquire)
 
     def begin(
@@ -109,8 +121,9 @@ class RunWriter(BasePredictionWriter):
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         """Take over the signals that stop; show progress on rank 0."""
         self._open.enter_context(self._stop)
+        self._open.enter_context(self._team.working())
         if trainer.is_global_zero:
-            mine = deal(self._costs, trainer.world_size)[0]
+            mine = deal(self._costs, trainer.world_size // self.window_parallel)[0]
             progress = RunProgress([self._costs[number] for number in mine], self._quiet)
             self._watcher = self._open.enter_context(progress)
 
@@ -127,8 +140,14 @@ class RunWriter(BasePredictionWriter):
         """Make the video; a failure is noted and the next one has its turn."""
         item = prediction.item
         name = self._names[item.key]
+        if not self._team.leads:
+            self._team.follow(prediction.video)
+            return
         try:
-            manifest = self.run.store.make(item, prediction.video, self._watcher, self._stop)
+            with self._team.turn():
+                manifest = self.run.store.make(
+                    item, prediction.video, self._watcher, self._stop, self._team
+                )
         except OSError as error:  # a disk so full that not even the failure could be written
             self._watcher.noticed(f"{name}: {error.strerror or error}")
             return
@@ -145,9 +164,14 @@ class RunWriter(BasePredictionWriter):
         except Exception as error:
             self._watcher.noticed(f"{name} is not scored: {' '.join(str(error).split())}")
 
+    def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
+        """Part with the ranks that made videos together with this one."""
+        self._team.end()
+
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Wait for all ranks, then write the run's status."""
         self._open.close()
+        self._cut_lifeline()
         if self._together is not None:
             self._together.wait()
         if trainer.is_global_zero:
@@ -156,8 +180,21 @@ class RunWriter(BasePredictionWriter):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Write how far it came, if the user stopped it."""
+        if isinstance(exception, KeyboardInterrupt):
+            self._team.dismiss(self._stop.signal or signal.SIGINT)
         self._open.close()
+        self._cut_lifeline()
         if trainer.is_global_zero and self._items and isinstance(exception, KeyboardInterrupt):
             stopped_by = self._stop.signal or signal.SIGINT
             self.status = self.run.close(self._items, stopped_by, self._scorers)
         self.run.release()
+
+    def _cut_lifeline(self) -> None:
+        if self.lifeline is not None:
+            self.lifeline.close()
+
+
+def team_size(trainer: Any) -> int:
+    """Return how many processes make each video together."""
+    writers = (c for c in trainer.callbacks if isinstance(c, RunWriter))
+    return next((writer.window_parallel for writer in writers), 1)
