@@ -34,7 +34,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Cell:
-    """A table's cell: what counts, and under it what belongs to it."""
+    """A table's cell: what counts, and under it, in lines, what belongs to it."""
 
     text: str
     detail: str = ""

@@ -25,7 +25,8 @@ STYLE = Path(__file__).parent / "report.css"
 # what the browser is told to load: pictures from the page itself, nothing else
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 FULL_WIDTH = 500  # pixels: wider pictures scroll on a phone instead of shrinking
-_NUMBER = re.compile(r"[-+]?[0-9][0-9.,]*( %)?|-|")
+_CLASS = ' class="words"'
+_NUMBER = re.compile(r"([-+]?[0-9][0-9.,]*( %| \([0-9]+\)| / [0-9]+)?|-|not given)?")
 
 
 def to_html(blocks: Sequence[Block], title: str) -> str:
@@ -110,7 +111,15 @@ def _picture(picture: Picture) -> str:
 
 
 def _table(block: Table) -> str:
-    head = "".join(f'<th scope="col">{_lines(text)}</th>' for text in block.head)
+    # numbers stand to the right, and columns with words in them to the left
+    words = [
+        any(not _NUMBER.fullmatch(row[at].text) for group in block.groups for row in group.rows)
+        for at in range(len(block.head))
+    ]
+    head = "".join(
+        f'<th scope="col"{_CLASS * word}>{_lines(text)}</th>'
+        for text, word in zip(block.head, words, strict=True)
+    )
     body = ""
     for group in block.groups:
         body += "<tbody>"
@@ -122,7 +131,7 @@ def _table(block: Table) -> str:
         for row in group.rows:
             first, *rest = row
             body += f'<tr><th scope="row">{_content(first)}</th>'
-            body += "".join(map(_cell, rest)) + "</tr>\n"
+            body += "".join(map(_cell, rest, words[1:])) + "</tr>\n"
         body += "</tbody>"
     label = escape(block.caption)
     return (
@@ -138,13 +147,14 @@ def _lines(text: str) -> str:
     return escape(name) + (f"<small>{escape(unit)}</small>" if comma else "")
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: Cell, words: bool) -> str:
     classes: list[str] = [cell.tone] if cell.tone else []
-    if not _NUMBER.fullmatch(cell.text):
+    if words:
         classes.append("words")
     told = f' class="{" ".join(classes)}"' if classes else ""
     return f"<td{told}>{_content(cell)}</td>"
 
 
 def _content(cell: Cell) -> str:
-    return escape(cell.text) + (f"<small>{escape(cell.detail)}</small>" if cell.detail else "")
+    lines = cell.detail.splitlines()
+    return escape(cell.text) + "".join(f"<small>{escape(line)}</small>" for line in lines)

@@ -17,7 +17,7 @@ from miga_bench.harness.report.document import (
     Table,
 )
 
-_SPECIAL = re.compile(r"([\\`*_\[\]|~#])")
+_SPECIAL = re.compile(r"([\\`*_\[\]|~#$])")
 _LEADING = re.compile(r"^([-+>]|\d+[.)])(?=\s)")
 
 
@@ -79,4 +79,4 @@ def _cell(cell: Cell) -> str:
     text = escaped(cell.text)
     if cell.tone in ("good", "bad"):
         text = f"**{text}**"
-    return f"{text} ({escaped(cell.detail)})" if cell.detail else text
+    return f"{text} ({escaped('; '.join(cell.detail.splitlines()))})" if cell.detail else text

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from miga_bench.harness.report.comparisons import BETTER, WORSE, Comparison
 from miga_bench.harness.report.curves import Reflection
@@ -237,6 +238,9 @@ def cost_plot(
         works = [work for work, _ in arms.values()]
         if min(works) > 0 and max(works) / min(works) > 5:
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("denoiser evaluations per frame")
         axes.set_ylabel(_axis_label(measure))
         figure.legend(loc="outside lower center", ncols=3, fontsize=7.5, frameon=False)
@@ -251,24 +255,25 @@ def forest_plot(
     """Draw the paired difference of each arm from the baseline with its interval."""
     with rc_context(LOOK):
         figure, axes = _empty(f"{measure.title}, minus {baseline}", 1.15 + 0.24 * len(arms))
-        reaches = []
+        reaches = [0.0]
         for place, found in enumerate(arms.values()):
             assert found.difference is not None
             color = {BETTER: GOOD, WORSE: BAD}.get(found.verdict, UNCLEAR)
             marker = {BETTER: "^", WORSE: "v"}.get(found.verdict, "o")
             middle = found.difference * measure.factor
-            reaches.append(abs(middle))
+            reaches.append(middle)
             if found.low is not None and found.high is not None:
                 ends = [found.low * measure.factor, found.high * measure.factor]
                 axes.plot(ends, [place, place], color=color, linewidth=1.8, solid_capstyle="butt")
                 if found.prompts > 2:
-                    reaches += [abs(end) for end in ends]
+                    reaches += ends
             axes.plot([middle], [place], marker=marker, color=color, markersize=5.5)
         axes.axvline(0, color="#000000", linewidth=0.8)
-        reach = 1.12 * max(reaches) or 1.0
-        axes.set_xlim(-reach, reach)
+        room = 0.08 * (max(reaches) - min(reaches)) or 1.0
+        axes.set_xlim(min(reaches) - room, max(reaches) + room)
         axes.set_ylim(len(arms) - 0.5, -0.5)
         axes.set_yticks(range(len(arms)), list(arms))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.grid(axis="y", visible=False)
         way = {"higher": "right is better", "lower": "left is better", None: "right moves more"}
         axes.set_xlabel(f"difference, {way[measure.better]}")

@@ -22,6 +22,7 @@ from miga_bench.harness.report.section import (
     configuration_of,
     gather,
     section,
+    title_of,
 )
 from miga_bench.harness.results import Results, read_results
 
@@ -40,13 +41,14 @@ def report(request: ReportRequest) -> dict[str, Any]:
     """
     runs = [_read(folder) for folder in request.runs]
     facts = [gather(run, request.baseline) for run in runs]
-    title = str(runs[0].about.get("title") or runs[0].name) if len(runs) == 1 else "Runs compared"
-    blocks: list[Block] = [Heading(1, title if len(runs) > 1 else "Report")]
+    title = title_of(runs[0]) if len(runs) == 1 else f"{len(runs)} runs"
+    blocks: list[Block] = [Heading(1, title)]
     if len(runs) > 1:
         blocks += _combined(facts)
     prefixes = _prefixes(runs)
     for found, prefix in zip(facts, prefixes, strict=True):
-        blocks += section(found, prefix, request.prompts_shown)
+        part = section(found, prefix, request.prompts_shown)
+        blocks += part if len(runs) > 1 else part[1:]  # the page's title is the run's
     _write(request.output, blocks, title, dict(zip(prefixes, runs, strict=True)))
     return {
         "html": str(request.output / HTML),

@@ -50,4 +50,4 @@ class ReportRequest:
             raise UserError(
                 f"{self.output} has {', '.join(there)}: choose another folder, or --force replaces it"
             )
-        check_writable(self.output / HTML, "-o")
+        check_writable(self.output, "-o")

@@ -38,6 +38,7 @@ from miga_bench.harness.report.published import PublishedTable, published_table,
 from miga_bench.harness.results import Results, Row
 
 UNFOLDED = 2  # arms whose differences are shown in full at once
+NAMED = 6  # arms whose measures are named in the sentences at the top
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class Facts:
     claims: Sequence[Finding]
     costs: Mapping[str, ArmCost]
     paper: PublishedTable | None
+
+
+def title_of(run: Results) -> str:
+    """Return what a run is called."""
+    return str(run.about.get("title") or run.name)
 
 
 def gather(run: Results, baseline: str | None = None) -> Facts:
@@ -106,7 +112,7 @@ def section(facts: Facts, prefix: str, prompts_shown: int) -> list[Block]:
     run = facts.run
     question = run.about.get("question")
     return [
-        Heading(2, str(run.about.get("title") or run.name)),
+        Heading(2, title_of(run)),
         *([Paragraph(str(question), "lead")] if question else []),
         Heading(3, "In short"),
         Bullets(_in_short(facts)),
@@ -135,37 +141,43 @@ def _in_short(facts: Facts) -> list[str]:
     if not facts.measures:
         out.append("No video has been scored yet.")
     for arm, found in facts.comparisons.items():
-        out.append(_verdicts_in_words(arm, facts.baseline, found))
+        names = len(facts.comparisons) <= NAMED
+        out.append(_verdicts_in_words(arm, facts.baseline, found, names))
     if facts.claims:
         holds = sum(c.verdict == HOLDS for c in facts.claims)
         against = sum(c.verdict == DOES_NOT_HOLD for c in facts.claims)
         rest = len(facts.claims) - holds - against
         out.append(
-            f"Of {len(facts.claims)} claims of the paper that can be looked at here, {holds} hold,"
-            f" {against} do not, {rest} are not shown."
+            f"Claims of the paper that can be looked at here: {len(facts.claims)}, of which hold: {holds};"
+            f" do not hold: {against}; not shown: {rest}."
         )
     return out
 
 
-def _verdicts_in_words(arm: str, baseline: str, found: Sequence[Comparison]) -> str:
+def _verdicts_in_words(arm: str, baseline: str, found: Sequence[Comparison], names: bool) -> str:
+    """Say an arm's verdicts in a sentence, the measures by name or by number."""
     parts = []
     for verdict in (BETTER, WORSE):
-        names = [one.measure.title for one in found if one.verdict == verdict]
-        if names:
-            parts.append(f"{verdict} in {', '.join(names)}")
+        alike = [_short(one.measure) for one in found if one.verdict == verdict]
+        if alike:
+            parts.append(f"{verdict} in {', '.join(alike) if names else len(alike)}")
     parts += sorted({one.verdict for one in found if one.verdict in (MORE, LESS)})
     open_ones = sum(one.verdict == NOT_SHOWN for one in found)
     if open_ones:
-        parts.append(f"no difference shown in {open_ones} of {len(found)} measures")
+        parts.append(f"no difference shown in {open_ones} of {len(found)}")
     if not parts:
         parts = [f"nothing can be said: below {FEWEST} prompts with both"]
     lost = [
-        one.measure.title
+        _short(one.measure)
         for one in found
         if one.verdict == BETTER and one.equal is not None and one.equal.verdict != BETTER
     ]
     more = f" At equal motion the gain is not shown in {', '.join(lost)}." if lost else ""
     return f"{arm} against {baseline}: {'; '.join(parts)}.{more}"
+
+
+def _short(measure: Measure) -> str:
+    return measure.title.partition(" [")[0]
 
 
 def _what_was_run(run: Results) -> list[Block]:

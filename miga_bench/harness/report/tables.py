@@ -69,7 +69,7 @@ def why_not_comparable(
         out.append(f"the model is {run.model['backbone']}, the paper's is {backbone}")
     networks = sorted({m.networks for m in measures if m.column in table.columns and m.networks})
     if networks:
-        out.append(f"networks {', '.join(networks)} made the scores, not VBench's own")
+        out.append(f"the scores are by networks {', '.join(networks)}, not VBench's own")
     frames = sorted({row.frames for row in run.rows if row.status == "done"})
     theirs = table.frames.get(backbone)
     if theirs is not None and frames != [theirs]:
@@ -153,7 +153,7 @@ def _arm_row(
         parts = [interval(measure, found.low, found.high)]
         if found.n != len(done):
             parts.append(f"n = {found.n}")
-        cells.append(Cell(measure.number(found.mean), "; ".join(part for part in parts if part)))
+        cells.append(Cell(measure.number(found.mean), "\n".join(part for part in parts if part)))
     return cells
 
 
@@ -211,9 +211,9 @@ def verdict_table(
         for found in of_measure:
             detail = f"{measure.number(found.difference, sign=True)}"
             if reach := interval(measure, found.low, found.high, sign=True):
-                detail += f" ({reach})"
+                detail += f"\n{reach}"
             if found.verdict == BETTER and found.equal is not None:
-                detail += f"; at equal motion: {what_remains(found.equal)}"
+                detail += f"\n{what_remains(found.equal)}"
             cells.append(Cell(found.verdict, detail, _TONES.get(found.verdict, "quiet")))
         rows.append(cells)
     return Table(
@@ -223,8 +223,12 @@ def verdict_table(
 
 def what_remains(equal: EqualMotion) -> str:
     """Say whether a gain is still there at equal motion."""
-    words = {BETTER: "the gain remains", NOT_SHOWN: "no gain shown", WORSE: "it turns round"}
-    return words.get(equal.verdict, equal.verdict)
+    words = {
+        BETTER: "also at equal motion",
+        NOT_SHOWN: "not shown at equal motion",
+        WORSE: "worse at equal motion",
+    }
+    return words.get(equal.verdict, f"equal motion: {equal.verdict}")
 
 
 def difference_table(comparisons: Sequence[Comparison], caption: str) -> Table:
@@ -273,10 +277,8 @@ def claim_table(findings: Sequence[Finding], caption: str) -> Table:
         measure, compared = found.comparison.measure, found.comparison
         remains = ""
         if found.verdict == HOLDS and compared.equal is not None:
-            remains = f"at equal motion: {what_remains(compared.equal)}"
-        paper = "; ".join(
-            f"{value:+.2f} ({backbone})" for backbone, value in found.claim.paper().items()
-        )
+            remains = what_remains(compared.equal)
+        paper = [f"{value:+.2f} ({name})" for name, value in found.claim.paper().items()]
         rows.append(
             [
                 Cell(found.claim.text, measure.title),
@@ -286,7 +288,7 @@ def claim_table(findings: Sequence[Finding], caption: str) -> Table:
                     interval(measure, compared.low, compared.high, sign=True),
                 ),
                 Cell(f"{compared.n} ({compared.prompts})"),
-                Cell(paper or MINUS),
+                Cell(paper[0], "\n".join(paper[1:])) if paper else Cell(MINUS),
             ]
         )
     head = [
@@ -304,7 +306,9 @@ def cost_table(costs: Mapping[str, ArmCost], caption: str) -> Table:
     rows = []
     for arm, cost in costs.items():
         flops = None if cost.flops_per_frame is None else cost.flops_per_frame / 1e9
-        memory = "; ".join(f"{place} {mib:,.0f}" for place, mib in cost.memory_mib.items())
+        # the GPU's where there is one; the process's holds the program too
+        memory = cost.memory_mib.get("gpu", cost.memory_mib.get("process"))
+        where = "GPU" if "gpu" in cost.memory_mib else "process"
         rows.append(
             [
                 Cell(arm),
@@ -313,7 +317,7 @@ def cost_table(costs: Mapping[str, ArmCost], caption: str) -> Table:
                 Cell(_plain(cost.latents_per_frame, 1)),
                 Cell(_plain(flops, 2)),
                 Cell(_plain(cost.seconds_per_frame, 3)),
-                Cell(memory or MINUS),
+                Cell(_plain(memory, 0), where if memory is not None else ""),
                 Cell(_percent(cost.triggered)),
                 Cell(_percent(cost.accepted)),
                 Cell(_percent(cost.search_share)),
