@@ -1,6 +1,6 @@
 # Every verb does its own set-up: `make demo` and `make test` run from a bare Python 3.11.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vbench lint type bench bench-scores train-tiny clean
+.PHONY: help setup demo test test-mlflow-postgres test-vbench lint type bench bench-scores train-tiny clean
 
 PY ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ STAMP := $(VENV)/.ready
 VBENCH := .venv-vbench
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## Make .venv and install the package with its development tools
 
@@ -26,7 +26,7 @@ demo: $(STAMP)  ## All methods, same prompts and seeds: video, contact sheet and
 	$(BIN)/miga-bench demo --force
 
 test: lint type  ## Lint, type check and every test that needs neither GPU nor minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not gpu and not slow and not vbench"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not gpu and not slow and not vbench and not postgres"
 
 lint: $(STAMP)  ## Check style and formatting
 	$(BIN)/ruff check .
@@ -34,6 +34,11 @@ lint: $(STAMP)  ## Check style and formatting
 
 type: $(STAMP)  ## Check types
 	$(BIN)/mypy
+
+test-mlflow-postgres: $(STAMP)  ## Tracking on PostgreSQL, in a cluster of its own that goes away again
+	$(BIN)/python -c 'import psycopg2' 2> /dev/null || $(BIN)/uv pip install --quiet \
+	  --python $(BIN)/python psycopg2-binary
+	PY=$(BIN)/python bash tests/with_postgres.sh $(BIN)/python -m pytest -q -m postgres tests/test_tracking.py
 
 test-vbench: $(VBENCH)/.ready  ## Compare scores with VBench's own functions, in .venv-vbench
 	OMP_NUM_THREADS=1 $(VBENCH)/bin/python -m pytest -q -m vbench tests/metrics/test_vbench_live.py

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-STARTING = 60.0  # seconds for it to import what it needs, beside whatever else the machine does
+STARTING = 120.0  # seconds for it to import what it needs, beside whatever else the machine does
 PATIENCE = 20.0  # seconds for a phase; what files fairly take comes on top
 SETTLING = 2.0  # seconds for the process to end after its last word
 LIMITS = {

@@ -1,0 +1,319 @@
+"""Runs in MLflow: what is logged, that nothing is logged twice, and that broken servers cost no video."""
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow_stores import add_score, broken_server, free_port, make_run, mlflow_server
+from run_workers import configuration
+
+from miga_bench.cli import main
+from miga_bench.errors import UserError
+from miga_bench.harness.results import read_results
+from miga_bench.harness.tracking_facts import MOST_BINS, Curve, facts, names
+from miga_bench.harness.tracking_log import RunLog, Target
+from miga_bench.harness.tracking_uri import shown, tracking_uri
+
+ERROR = b"HTTP/1.1 %s\r\nContent-Length: 2\r\nContent-Type: application/json\r\n\r\n{}"
+
+
+@pytest.fixture(autouse=True)
+def no_server_of_the_users(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory):
+    """One store for all tests: to make one takes seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    MlflowClient(uri).search_experiments(max_results=1)
+    return uri
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory, database):
+    """A real server on the same store."""
+    with mlflow_server(tmp_path_factory.mktemp("server"), database) as uri:
+        yield uri
+
+
+def told(folder, uri, experiment, **options):
+    target = Target(folder, uri, experiment, **options)
+    return RunLog(target).write()
+
+
+def runs_of(uri, experiment):
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    return client.search_runs([found.experiment_id])
+
+
+def artifacts(client, run_id, path=None):
+    found = client.list_artifacts(run_id, path)
+    below = [
+        name for entry in found if entry.is_dir for name in artifacts(client, run_id, entry.path)
+    ]
+    return below + [entry.path for entry in found if not entry.is_dir]
+
+
+def check_logged(uri, ids):
+    client = MlflowClient(uri)
+    parent = client.get_run(ids["run_id"])
+    assert (parent.info.status, parent.info.run_name) == ("FINISHED", "parts")
+    assert "Which part?" in parent.data.tags["mlflow.note.content"]
+    assert parent.data.tags["mlflow.source.git.commit"] == "c0ffee"
+    assert "mlflow.user" not in parent.data.tags
+    assert {"run.yaml", "scores.json", "plots/drift.png"} <= set(artifacts(client, ids["run_id"]))
+    child = client.get_run(ids["arms"]["searched"])
+    assert child.data.tags["mlflow.parentRunId"] == ids["run_id"]
+    assert child.data.params["zigzag"] == "2"
+    metrics = child.data.metrics
+    assert metrics["scores/subject_consistency_tiny"] == pytest.approx(0.61)
+    assert metrics["scores_certainty/subject_consistency_tiny/standard_error"] == pytest.approx(
+        0.01
+    )
+    assert metrics["cost/nfe_per_frame"] == 2
+    assert metrics["reflection/accepted_per_trigger"] == 1
+    assert metrics["reflection/search_share_of_windows"] == 0.5
+    curve = client.get_metric_history(child.info.run_id, "drift/subject_consistency_tiny")
+    assert [(m.step, round(m.value, 3)) for m in curve] == [(1, 0.61), (6, 0.51)]
+    files = artifacts(client, child.info.run_id)
+    assert {"videos/p0-0.mp4", "sheets/p1-0.png", "plots/reflection.png", "scores.json"} <= set(
+        files
+    )
+
+
+def test_a_run_is_a_parent_and_its_arms_are_children(tmp_path, database):
+    ids = told(make_run(tmp_path), database, "whole")
+    check_logged(database, ids)
+    assert ids["logged"] == ["plain", "searched"]
+    assert [run.info.run_name for run in runs_of(database, "whole")] == [
+        "plain",
+        "searched",
+        "parts",
+    ]
+
+
+def test_telling_again_changes_nothing(tmp_path, database):
+    folder = make_run(tmp_path)
+    ids = told(folder, database, "again")
+    assert told(folder, database, "again") == {**ids, "logged": []}
+    (folder / "tracking.json").unlink()  # tags find them, too
+    assert told(folder, database, "again") == {**ids, "logged": []}
+    assert len(runs_of(database, "again")) == 3
+
+
+def test_news_of_an_arm_replace_it_and_keep_the_users_tags(tmp_path, database):
+    folder = make_run(tmp_path)
+    before = told(folder, database, "news")
+    client = MlflowClient(database)
+    client.set_tag(before["arms"]["plain"], "verdict", "good")
+    add_score(tmp_path / "items" / "partsplainp0".ljust(16, "0"), "subject_consistency[tiny]", 0.7)
+    after = told(folder, database, "news")
+    assert (after["logged"], after["run_id"]) == (["plain"], before["run_id"])
+    run = client.get_run(after["arms"]["plain"])
+    assert run.data.tags["verdict"] == "good"
+    assert run.data.metrics["scores/subject_consistency_tiny"] == pytest.approx(0.61)
+    assert len(client.get_metric_history(run.info.run_id, "drift/subject_consistency_tiny")) == 2
+    assert len(runs_of(database, "news")) == 3
+
+
+def test_what_was_deleted_comes_back(tmp_path, database):
+    folder = make_run(tmp_path)
+    before = told(folder, database, "deleted")
+    client = MlflowClient(database)
+    client.delete_run(before["run_id"])
+    client.delete_run(before["arms"]["plain"])
+    after = told(folder, database, "deleted")
+    check_logged(database, after)
+    assert after["logged"] == ["plain"]
+    assert len(runs_of(database, "deleted")) == 3
+
+
+def test_videos_may_stay_where_they_are(tmp_path, database):
+    folder = make_run(tmp_path)
+    client = MlflowClient(database)
+    ids = told(folder, database, "without", videos=False)
+    files = artifacts(client, ids["arms"]["plain"])
+    assert "sheets/p0-0.png" in files
+    assert not any(name.startswith("videos") for name in files)
+    ids = told(folder, database, "capped", videos_mib=0)
+    assert "videos/left_out.txt" in artifacts(client, ids["arms"]["plain"])
+
+
+def test_a_stopped_run_is_killed_and_a_running_one_runs(tmp_path, database):
+    folder = make_run(tmp_path)
+    (folder / "status.json").unlink()
+    client = MlflowClient(database)
+    log = RunLog(Target(folder, database, "stopped"))
+    assert client.get_run(log.begin()).info.status == "RUNNING"
+    log.progress()
+    ids = told(folder, database, "stopped")
+    run = client.get_run(ids["run_id"])
+    assert (run.info.status, run.data.metrics["videos/done"]) == ("KILLED", 4)
+
+
+def test_the_verb_makes_the_default_store_and_says_where_it_is(tmp_path, capsys, monkeypatch):
+    folder = make_run(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["sync", "parts"]) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    (synced,) = document["synced"]
+    assert synced["uri"] == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    check_logged(synced["uri"], synced)
+    assert (tmp_path / "mlartifacts").is_dir()
+    assert synced["run_id"] in (folder / "tracking.json").read_text()
+
+
+def test_a_real_server(tmp_path, server, capsys):
+    make_run(tmp_path)
+    arguments = ["sync", str(tmp_path / "parts"), "--uri", server, "--experiment", "served"]
+    assert main(arguments) == 0
+    (synced,) = json.loads(capsys.readouterr().out)["synced"]
+    check_logged(server, synced)
+    assert len(runs_of(server, "served")) == 3
+
+
+BROKEN = {
+    "hang": (None, "does not answer"),
+    "garbage": (b"\x00\xffnonsense\r\n\r\n", ""),
+    "500": (ERROR % b"500 Internal Server Error", "500"),
+    "403": (ERROR % b"403 Forbidden", "403"),
+    "401": (ERROR % b"401 Unauthorized", "401"),
+}
+
+
+@pytest.mark.parametrize("how", ["hang", "garbage", "500", "401"])
+def test_a_broken_server_is_one_line_and_exit_code_1(tmp_path, capsys, how):
+    folder = make_run(tmp_path)
+    answer, word = BROKEN[how]
+    with broken_server(answer) as uri:
+        code = main(["sync", str(folder), "--uri", uri])
+    out, err = capsys.readouterr()
+    assert (code, out, err.count("\n")) == (1, "", 1), err
+    assert f"could not be told to {uri}" in err
+    assert word in err
+
+
+@pytest.mark.parametrize("how", ["down", "hang", "garbage", "500"])
+def test_a_run_goes_on_without_its_server(tmp_path, capsys, how):
+    config = configuration(tmp_path, data__limit=1, data__seeds=[0])
+    if how == "down":
+        uri = f"http://127.0.0.1:{free_port()}"
+        code = main(["predict", "--config", str(config), "--tracking.uri", uri])
+    else:
+        with broken_server(BROKEN[how][0]) as uri:
+            code = main(["predict", "--config", str(config), "--tracking.uri", uri])
+    out, err = capsys.readouterr()
+    status = json.loads(out.splitlines()[-1])
+    assert (code, status["status"], status["done"]) == (0, "done", 1)
+    assert status["tracking"]["status"] == "failed"
+    lines = [line for line in err.splitlines() if "tracking" in line]
+    assert len(lines) == 1, err
+    assert f"miga-bench sync {tmp_path / 'run'} --uri {uri} replays it" in lines[0]
+
+
+def test_a_followed_run_is_logged_and_can_be_replayed(tmp_path, capsys, database):
+    config = configuration(tmp_path, data__limit=1, data__seeds=[0])
+    options = ["--tracking.uri", database, "--tracking.experiment", "followed"]
+    assert main(["predict", "--config", str(config), *options]) == 0
+    tracking = json.loads(capsys.readouterr().out.splitlines()[-1])["tracking"]
+    assert tracking["status"] == "done"
+    assert MlflowClient(database).get_run(tracking["run_id"]).info.status == "FINISHED"
+    again = told(tmp_path / "run", database, "followed")
+    assert (again["run_id"], again["logged"]) == (tracking["run_id"], [])
+    assert "tracking" not in (tmp_path / "run" / "run.yaml").read_text()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_database_is_one_line(tmp_path, capsys):
+    folder = make_run(tmp_path)
+    (tmp_path / "closed").mkdir(mode=0o500)
+    assert main(["sync", str(folder), "--uri", f"sqlite:///{tmp_path}/closed/mlflow.db"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_wrong_input_is_one_line(tmp_path, capsys):
+    folder = make_run(tmp_path)
+    for arguments, rule in (
+        ([str(tmp_path / "none")], "is no run: it has no run.yaml"),
+        ([str(folder), "--uri", "mlruns"], "it is http://HOST:PORT"),
+        ([str(folder), "--experiment", " "], "--experiment is empty"),
+        ([str(folder), "--videos-mib", "-1"], "it is 0 or more"),
+    ):
+        assert main(["sync", *arguments]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert rule in err
+    config = configuration(tmp_path)
+    assert main(["predict", "--config", str(config), "--tracking.uri", "ftp://x"]) == 2
+    assert "it is http://HOST:PORT" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "run.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "uri", ["", "mlruns", "file:/x", "http://", "http://h:no", "sqlite://", "a b"]
+)
+def test_uris_that_are_none(uri, tmp_path):
+    with pytest.raises(UserError, match="tracking URI"):
+        tracking_uri(uri, tmp_path)
+
+
+def test_uris(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert tracking_uri(None, Path("runs")) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert tracking_uri("sqlite:///a.db", Path()) == f"sqlite:///{tmp_path}/a.db"
+    assert tracking_uri("http://h:5000/", Path()) == "http://h:5000"
+    assert shown("postgresql://me:secret@h/db") == "postgresql://me:***@h/db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://h:1")
+    assert tracking_uri(None, Path()) == "http://h:1"
+
+
+def test_a_curve_stays_small():
+    curve = Curve()
+    for step in range(10 * MOST_BINS):
+        curve.add(step, step % 2)
+    points = curve.points()
+    assert len(points) <= MOST_BINS
+    assert {value for _, value in points} == {0.5}
+    assert points[1] == (16, 0.5)
+
+
+def test_names_are_plain_and_never_shared():
+    assert list(names(["a[b]", "a(b)"]).values()) == ["a_b", "a_b_2"]
+
+
+def test_what_is_missing_is_said_and_never_a_number(tmp_path):
+    folder = make_run(tmp_path, scores=False)
+    (tmp_path / "items" / "partsplainp0".ljust(16, "0") / "manifest.json").unlink()
+    results = read_results(folder)
+    found = facts(results, results.arms["plain"])
+    assert (found.status, found.metrics["videos/missing"]) == ("KILLED", 1)
+    assert not any(name.startswith("scores") for name in found.metrics)
+
+
+def test_help_of_the_program_loads_no_mlflow():
+    program = "import sys, miga_bench.cli as c; c._parser(); print('mlflow' in sys.modules)"
+    done = subprocess.run(["python", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.postgres
+def test_a_server_on_postgresql(tmp_path):
+    store = os.environ["MIGA_BENCH_POSTGRES"]
+    folder = make_run(tmp_path)
+    with mlflow_server(tmp_path, store) as uri:
+        ids = told(folder, uri, f"postgres-{time.time_ns()}")
+        check_logged(uri, ids)
+        assert (
+            told(folder, uri, MlflowClient(uri).get_experiment(ids["experiment_id"]).name)["logged"]
+            == []
+        )
+    direct = told(folder, store, "direct")
+    assert MlflowClient(store).get_run(direct["run_id"]).info.status == "FINISHED"
