@@ -27,6 +27,7 @@ examples:
   miga-bench generate "a green square moves up" --endless        (Ctrl-C ends it)
   miga-bench generate "a cat walks through snow" --backbone wan2.1-1.3b --device cuda
   miga-bench predict --config tiny-wan-miga
+  miga-bench validate --config tiny-wan-miga
   miga-bench experiment components
   miga-bench score out.mp4
   miga-bench report runs/tiny-wan-miga
@@ -58,7 +59,7 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, unknown = self.parse_known_args(args, namespace)
-        if parsed.verb in ("predict", "experiment", "train-tiny"):
+        if parsed.verb in ("predict", "experiment", "validate", "train-tiny"):
             parsed.arguments = unknown
         elif unknown:
             raise UserError(_unknown_argument(unknown[0], parsed.options))
@@ -99,6 +100,7 @@ def _parser() -> _Parser:
     _add_generate(verbs)
     _add_predict(verbs)
     _add_experiment(verbs)
+    _add_validate(verbs)
     _add_demo(verbs)
     _add_score(verbs)
     _add_report(verbs)
@@ -251,6 +253,21 @@ def _experiment(args: argparse.Namespace) -> int:
     from miga_bench.cli_experiment import run
 
     return _ended(run(args))
+
+
+def _add_validate(verbs: Any) -> None:
+    from miga_bench import cli_validate
+
+    parser = _verb(verbs, "validate", _validate, cli_validate.SUMMARY, cli_validate.EXAMPLES)
+    cli_validate.add_options(parser)
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from miga_bench.cli_validate import run
+
+    document = run(args)
+    _print_json(document)
+    return DONE if document["starts"] else WRONG_INPUT
 
 
 def _add_demo(verbs: Any) -> None:

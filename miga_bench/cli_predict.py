@@ -57,10 +57,10 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     """Make the run and return its status; None on ranks other than 0."""
     from miga_bench.harness.predict import predict
 
-    return predict(_arguments(args.config, args.arguments, args.help_all))
+    return predict(arguments(args.config, args.arguments, args.help_all))
 
 
-def _arguments(configs: Sequence[str], others: Sequence[str], everything: bool) -> list[str]:
+def arguments(configs: Sequence[str], others: Sequence[str], everything: bool) -> list[str]:
     """Return the options as Lightning's command line takes them."""
     files = []
     for config in configs:
@@ -88,7 +88,7 @@ def read(file: str) -> Mapping[str, Any]:
     Raises:
         UserError: It cannot be read, or is none.
     """
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     try:
         document = yaml.safe_load(Path(file).read_text(encoding="utf-8"))

@@ -243,7 +243,7 @@ def test_prompts_are_checked(entries, rule):
         ("a.txt", b"\xff\xfe", "not UTF-8"),
         ("a.jsonl", b"{", "is not JSONL"),
         ("a.yaml", b"a: 1", "a list of prompts is wanted"),
-        ("a.csv", b"", "give a list of prompts, or a file"),
+        ("a.csv", b"", "give a list of prompts, a file"),
     ],
 )
 def test_prompt_files_are_checked(tmp_path, name, content, rule):

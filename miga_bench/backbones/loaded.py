@@ -74,6 +74,15 @@ class LoadedBackbone(Backbone):
         """Return the prompts' words that the tokenizer does not know."""
         return self.text.unknown_words(prompts)
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that cannot be encoded; the encoder does not run.
+
+        Raises:
+            UserError: One is too long, or the encoder has to run for it and its files are missing.
+        """
+        if self.text.needs_encoder(prompts):
+            self._source.text_files()
+
     def attending(self, attention: FrameAttention) -> AbstractContextManager[None]:
         """Return a context in which ``attention`` does the network's attention over frames."""
         modules = (self.denoiser, getattr(self.denoiser, "network", None))

@@ -157,6 +157,21 @@ class WanText:
             )
         return tokens
 
+    def needs_encoder(self, prompts: Sequence[str]) -> bool:
+        """Tell whether the encoder has to run for any of these prompts.
+
+        Raises:
+            UserError: A prompt has more tokens than the model reads.
+        """
+        cleaned = [clean_prompt(prompt) for prompt in prompts]
+        for prompt in cleaned:
+            self.tokens(prompt)
+        cache = self._cache
+        return cache is None or any(
+            cache.load(cache.path(self._identity(), prompt, self.length, self.dtype)) is None
+            for prompt in cleaned
+        )
+
     def unknown_words(self, prompts: Sequence[str]) -> list[str]:
         """Return words that the tokenizer turns into its unknown token, in order, each once."""
         words = dict.fromkeys(

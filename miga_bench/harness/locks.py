@@ -55,6 +55,18 @@ class FileLock:
         file.flush()
         self._file = file
 
+    def holder(self) -> str | None:
+        """Return who has the lock, None if nobody does; nothing is written."""
+        try:
+            with open(self.path, encoding="utf-8") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return _describe(file.read())
+        except FileNotFoundError:
+            pass
+        return None
+
     def release(self) -> None:
         """Let go; letting go twice does nothing."""
         if self._file is not None:

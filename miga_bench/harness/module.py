@@ -22,8 +22,9 @@ from miga_bench.harness.ranks import agree
 from miga_bench.harness.request import check_prompts
 from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.writer import Making, RunWriter
-from miga_bench.sampling import METHODS, Short, estimate_windows, resolve
+from miga_bench.sampling import METHODS, Short, resolve
 from miga_bench.sampling.base import Sampler
+from miga_bench.sampling.estimate import BATCH, Estimate, estimate
 from miga_bench.sampling.presets import describe
 
 # precision of the trainer -> type of the denoiser's weights
@@ -94,10 +95,9 @@ class LongVideoModule(LightningModule):
             experiment = arms is not None or grid is not None
             # a run that is no experiment has one arm, without a name
             self._arms = expand(base, arms, grid) if experiment else {"": base}
-            name = backbone if isinstance(backbone, str) else backbone.name
             for arm, plan in self._arms.items():
                 try:
-                    check_names(name, plan.method, plan.preset, plan.settings)
+                    check_names(self.backbone_name, plan.method, plan.preset, plan.settings)
                 except UserError as error:
                     raise UserError(f"arm {arm}: {error}" if arm else str(error)) from None
         if isinstance(backbone, Backbone) and not (height is width is None and not offload):
@@ -106,8 +106,29 @@ class LongVideoModule(LightningModule):
         self.samplers: dict[str, Sampler[Any]]  # by arm
         self._arm_of: dict[str, str] = {}  # by item key
 
+    @property
+    def arms(self) -> list[str]:
+        """The names of the arms; none where the run is no experiment."""
+        return [] if isinstance(self._method, Sampler) else [name for name in self._arms if name]
+
+    @property
+    def backbone_name(self) -> str:
+        """What the backbone was called before it is loaded."""
+        backbone = self._backbone
+        return backbone if isinstance(backbone, str) else backbone.name
+
     def setup(self, stage: str) -> None:
-        """Load the backbone on the strategy's device, in the precision of the trainer."""
+        """Load the backbone on the strategy's device, open the scorers, settle the arms."""
+        self.load()
+        self.open_scorers()
+        self.settle()
+
+    def load(self) -> None:
+        """Load the backbone on the strategy's device, in the precision of the trainer.
+
+        Raises:
+            UserError: It is not there, or the precision is none of ours.
+        """
         trainer: Any = self.trainer
         precision = str(trainer.precision)
         if precision not in WEIGHTS:
@@ -125,8 +146,22 @@ class LongVideoModule(LightningModule):
             )
         if self._compile:
             self._compile_denoiser()
+
+    def open_scorers(self) -> None:
+        """Tell the scorers of the backbone.
+
+        Raises:
+            UserError: One lacks its networks or their weights.
+        """
         for metric in self.metrics:
             metric.use(self.backbone)
+
+    def settle(self) -> None:
+        """Settle what each arm's settings are on the loaded backbone.
+
+        Raises:
+            UserError: A setting is not what the backbone's family takes.
+        """
         if isinstance(self._method, Sampler):
             self.samplers = {"": self._method}
         else:
@@ -239,37 +274,49 @@ class LongVideoModule(LightningModule):
         writer = next((c for c in trainer.callbacks if isinstance(c, RunWriter)), None)
 
         def decide() -> tuple[list[str], list[int]]:
-            windows: dict[tuple[str, int], int] = {}
-            for item in items.values():
-                arm = self._arm_of[item.key]
-                if (arm, item.frames) not in windows:
-                    latents = self.backbone.latents_for(item.frames)
-                    try:
-                        windows[arm, item.frames] = estimate_windows(
-                            self.samplers[arm], self.backbone, latents
-                        )
-                    except UserError as error:
-                        raise UserError(f"arm {arm}: {error}" if arm else str(error)) from None
+            estimates = self.estimates(items, BATCH)
             todo = list(items)
             if writer is None:
                 made = set()
             else:
-                made_of = self._made_of(wishes, seeds, items)
+                made_of = self.made_of(wishes, seeds, items)
                 todo = writer.run.open(
                     made_of, items, writer.configuration, self.backbone.device, self.metrics
                 )
                 made = {name for name in todo if writer.run.store.is_done(items[name].key)}
-            return todo, [
-                0 if name in made else windows[self._arm_of[items[name].key], items[name].frames]
-                for name in todo
-            ]
+            return todo, [0 if name in made else estimates[name].windows for name in todo]
 
         todo, costs = agree(trainer, decide)
         if writer is not None:
             writer.begin(items, costs, self.metrics)
         return [items[name].spec() for name in todo], costs
 
-    def _made_of(
+    def estimates(self, items: Mapping[str, Item], batch: int | None = None) -> dict[str, Estimate]:
+        """Return by name what each item takes, made or not.
+
+        Args:
+            items: By name.
+            batch: See ``estimate``.
+
+        Raises:
+            UserError: A setting breaks a rule of the method; the arm is named.
+        """
+        known: dict[tuple[str, int], Estimate] = {}
+        out = {}
+        for name, item in items.items():
+            arm = self._arm_of[item.key]
+            if (arm, item.frames) not in known:
+                latents = self.backbone.latents_for(item.frames)
+                try:
+                    known[arm, item.frames] = estimate(
+                        self.samplers[arm], self.backbone, latents, batch
+                    )
+                except UserError as error:
+                    raise UserError(f"arm {arm}: {error}" if arm else str(error)) from None
+            out[name] = known[arm, item.frames]
+        return out
+
+    def made_of(
         self, wishes: Sequence[Wish], seeds: Sequence[int], items: Mapping[str, Item]
     ) -> dict[str, Any]:
         """Return what decides the items, under the names a user gave it."""
@@ -309,10 +356,10 @@ class LongVideoModule(LightningModule):
         """
         item = Item.of(batch)
         sampler = self.samplers[self._arm_of[item.key]]
-        video = Video(item.request(), self.backbone, sampler, around=self._precision())
+        video = Video(item.request(), self.backbone, sampler, around=self.precision())
         return Making(item, video)
 
-    def _precision(self) -> Callable[[], AbstractContextManager[Any]]:
+    def precision(self) -> Callable[[], AbstractContextManager[Any]]:
         """Return the context that the denoiser runs in; weights that are narrow need none."""
         trainer: Any = self.trainer
         plugin = trainer.precision_plugin

@@ -65,21 +65,25 @@ class Run:
         Raises:
             UserError: Another process is, or the folder holds something else.
         """
-        if self.folder.exists() and not self._is_ours():
-            raise UserError(
-                f"{self.folder} holds something that is no run: choose another run.name"
-            )
+        if self.folder.exists():
+            self._check_ours()
         try:
             self._lock.acquire()
         except HeldError as holder:
-            raise UserError(
-                f"{self.folder} is being written by {holder}: wait until it ends, or choose another"
-                " run.name"
-            ) from None
+            raise self._taken(str(holder)) from None
 
-    def _is_ours(self) -> bool:
+    def _check_ours(self) -> None:
         names = {path.name for path in self.folder.iterdir()}
-        return "run.yaml" in names or all(name.startswith(".") for name in names)
+        if "run.yaml" not in names and not all(name.startswith(".") for name in names):
+            raise UserError(
+                f"{self.folder} holds something that is no run: choose another run.name"
+            )
+
+    def _taken(self, holder: str) -> UserError:
+        return UserError(
+            f"{self.folder} is being written by {holder}: wait until it ends, or choose another"
+            " run.name"
+        )
 
     def release(self) -> None:
         """Let other writers in."""
@@ -110,7 +114,7 @@ class Run:
         """
         keys = {name: item.key for name, item in items.items()}
         _check_unique(keys)
-        plain = yaml.safe_load(_dump(made_of))
+        plain = _plain(made_of)
         path = self.folder / "run.yaml"
         judged = {scorer.file: scorer.identity() for scorer in scorers}
         if path.exists():
@@ -145,6 +149,28 @@ class Run:
             self.link(name, items[name])
         whole = {name for name in done if not self.store.unscored(keys[name], scorers)}
         return [name for name in keys if name not in whole]
+
+    def look(self, made_of: Mapping[str, Any], items: Mapping[str, Item]) -> bool:
+        """Tell whether the run was begun already; nothing is written.
+
+        Args:
+            made_of: As for ``open``.
+            items: The same.
+
+        Raises:
+            UserError: What ``acquire`` and ``open`` would say.
+        """
+        _check_unique({name: item.key for name, item in items.items()})
+        if not self.folder.exists():
+            return False
+        self._check_ours()
+        holder = self._lock.holder()
+        if holder is not None:
+            raise self._taken(holder)
+        path = self.folder / "run.yaml"
+        if path.exists():
+            self._compare(path, _plain(made_of))
+        return path.exists()
 
     def _compare(self, path: Path, made_of: Mapping[str, Any]) -> dict[str, Any]:
         try:
@@ -231,6 +257,12 @@ def _check_unique(keys: Mapping[str, str]) -> None:
                 f"{first[key]} and {name} are the same video: leave one out, or give another seed"
             )
         first[key] = name
+
+
+def _plain(made_of: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document as it will be read back."""
+    plain: dict[str, Any] = yaml.safe_load(_dump(made_of))
+    return plain
 
 
 def _dump(document: Mapping[str, Any]) -> str:

@@ -1,9 +1,11 @@
-"""How many windows a video will take, by walking its queue with nothing in it."""
+"""What denoiser calls a video will take, by walking its queue with nothing in it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -14,16 +16,56 @@ from miga_bench.sampling.base import PassReport, PromptSchedule, Sampler
 from miga_bench.sampling.schedule import Schedule
 from miga_bench.sampling.solvers import FlowEuler, Solver
 
+BATCH = 64  # of a walk that is to be short; the count of windows does not depend on it
+
+
+@dataclass(frozen=True)
+class Call:
+    """A kind of denoiser call.
+
+    Attributes:
+        rows: Windows in it, with guidance twice as many.
+        frames: Latents of each.
+        attention: What stands in for the network's attention over frames.
+    """
+
+    rows: int
+    frames: int
+    attention: FrameAttention | None = None
+
+
+@dataclass
+class Estimate:
+    """What a video takes, searches left out.
+
+    Attributes:
+        windows: How many.
+        calls: How many of each kind; their rows are the denoiser evaluations.
+    """
+
+    windows: int = 0
+    calls: Counter[Call] = field(default_factory=Counter)
+
+    @property
+    def nfe(self) -> int:
+        """Denoiser evaluations of one window."""
+        return sum(call.rows * count for call, count in self.calls.items())
+
 
 class _Hollow(Backbone):
     """A backbone's geometry without its network: latents of one number, predictions of zero."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, batch: int, calls: Counter[Call]) -> None:
         self.name, self.family, self.window = backbone.name, backbone.family, backbone.window
         self.latent_shape = LatentShape(1, 1, 1)
         self.frame_rate = backbone.frame_rate
-        self.denoiser = lambda latents, timesteps, text, **_: torch.zeros_like(latents)
-        self._real = backbone
+        self.denoiser = self._count
+        self._real, self._batch, self._calls = backbone, batch, calls
+        self._attention: FrameAttention | None = None
+
+    def _count(self, latents: Tensor, timesteps: Tensor, text: Tensor, **_: Any) -> Tensor:
+        self._calls[Call(latents.shape[0], latents.shape[2], self._attention)] += 1
+        return torch.zeros_like(latents)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         return torch.zeros(len(prompts), 1, 1)
@@ -49,11 +91,19 @@ class _Hollow(Backbone):
         rescale: bool | None = None,
         fps: float | None = None,
     ) -> Backbone:
-        return _Hollow(self._real.reading(grid, rescale, fps))
+        return _Hollow(self._real.reading(grid, rescale, fps), self._batch, self._calls)
 
     def attending(self, attention: FrameAttention) -> AbstractContextManager[None]:
         self._real.attending(attention)  # never entered: only to hear of a refusal early
-        return nullcontext()
+        return self._attended(attention)
+
+    @contextmanager
+    def _attended(self, attention: FrameAttention) -> Iterator[None]:
+        self._attention = attention
+        try:
+            yield
+        finally:
+            self._attention = None
 
     @property
     def can_cut(self) -> bool:
@@ -66,7 +116,7 @@ class _Hollow(Backbone):
         return self._real.free_bytes()
 
     def default_batch(self) -> int:
-        return 64
+        return self._batch
 
     @property
     def device(self) -> str:
@@ -81,7 +131,25 @@ def estimate_windows(sampler: Sampler[Any], backbone: Backbone, length: int) -> 
     Raises:
         UserError: A setting breaks a rule of the method.
     """
-    hollow = _Hollow(backbone)
+    return estimate(sampler, backbone, length, BATCH).windows
+
+
+def estimate(
+    sampler: Sampler[Any], backbone: Backbone, length: int, batch: int | None = None
+) -> Estimate:
+    """Return what ``length`` latents take, searches left out.
+
+    Args:
+        sampler: Is itself run, on latents of one number.
+        backbone: Lends its geometry.
+        length: Latents to make.
+        batch: Windows in a call where the settings do not say; None is as many as the backbone chooses now.
+
+    Raises:
+        UserError: A setting breaks a rule of the method.
+    """
+    found = Estimate()
+    hollow = _Hollow(backbone, batch or backbone.default_batch(), found.calls)
     last: list[PassReport] = []
 
     def remember(report: PassReport) -> None:
@@ -93,4 +161,5 @@ def estimate_windows(sampler: Sampler[Any], backbone: Backbone, length: int) -> 
     prompts = PromptSchedule(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
     for _ in sampler.without_search().stream(hollow, prompts, no_noise, length, remember):
         pass
-    return last[0].windows - last[0].search_windows
+    found.windows = last[0].windows - last[0].search_windows
+    return found

@@ -1,0 +1,72 @@
+"""The verb ``validate``: what its help says, and a line for each step."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from miga_bench import cli_experiment, cli_predict
+from miga_bench.errors import UserError
+
+SUMMARY = "Look at a run before it is made: would it start, and what would it take?"
+
+EXAMPLES = """\
+examples:
+  miga-bench validate --config tiny-wan-miga
+  miga-bench validate --config my.yaml --config gpu.yaml --data.frames 1200
+  miga-bench validate --config my.yaml --no-probe        (no seconds, but no waiting)
+  miga-bench validate --experiment table1 --on wan2.1-1.3b
+
+Takes what predict and experiment take, makes no video, fetches nothing and writes nothing below the run's
+root. Each step is one line on stderr: ok, note, or problem. The seconds come from a few denoiser calls on the
+chosen device; searches, writing and scoring are not in them. The last line of stdout is one JSON document.
+
+exit codes: 0 the run would start, 2 it would not"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what help shows; all other options are predict's and are read by it."""
+    parser.add_argument(
+        "--experiment",
+        metavar="NAME",
+        help=f"a shipped experiment: {', '.join(cli_experiment.experiments())}",
+    )
+    parser.add_argument(
+        "--on",
+        metavar="BACKBONE",
+        help="where a shipped experiment runs (tiny-wan)",
+    )
+    cli_predict.add_options(parser)
+    parser.add_argument(
+        "--no-probe", action="store_true", help="do not time denoiser calls: no seconds"
+    )
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Look, say what each step found, and return the document."""
+    from miga_bench.harness.validate import Step, validate
+
+    def say(step: Step) -> None:
+        print(
+            f"{step.number:2d} {step.name:13} {step.status:7} {step.text}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return validate(_arguments(args), not args.no_probe, say)
+
+
+def _arguments(args: argparse.Namespace) -> list[str]:
+    """Return the options as Lightning's command line takes them."""
+    if args.experiment is None:
+        if args.on is not None:
+            raise UserError("--on is for --experiment: say model.backbone in --config")
+        return cli_predict.arguments(args.config, args.arguments, args.help_all)
+    import yaml  # type: ignore[import-untyped]
+
+    whole: Any = cli_experiment.shipped(args.experiment, args.on or "tiny-wan")
+    for config in args.config:
+        whole = cli_predict.merge(whole, cli_predict.read(config))
+    text = yaml.safe_dump(whole, sort_keys=False)
+    return ["--config", text, *args.arguments, *(["--help"] if args.help_all else [])]
