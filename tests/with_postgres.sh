@@ -49,5 +49,5 @@ cd "$folder"
   -o "-p $port -k $folder -c listen_addresses=127.0.0.1 -c fsync=off" start > /dev/null
 "${as_owner[@]}" "$found/createdb" -h 127.0.0.1 -p "$port" -U "$owner" mlflow
 cd "$here"
-export MIGA_BENCH_POSTGRES="postgresql://$owner@127.0.0.1:$port/mlflow"
+export MIGA_BENCH_POSTGRES="postgresql+psycopg2://$owner@127.0.0.1:$port/mlflow"
 "$@"

@@ -24,7 +24,7 @@ from miga_bench.errors import UserError
 from miga_bench.harness.locks import FileLock, HeldError
 from miga_bench.harness.provenance import write_json
 from miga_bench.harness.results import Results, read_results
-from miga_bench.harness.tracking_facts import Facts, facts, names
+from miga_bench.harness.tracking_facts import Facts, facts
 from miga_bench.harness.tracking_plots import drift_plot, reflection_plot
 from miga_bench.harness.tracking_uri import artifact_folder, shown
 
@@ -32,6 +32,10 @@ MEMORY = "tracking.json"
 STATUS = {"done": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 RUN, ARM, LOGGED = "miga_bench.run", "miga_bench.arm", "miga_bench.logged"
 PARENT, NOTE, TABLES = "mlflow.parentRunId", "mlflow.note.content", "mlflow.loggedArtifacts"
+NOTED = ("cost/nfe_per_frame", "cost/seconds_per_frame")  # that stand beside the scores
+KIND = {
+    "mlflow.experimentKind": "custom_model_development"
+}  # else MLflow shows chats and traces first
 MOST_METRICS, MOST_OTHERS = 1000, 100  # that one request may hold
 MOST_TEXT = 4900  # characters of a tag
 
@@ -141,7 +145,7 @@ class RunLog:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             try:
-                self._experiment = self.client.create_experiment(name, artifact_folder(uri))
+                self._experiment = self.client.create_experiment(name, artifact_folder(uri), KIND)
             except MlflowException:  # somebody else was faster
                 found = self.client.get_experiment_by_name(name)
                 if found is None:
@@ -411,19 +415,15 @@ def note(results: Results, arms: Sequence[Facts]) -> str:
     lines = [f"### {about.get('title') or results.name}"]
     if about.get("question"):
         lines += ["", str(about["question"])]
-    labels = names(sorted({key for arm in arms for key in _means(arm)}))
-    if labels:
-        lines += ["", "| arm | " + " | ".join(labels) + " | s per frame |"]
-        lines += ["|---" * (len(labels) + 2) + "|"]
-        for arm in arms:
-            cells = [_cell(arm, label) for label in labels]
-            pace = arm.metrics.get("cost/seconds_per_frame")
-            lines.append(
-                f"| {arm.arm.name} | "
-                + " | ".join(cells)
-                + (f" | {pace:.2f} |" if pace is not None else " | |")
-            )
-        lines += ["", "Mean and standard error, clustered by prompt."]
+    measured = sorted({key for arm in arms for key in arm.metrics if key.startswith("scores/")})
+    shown_too = [key for key in NOTED if any(key in arm.metrics for arm in arms)]
+    if measured:
+        lines += ["", "| | " + " | ".join(arm.arm.name for arm in arms) + " |"]
+        lines += ["|---" * (len(arms) + 1) + "|"]
+        for key in [*measured, *shown_too]:
+            label = key.partition("/")[2].replace("_", " ")
+            lines.append(f"| {label} | " + " | ".join(_cell(arm, key) for arm in arms) + " |")
+        lines += ["", "Mean +- standard error, clustered by prompt."]
     return "\n".join(lines)
 
 
@@ -433,16 +433,12 @@ def arm_note(arm: Facts) -> str:
     return f"**{arm.arm.name}**: {changed or 'method = ' + arm.arm.method}"
 
 
-def _means(arm: Facts) -> list[str]:
-    return [k.removeprefix("scores/") for k in arm.metrics if k.startswith("scores/")]
-
-
-def _cell(arm: Facts, name: str) -> str:
-    mean = arm.metrics.get(f"scores/{name}")
-    error = arm.metrics.get(f"scores_certainty/{name}/standard_error")
+def _cell(arm: Facts, key: str) -> str:
+    mean = arm.metrics.get(key)
+    error = arm.metrics.get(f"{key.replace('scores/', 'scores_certainty/')}/standard_error")
     if mean is None:
         return ""
-    return f"{mean:.3f}" + ("" if error is None else f" +- {error:.3f}")
+    return f"{mean:.3g}" + ("" if error is None else f" +- {error:.1g}")
 
 
 def _ours(tag: str) -> bool:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import queue
+import re
 import sys
 import threading
 import warnings
@@ -143,12 +144,21 @@ def _few_retries() -> None:
 def in_one_line(error: Exception) -> str:
     """Return what went wrong at a server in few words."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ModuleNotFoundError):
+        return f"the database's driver {error.name} is not installed"
+    if code := re.search(r"too many (\d+) error responses|failed with error code (\d+)", text):
+        number = code[1] or code[2]
+        refused = number in ("401", "403")
+        return f"the server {'refuses to' if refused else 'fails to'} answer (HTTP {number})"
     for sign, meaning in (
         ("Connection refused", "nobody answers there (connection refused)"),
         ("Name or service not known", "there is no such host"),
         ("Failed to resolve", "there is no such host"),
         ("NameResolutionError", "there is no such host"),
         ("timed out", "the server accepts, but does not answer"),
+        ("BadStatusLine", "what answers there is no MLflow server"),
+        ("not in a valid JSON format", "what answers there is no MLflow server"),
+        ("Connection aborted", "the server hung up"),
         ("readonly database", "the database is read-only"),
         ("database is locked", "the database is locked by another process"),
         ("unable to open database file", "the database file cannot be opened"),
