@@ -208,7 +208,7 @@ def _what_was_run(run: Results) -> list[Block]:
         Heading(3, "What was run"),
         _pairs_table("The run", facts),
         Table(caption, ["arm", "method", "settings"], [Group("", arms)]),
-        Fold(f"The {len(prompts)} prompts", [Bullets([f"{n}: {t}" for n, t in prompts.items()])]),
+        Fold(f"Prompts: {len(prompts)}", [Bullets([f"{n}: {t}" for n, t in prompts.items()])]),
     ]
 
 
