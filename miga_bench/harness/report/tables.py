@@ -67,7 +67,8 @@ def why_not_comparable(
     out = []
     if run.model["backbone"] != backbone:
         out.append(f"the model is {run.model['backbone']}, the paper's is {backbone}")
-    networks = sorted({m.networks for m in measures if m.column in table.columns and m.networks})
+    told = [m.networks.split(",") for m in measures if m.column in table.columns and m.networks]
+    networks = sorted({name for names in told for name in names})
     if networks:
         out.append(f"the scores are by networks {', '.join(networks)}, not VBench's own")
     frames = sorted({row.frames for row in run.rows if row.status == "done"})
