@@ -20,14 +20,14 @@ examples:
   miga-bench predict --config my.yaml --config gpu.yaml          (the later one wins)
   miga-bench predict --config my.yaml --trainer.devices 2 --trainer.strategy ddp
   torchrun --nproc-per-node 8 -m miga_bench predict --config my.yaml --trainer.devices 8 \\
-      --trainer.strategy ddp
+      --trainer.strategy ddp --run.window_parallel 4            (four GPUs make each video together)
   miga-bench predict --config my.yaml --print_config             (everything that can be set)
 
 a configuration:
   model: {backbone: tiny-wan, method: miga, preset: tiny, settings: {zigzag: 3}}
   data: {prompts: prompts.txt, seeds: [0, 1], frames: 201}
   trainer: {accelerator: auto, devices: 1, precision: 32-true}
-  run: {root: runs, name: my-run, fail_on_error: true}
+  run: {root: runs, name: my-run, fail_on_error: true, window_parallel: 1}
 
 Every value can be given as an option too: --data.frames 81. Videos lie in ROOT/items, shared by all runs
 below ROOT; a run's own folder says which are its. The same command goes on where it was stopped; other
