@@ -116,9 +116,10 @@ class UNetConfig(TextConfig):
         temporal_heads: Heads of the first temporal transformer.
         groups: Groups of the group norms.
         clips: Training clips whose latents are computed once.
-        clip_frames: Frames kept of each, at 8 frames a second.
+        clip_frames: Frames kept of each, at 4 frames a second.
         steps: Optimizer steps.
         batch: Clips of 16 frames per step and process.
+        text_steps: Optimizer steps of the text encoder, before it is frozen.
     """
 
     channels: tuple[int, ...] = (48, 96, 96)
@@ -128,8 +129,9 @@ class UNetConfig(TextConfig):
     groups: int = 8
     clips: int = 5000
     clip_frames: int = 40
-    steps: int = 5000
+    steps: int = 4000
     batch: int = 6
+    text_steps: int = 1500
 
 
 _FEW_CLIPS: dict[str, Any] = {"clips": 4, "steps": 3, "batch": 2}
@@ -191,6 +193,8 @@ def quick_videocrafter(config: VideoCrafterConfig) -> VideoCrafterConfig:
     return replace(
         config,
         vae=replace(config.vae, batch=2, steps=3),
-        denoiser=replace(config.denoiser, channels=(16, 16), clip_frames=32, **_FEW_CLIPS),
+        denoiser=replace(
+            config.denoiser, channels=(16, 16), clip_frames=32, text_steps=3, **_FEW_CLIPS
+        ),
         **_ONE_PROCESS,
     )

@@ -192,6 +192,11 @@ def parse_narrative(text: str) -> Narrative:
     return Narrative(parse_caption(opening), tuple(_parse_event(part) for part in rest))
 
 
+def values_of() -> dict[str, tuple[str | None, ...]]:
+    """Every attribute's values; None among them where a caption may leave it out."""
+    return {**_REQUIRED, **{name: (None, *values) for name, values in _OPTIONAL.items()}}
+
+
 def random_scene(rng: random.Random, held_out: bool | None = False) -> Scene:
     """Draw a scene with every attribute named.
 

@@ -73,6 +73,7 @@ def store(
     frames: int,
     folder: Path,
     part: int,
+    step: int = 1,
 ) -> None:
     """Render clips and write their latents and fully detailed captions.
 
@@ -83,13 +84,16 @@ def store(
         frames: Of each clip.
         folder: Where ``latents-PART.pt`` and ``captions-PART.json`` go.
         part: Number of this share of the work.
+        step: Frames of the world from one to the next.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(stream)
     latents, captions = [], []
     for _ in range(clips):
         scene = random_scene(rng)
-        pictures = world.render(world.draw_look(scene, rng), frames)
+        look = world.draw_look(scene, rng)
+        path = world.positions(look, step * frames)[::step]
+        pictures = torch.from_numpy(world.draw(look, path))
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             latents.append(encode(pictures).half())
         captions.append(scene.caption)

@@ -28,6 +28,7 @@ class Family:
         compute: ``compute(vae, config, clips, folder, part)`` writes a share of the latents.
         clips: What stage two reads.
         denoiser_task: Stage two of a configuration; it has a ``tokenizer``.
+        before: ``before(task, config, out)`` readies stage two.
         save: ``save(vae, task, config, latents, folder)`` writes the model from its parts; the
             averaged weights are the task's, the latents' folder tells their statistics.
     """
@@ -41,6 +42,7 @@ class Family:
     clips: type[StoredClips[Any]]
     denoiser_task: Callable[[Any], Averaged]
     save: Callable[[Any, Any, Any, Path, Path], None]
+    before: Callable[[Any, Any, Path], None] = lambda task, config, out: None
 
 
 def train_vae(family: Family, config: Any, out: Path) -> None:
@@ -73,6 +75,7 @@ def train_denoiser(family: Family, config: Any, out: Path) -> None:
         out / "latents", config.seed, settings.steps, settings.batch, settings.dropout
     )
     task = family.denoiser_task(config)
+    family.before(task, config, out)
     fit(config, task, clips, out, "denoiser")
     torch.save(task.average.state_dict(), out / "denoiser.pt")
     export(family, config, out, out / "denoiser.pt", out / "weights")

@@ -15,7 +15,7 @@ from miga_bench.backbones.tiny.grammar import parse_caption, random_scene, with_
 from miga_bench.backbones.tiny.latents import StoredClips, load, rank, store
 from miga_bench.backbones.tiny.vc2_models import STRIDES, WINDOW
 
-WORLD_STEP = 2  # stored clips keep every second frame of the world: 8 a second
+WORLD_STEP = 4  # stored clips keep every fourth frame of the world: 4 a second
 _BACK = {"right": "left", "left": "right", "up": "down", "down": "up"}
 
 
@@ -40,29 +40,42 @@ class FrameLatents(StoredClips[tuple[Tensor, list[str], float]]):
     """Batches of latents [B, z, F, 8, 8], captions of random detail, and the clips' frame rate.
 
     A clip begins anywhere in a stored one and takes its frames, 16 or 4 if it is short, at a rate
-    drawn per batch; half the clips run backward, which in this world is a motion the other way.
+    drawn per batch. Clips are run backward, which in this world is a motion the other way, until a
+    given share of them moves left or up: none at first, half later. The order of time is learned
+    soon where every clip moves one way, and which word turns it around from there on; where both
+    ways are equally frequent from the start neither is.
     """
 
     SHORT = 4
-    FASTER = 0.25  # share of batches at 4 frames a second
+    SLOWER = 0.5  # share of batches at 2 frames a second
+    ONE_WAY = (
+        0.1,
+        0.4,
+    )  # shares of the steps: all one way until the first, both alike from the second
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[str], float]]:
         """Go through the clips; see ``StoredClips.draw``."""
         latents, captions, scale = load_latents(self.folder)
-        for rng, short, chosen in self.draw(len(captions)):
+        for step, (rng, short, chosen) in enumerate(self.draw(len(captions)), self.first):
+            turned = self.turned(step)
             frames = self.SHORT if short else WINDOW
-            fps = min(STRIDES) if rng.random() < self.FASTER else max(STRIDES)
+            fps = min(STRIDES) if rng.random() < self.SLOWER else max(STRIDES)
             span = (frames - 1) * STRIDES[fps] + 1
             clips, texts = [], []
             for i in chosen:
                 start = rng.randint(0, latents.shape[2] - span)
                 clip = latents[i, :, start : start + span : STRIDES[fps]]
                 scene = with_random_detail(parse_caption(captions[i]), rng)
-                if rng.random() < 0.5:
+                if (rng.random() < turned) != (scene.motion in ("left", "up")):
                     clip, scene = clip.flip(1), replace(scene, motion=_BACK[scene.motion])
                 clips.append(clip)
                 texts.append("" if rng.random() < self.dropout else scene.caption)
             yield torch.stack(clips).float() * scale, texts, fps
+
+    def turned(self, step: int) -> float:
+        """Share of clips that move left or up at a step, 0 to 0.5."""
+        start, end = (share * self.steps for share in self.ONE_WAY)
+        return 0.5 * min(1.0, max(0.0, (step - start) / (end - start)))
 
 
 def compute_latents(
@@ -74,16 +87,16 @@ def compute_latents(
         vae: Trained.
         seed: Of the clips.
         clips: How many.
-        frames: Kept of each clip, every second of the world's.
+        frames: Kept of each clip, every fourth of the world's.
         folder: Where ``latents-PART.pt`` and ``captions-PART.json`` go.
         part: Number of this share of the work; each share draws other clips.
     """
 
     def encode(pictures: Tensor) -> Tensor:
-        mean: Tensor = vae.encode(pictures[::WORLD_STEP] * 2 - 1).latent_dist.mean
+        mean: Tensor = vae.encode(pictures * 2 - 1).latent_dist.mean
         return mean.transpose(0, 1)
 
-    store(encode, f"{seed} frame latents {part}", clips, WORLD_STEP * frames, folder, part)
+    store(encode, f"{seed} frame latents {part}", clips, frames, folder, part, WORLD_STEP)
 
 
 def load_latents(folder: Path) -> tuple[Tensor, list[str], float]:

@@ -13,6 +13,7 @@ from miga_bench.backbones.tiny.vc2_data import (
     load_latents,
 )
 from miga_bench.backbones.tiny.vc2_tasks import NoiseTask, PictureVaeTask
+from miga_bench.backbones.tiny.vc2_text import teach
 
 
 def _pictures(config: VideoCrafterConfig) -> Pictures:
@@ -32,6 +33,11 @@ def _save(
     vc2_models.save(vae, average.unet, average.text_encoder, task.tokenizer, folder)
 
 
+def _teach_text(task: NoiseTask, config: VideoCrafterConfig, out: Path) -> None:
+    for net in (task.net, task.average):
+        teach(net.text_encoder, task.tokenizer, config.denoiser, config.seed, out / "text.pt")
+
+
 VIDEOCRAFTER2 = Family(
     config=VideoCrafterConfig,
     quick=quick_videocrafter,
@@ -42,4 +48,5 @@ VIDEOCRAFTER2 = Family(
     clips=FrameLatents,
     denoiser_task=NoiseTask,
     save=_save,
+    before=_teach_text,
 )

@@ -33,7 +33,7 @@ class PictureVaeTask(AutoencoderTask):
 
 
 class TextAndUNet(nn.Module):
-    """The two parts of stage two that learn together."""
+    """The two parts of stage two; the text encoder is frozen by then, see ``vc2_text``."""
 
     def __init__(self, unet: nn.Module, text_encoder: nn.Module) -> None:
         super().__init__()
