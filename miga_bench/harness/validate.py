@@ -22,6 +22,7 @@ from miga_bench.harness.deal import deal
 from miga_bench.harness.items import Item
 from miga_bench.harness.predict import parse
 from miga_bench.harness.probe import Probe
+from miga_bench.harness.teams import check_size
 from miga_bench.harness.writer import RunWriter
 from miga_bench.sampling.estimate import Estimate
 from miga_bench.sampling.whole import WholeVideo
@@ -77,6 +78,7 @@ class Preflight:
         self.model, self.data, self.trainer = cli.model, cli.datamodule, cli.trainer
         (self.writer,) = (c for c in self.trainer.callbacks if isinstance(c, RunWriter))
         self.model.trainer = self.trainer
+        check_size(self.writer.window_parallel, self.trainer.world_size)
         arms = self.model.arms
         self.facts["processes"] = ranks = self.trainer.world_size
         where = f"{self.trainer.strategy.root_device} in {self.trainer.precision}"
@@ -234,7 +236,7 @@ class Preflight:
         seconds = [
             probe.seconds(self.estimates[name], self.items[name].frames) for name in self.todo
         ]
-        team = getattr(self.writer, "window_parallel", 1)
+        team = self.writer.window_parallel
         hands = deal(seconds, max(1, self.trainer.world_size // team))
         longest = max(sum(seconds[number] for number in hand) for hand in hands) / team
         arms: dict[str, list[float]] = {}

@@ -1,0 +1,245 @@
+"""The pre-flight of a run: what it says is what the run then does, and it leaves no trace."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import namedtuple
+
+import pytest
+from run_workers import SETTINGS, configuration
+from simple_backbone import SimpleBackbone
+
+from miga_bench.backbones.hub_files import hub_id, missing_files, offline
+from miga_bench.backbones.loaded import LoadedBackbone
+from miga_bench.cli import main
+from miga_bench.harness import validate as page
+from miga_bench.harness.locks import FileLock
+from miga_bench.harness.probe import Probe
+from miga_bench.sampling import METHODS, CounterNoise, PromptSchedule, resolve
+from miga_bench.sampling.estimate import estimate
+
+FEW = {"data__limit": 2, "data__seeds": [0], "data__frames": 33}
+ARMS = {"short": {"method": "short", "settings": {"steps": 2}}, "wide": {"settings": {"zigzag": 3}}}
+
+
+@pytest.fixture
+def look(tmp_path, capsys):
+    """Return a function that validates a configuration: exit code, document, steps by name."""
+
+    def validate(*options, **changes):
+        config = configuration(tmp_path, **{**FEW, **changes})
+        code = main(["validate", "--config", str(config), *map(str, options)])
+        out, err = capsys.readouterr()
+        (line,) = out.splitlines()
+        document = json.loads(line)
+        steps = {step["name"]: step for step in document["steps"]}
+        shown = [line for line in err.splitlines() if line[:2].strip().isdecimal()]
+        assert len(shown) == len(page.STEPS) == len(steps)
+        assert document["starts"] == (code == 0)
+        assert code in (0, 2)
+        return code, document, steps
+
+    return validate
+
+
+def files(root):
+    return {path: path.lstat().st_mtime_ns for path in root.rglob("*") if path.suffix != ".yaml"}
+
+
+def test_it_says_what_the_run_then_does_and_leaves_no_trace(look, tmp_path, capsys):
+    code, document, steps = look(model__arms=ARMS)
+    assert code == 0
+    assert files(tmp_path) == {}
+    assert {step["status"] for step in steps.values()} <= {"ok", "note"}
+    assert (document["items"], document["done"], document["todo"]) == (4, 0, 4)
+    assert "run is new" in steps["run folder"]["text"]
+    assert set(document["seconds"]["a_video"]) == {"short", "wide"}
+    assert document["seconds"]["in_all"] >= 0
+    assert main(["predict", "--config", str(tmp_path / "run.yaml")]) == 0
+    capsys.readouterr()
+    manifests = [json.loads(p.read_text()) for p in tmp_path.glob("items/*/manifest.json")]
+    for name in ("windows", "nfe"):
+        assert document[name] == sum(manifest["cost"][name] for manifest in manifests)
+    made = sum(p.stat().st_size for p in tmp_path.glob("items/*/*") if p.is_file())
+    assert document["disk"]["need_bytes"] > 0.3 * made
+    before = files(tmp_path)
+    _, document, steps = look(model__arms=ARMS)
+    assert (document["done"], document["todo"], document["windows"]) == (4, 0, 0)
+    assert "goes on: 4 of 4 videos are there" in steps["run folder"]["text"]
+    shutil.rmtree(next((tmp_path / "items").glob("[0-9a-f]*")))
+    _, document, _ = look("--no-probe", model__arms=ARMS)
+    assert (document["done"], document["todo"], "seconds" in document) == (3, 1, False)
+    assert set(files(tmp_path)) <= set(before)
+
+
+def test_a_run_that_would_be_refused(look, tmp_path, capsys):
+    look()
+    main(["predict", "--config", str(tmp_path / "run.yaml"), "--data.limit", "1"])
+    capsys.readouterr()
+    code, _, steps = look("--data.limit", 1, "--model.settings.zigzag", 3)
+    assert (code, steps["run folder"]["status"]) == (2, "problem")
+    assert "model.settings.zigzag 2 -> 3" in steps["run folder"]["text"]
+    assert steps["time"]["text"] == "waits for run folder"
+    lock = FileLock(tmp_path / "run" / ".lock")
+    lock.acquire()
+    code, _, steps = look("--data.limit", 1)
+    assert (code, "being written by process" in steps["run folder"]["text"]) == (2, True)
+    lock.release()
+    assert look("--data.limit", 1)[0] == 0
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").touch()
+    code, _, steps = look("--run.name", "thesis")
+    assert (code, "holds something that is no run" in steps["run folder"]["text"]) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "step", "rule"),
+    [
+        (["--model.settings.zigzg", 3], "configuration", "did you mean zigzag"),
+        (["--data.limit", 0], "configuration", "data.limit is 0"),
+        (["--model.settings.zigzag", 99], "settings", "zigzag is 99: it must be from 1 to"),
+        (["--trainer.precision", "64-true"], "backbone", "trainer.precision 64-true"),
+        (["--trainer.accelerator", "tpu"], "configuration", ""),
+        (["--run.window_parallel", 2], "configuration", "run.window_parallel is 2: it divides"),
+    ],
+)
+def test_wrong_input_is_a_problem_of_its_step(look, tmp_path, options, step, rule):
+    code, _, steps = look("--no-probe", *options)
+    assert (code, steps[step]["status"]) == (2, "problem")
+    assert rule in steps[step]["text"]
+    assert files(tmp_path) == {}
+
+
+def test_what_is_missing_is_said_and_not_fetched(look, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path / "vbench"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, _, steps = look("--no-probe", model__backbone="wan2.1-1.3b", model__settings={})
+    told = steps["backbone"]["text"]
+    assert (code, steps["settings"]["text"]) == (2, "waits for backbone")
+    assert "transformer/diffusion_pytorch_model.safetensors" in told
+    assert f"`hf download {hub_id('wan2.1-1.3b')}`" in told
+    vbench = {"class_path": "SuiteScores", "init_args": {"suite": "vbench"}}
+    code, _, steps = look("--no-probe", model__metrics=[vbench])
+    assert (code, steps["scorers"]["status"], steps["settings"]["status"]) == (2, "problem", "ok")
+    assert files(tmp_path) == {}
+
+
+def test_files_of_a_hub_model_that_are_there_are_not_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert missing_files("videocrafter2") == ["model.ckpt"]
+    folder = tmp_path / f"models--{hub_id('videocrafter2').replace('/', '--')}"
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc")
+    (folder / "snapshots" / "abc" / "model.ckpt").touch()
+    assert missing_files("videocrafter2") == []
+    assert hub_id("tiny-wan") is None
+
+
+def test_offline_ends_with_its_block(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.delenv("MIGA_BENCH_OFFLINE", raising=False)
+    before = constants.HF_HUB_OFFLINE
+    with offline():
+        assert constants.HF_HUB_OFFLINE
+    assert before == constants.HF_HUB_OFFLINE
+    assert "MIGA_BENCH_OFFLINE" not in os.environ
+
+
+def test_a_disk_too_small(look, monkeypatch):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(page.shutil, "disk_usage", lambda _: usage(10))
+    code, _, steps = look("--no-probe")
+    assert (code, "choose another run.root" in steps["disk"]["text"]) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("method", "step", "rule"),
+    [
+        ("freelong", "settings", "freelong denoises all 31 latents at once on tiny-wan"),
+        ("fifo", "memory", "give a smaller settings.batch"),
+    ],
+)
+def test_memory_too_small(look, monkeypatch, method, step, rule):
+    monkeypatch.setattr(LoadedBackbone, "free_bytes", lambda self: 2**20)
+    code, _, steps = look(
+        "--no-probe",
+        model__backbone="tiny-wan",
+        model__method=method,
+        model__settings={},
+        data__frames=121,
+        data__prompts=["a dog moves right on a blue field"],
+    )
+    assert (code, steps[step]["status"]) == (2, "problem")
+    assert rule in steps[step]["text"]
+    assert steps["backbone"]["status"] == "note"
+    assert steps["backbone"]["text"].endswith("passes over: dog")
+
+
+def test_prompts_that_say_the_same_are_noted_and_one_too_long_is_refused(look):
+    twice = [{"prompt": "a dog", "seeds": [0]}, {"prompt": "A  dog", "seeds": [1]}]
+    code, _, steps = look("--no-probe", data__prompts=twice)
+    assert (code, steps["prompts"]["status"]) == (0, "note")
+    assert "1 told more than once, the first 'a dog'" in steps["prompts"]["text"]
+    long = ["a red circle " * 200]
+    code, _, steps = look("--no-probe", model__backbone="tiny-wan", data__prompts=long)
+    assert (code, "shorten" in steps["backbone"]["text"]) == (2, True)
+
+
+@pytest.mark.parametrize("method", ["short", "fifo", "miga"])
+def test_the_calls_are_those_of_the_sampler(method):
+    backbone = SimpleBackbone()
+    settings = SETTINGS if method == "miga" else {"steps": 12}
+    sampler = METHODS[method](
+        resolve(method, backbone, None, {k: str(v) for k, v in settings.items()})
+    )
+    length = 6 if method == "short" else 9
+    found = estimate(sampler, backbone, length)
+    prompts = PromptSchedule(backbone.encode(["a"]), backbone.encode([""]))
+    noise = CounterNoise(0, backbone.latent_shape)
+    assert sum(1 for _ in sampler.stream(backbone, prompts, noise, length)) == length
+    assert found.nfe == backbone.clean_denoiser.calls
+    batches = sorted(rows for call, n in found.calls.items() for rows in [call.rows] * n)
+    assert batches == sorted(backbone.clean_denoiser.batches)
+
+
+def test_seconds_are_those_of_a_call_times_their_number():
+    backbone, pause = SimpleBackbone(), 0.005
+    quick = backbone.denoiser
+
+    def slow(latents, timesteps, text):
+        time.sleep(pause * len(latents))
+        return quick(latents, timesteps, text)
+
+    backbone.denoiser = slow
+    sampler = METHODS["fifo"](resolve("fifo", backbone, None, {"steps": "12"}))
+    found = estimate(sampler, backbone, 9)
+    probe = Probe(backbone)
+    probe.measure(found.calls)
+    expected = found.nfe * pause
+    assert expected <= probe.seconds(found, 33) < 3 * expected  # a busy machine sleeps longer
+
+
+def test_help_shows_examples_and_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom miga_bench.cli import main\n"
+        "try: main(['validate', '--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'lightning', 'numpy', 'yaml') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "miga-bench validate --config tiny-wan-miga" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_shipped_experiment(capsys, tmp_path):
+    command = ["validate", "--experiment", "stage2", "--no-probe", "--data.limit", "1"]
+    command += ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+    assert main([*command, "--run.root", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out)["todo"] > 1
+    assert main(["validate", "--on", "tiny-wan"]) == 2
+    assert "--on is for --experiment" in capsys.readouterr().err
