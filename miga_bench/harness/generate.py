@@ -18,7 +18,13 @@ from miga_bench.backbones import load_backbone
 from miga_bench.backbones.base import Backbone
 from miga_bench.errors import NumericalError, UserError
 from miga_bench.harness.flops import FlopMeter
-from miga_bench.harness.provenance import hardware, peak_memory_mib, versions, write_json
+from miga_bench.harness.provenance import (
+    forget_peak_memory,
+    hardware,
+    peak_memory_mib,
+    versions,
+    write_json,
+)
 from miga_bench.harness.request import DEFAULT_FRAMES, GenerateRequest, PromptAt
 from miga_bench.harness.stop import StopRequested, StopSignals
 from miga_bench.media import Cell, EvenSample, VideoWriter, contact_sheet, count_frames
@@ -217,6 +223,7 @@ class Video:
             UserError: A setting breaks a rule of the method, or a prompt is not what the model takes.
         """
         request, backbone = self.request, self.backbone
+        forget_peak_memory(backbone.device)
         # a walk of the empty queue also checks the settings, before the text encoder is at work
         windows = estimate_windows(self.sampler, backbone, self._latents or backbone.window)
         self._windows = windows if self._latents else None

@@ -48,17 +48,36 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def peak_memory_mib(device: str) -> dict[str, float]:
-    """Return the process's peak memory so far, and the GPU's where there is one."""
-    peaks: dict[str, float] = {}
-    with suppress(ImportError):  # not on Windows
-        import resource
+def forget_peak_memory(device: str) -> None:
+    """Let the peaks begin anew, where the system can: a video's peak is not that of the one before."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
 
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        peaks["process"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+
+def peak_memory_mib(device: str) -> dict[str, float]:
+    """Return the process's peak memory since it was last forgotten, and the GPU's where there is one."""
+    peaks: dict[str, float] = {}
+    kib = _resident_peak_kib()
+    if kib is not None:
+        peaks["process"] = round(kib / 2**10, 1)
     if device.startswith("cuda"):
         peaks["gpu"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     return peaks
+
+
+def _resident_peak_kib() -> float | None:
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return float(line.split()[1])
+    with suppress(ImportError):  # not on Windows
+        import resource
+
+        unit = 2**10 if sys.platform == "darwin" else 1
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return None
 
 
 def git_state() -> dict[str, object] | None:
