@@ -38,9 +38,11 @@ run below the same root has made are not made again. The report lies in ROOT/NAM
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what help shows; all other options are predict's and are read by it."""
-    parser.add_argument(
-        "name", nargs="?", metavar="NAME", help=f"a shipped experiment: {', '.join(experiments())}"
+    # NAME is no positional: argparse would take the value of an option that only Lightning knows for it
+    parser.usage = (
+        "miga-bench experiment [NAME] [--on BACKBONE] [--config FILE] [options of predict]"
     )
+    parser.description = f"{SUMMARY} NAME is a shipped one: {', '.join(experiments())}."
     parser.add_argument(
         "--on",
         metavar="BACKBONE",
@@ -100,11 +102,13 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     from miga_bench.cli_predict import read
     from miga_bench.harness.experiment import experiment
 
-    if args.name is None and not args.config:
+    options = list(args.arguments)
+    name = options.pop(0) if options and not options[0].startswith("-") else None
+    if name is None and not args.config:
         raise UserError(f"name an experiment ({', '.join(experiments())}), or give --config FILE")
-    if args.name is None and args.on is not None:
+    if name is None and args.on is not None:
         raise UserError("--on is for shipped experiments: say model.backbone in --config")
     parts: list[Mapping[str, Any]] = [read(config) for config in args.config]
-    if args.name is not None:
-        parts = [shipped(args.name, args.on or "tiny-wan"), *parts]
-    return experiment(parts, args.arguments)
+    if name is not None:
+        parts = [shipped(name, args.on or "tiny-wan"), *parts]
+    return experiment(parts, options)

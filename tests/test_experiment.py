@@ -1,0 +1,125 @@
+"""The verb experiment: what is shipped, what it refuses, and every shipped experiment on a tiny backbone."""
+
+import json
+
+import pytest
+import yaml
+
+from miga_bench.cli import main
+from miga_bench.cli_experiment import experiments, places, shipped
+from miga_bench.harness.arms import ArmPlan, expand
+from miga_bench.harness.experiment import experiment
+from miga_bench.harness.module import LongVideoModule
+from miga_bench.harness.prompt_lists import SHIPPED, read_wishes
+from miga_bench.harness.report.published import published_tables
+from miga_bench.harness.results import read_results
+
+# few passes of few windows; the rules between settings still hold
+FEW = {
+    "short": {"steps": 2},
+    "fifo": {"steps": 21},
+    "scaling-noise": {"steps": 21, "reward": "latent", "beams": 1, "candidates": 1},
+    "freelong": {"steps": 2},
+    "freepca": {"steps": 2},
+}
+
+
+def arms_of(document):
+    model = document["model"]
+    base = ArmPlan(model["method"], model["preset"], model.get("settings") or {})
+    return expand(base, model.get("arms"), model.get("grid"))
+
+
+@pytest.mark.parametrize("place", places())
+@pytest.mark.parametrize("name", experiments())
+def test_every_shipped_experiment_is_one(name, place):
+    document = shipped(name, place)
+    assert document["run"]["name"] == f"{name}-{place}"
+    about = document["run"]["about"]
+    arms = arms_of(document)
+    assert about["baseline"] in arms
+    assert about.get("published") is None or about["published"] in published_tables()
+    LongVideoModule(**{**document["model"], "metrics": None})  # knows all names
+    data = document["data"]
+    prompts = data["prompts"]
+    if prompts != "narrlv:release":  # which is fetched
+        assert read_wishes(prompts, data.get("frames", 300), data.get("tna") or ())
+
+
+@pytest.mark.parametrize("name", experiments())
+def test_every_embedded_experiment_runs(tmp_path, name, capsys):
+    document = shipped(name, "tiny-wan")
+    model = document["model"]
+    for arm in (model.get("arms") or {}).values():
+        if "method" in arm:
+            arm["settings"] = {**arm.get("settings", {}), **FEW[arm["method"]], "guidance_scale": 1}
+    base = {"steps": 27, "stage2_steps": 0, "renoise": 0} if name != "stage2" else {"renoise": 0}
+    model["settings"] = {**base, **model.get("settings", {}), "guidance_scale": 1}
+    frames = {"data.frames": 9}
+    if name == "table2":  # a story's parts need a latent each
+        frames = {"data.frames": 17, "data.tna": "[4]"}
+    if name == "efficiency":
+        frames = {}
+        document["data"]["prompts"] = [
+            {**prompt, "frames": 5 + 4 * n} for n, prompt in enumerate(document["data"]["prompts"])
+        ]
+    more = {"run.root": tmp_path, "data.limit": 1, "data.seeds": "[0]", "tracking.enabled": "false"}
+    status = experiment([document], [f"--{k}={v}" for k, v in {**frames, **more}.items()])
+    assert status["status"] == "done"
+    results = read_results(tmp_path / f"{name}-tiny-wan")
+    assert set(results.arms) == set(arms_of(document))
+    assert all(row.status == "done" and row.scores for row in results.rows)
+    assert (tmp_path / f"{name}-tiny-wan" / "report" / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "name an experiment (components, "),
+        (["componets"], "did you mean components?"),
+        (["components", "--on", "tiny-van"], "--on tiny-van: did you mean tiny-wan?"),
+        (["--on", "tiny-wan"], "name an experiment"),
+    ],
+)
+def test_wrong_words_get_one_line(arguments, says, capsys):
+    assert main(["experiment", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_a_configuration_without_arms_is_no_experiment(tmp_path, capsys):
+    config = tmp_path / "plain.yaml"
+    config.write_text(yaml.safe_dump({"model": {"method": "fifo"}, "data": {"prompts": ["a"]}}))
+    assert main(["experiment", "--config", str(config)]) == 2
+    assert (
+        "this is no experiment: it has neither model.arms nor model.grid" in capsys.readouterr().err
+    )
+
+
+def test_shipped_prompt_lists_are_good():
+    for name in SHIPPED:
+        wishes = read_wishes(name)
+        assert len({wish.prompts[0].text.lower() for wish in wishes}) == len(wishes) >= 100
+
+
+def test_the_configuration_can_be_printed(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["experiment", "zigzag", "--print_config"])
+    assert end.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["grid"] == {"zigzag": [1, 2, 4, 6, 8]}
+
+
+def test_the_last_line_is_json_with_the_report(tmp_path, capsys):
+    arguments = ["--run.root", str(tmp_path), "--data.limit", "1", "--data.seeds", "[0]"]
+    few = ["--data.frames", "5", "--tracking.enabled", "false", "--model.settings.steps", "2"]
+    config = tmp_path / "mine.yaml"
+    model = {"backbone": "tiny-wan", "method": "short", "grid": {"guidance_scale": [1, 2]}}
+    config.write_text(
+        yaml.safe_dump({"model": model, "data": {"prompts": "tiny-world"}, "run": {"name": "m"}})
+    )
+    # an option's value right after --config FILE is not taken for the name of an experiment
+    assert main(["experiment", "--config", str(config), *arguments, *few]) == 0
+    status = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert status["items"] == status["done"] == 2
+    assert status["report"] == str(tmp_path / "m" / "report" / "report.html")
