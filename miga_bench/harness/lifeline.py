@@ -76,7 +76,7 @@ class Lifeline:
         os._exit(1)
 
     def close(self) -> None:
-        """Do without it from now on."""
+        """Do without it from now on; on rank 0 all others have to be without it before."""
         self._closed = True
         if self._socket is not None:
             with suppress(OSError):

@@ -60,6 +60,5 @@ class Together:
             work.wait()
         except RuntimeError as error:
             raise LostError(
-                f"another process of the run is gone ({str(error).splitlines()[0]}): the same command"
-                " makes what is missing"
+                "another process of the run is gone: the same command makes what is missing"
             ) from error

@@ -229,7 +229,7 @@ class Teamwork:
         except RuntimeError as error:
             self._waits = False
             raise LostError(
-                "another process that makes videos together with this one is gone "
-                f"({str(error).splitlines()[0]}): the same command makes what is missing"
+                "another process that makes videos together with this one is gone: the same command"
+                " makes what is missing"
             ) from error
         return everybody

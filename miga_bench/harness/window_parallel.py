@@ -177,10 +177,10 @@ class WindowParallel:
             dist.all_gather(everybody, own, group)
         except BaseException as error:
             self._together = False  # an exchange that was torn cannot be taken up again
-            if isinstance(error, RuntimeError):
+            if isinstance(error, RuntimeError):  # its text is for those who look at the traceback
                 raise LostError(
                     f"process {self.rank} of {self.size} lost another one that makes this video with it: "
-                    f"it was killed or did not answer in time ({str(error).splitlines()[0]})"
+                    "it was killed or did not answer in time"
                 ) from error
             raise
         return everybody

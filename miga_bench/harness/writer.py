@@ -171,10 +171,12 @@ class RunWriter(BasePredictionWriter):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Wait for all ranks, then write the run's status."""
         self._open.close()
-        self._cut_lifeline()
+        if not trainer.is_global_zero:
+            self._cut_lifeline()
         if self._together is not None:
             self._together.wait()
         if trainer.is_global_zero:
+            self._cut_lifeline()  # nobody is at the other end any more
             self.status = self.run.close(self._items, scorers=self._scorers)
         self.run.release()
 
@@ -183,7 +185,8 @@ class RunWriter(BasePredictionWriter):
         if isinstance(exception, KeyboardInterrupt):
             self._team.dismiss(self._stop.signal or signal.SIGINT)
         self._open.close()
-        self._cut_lifeline()
+        if not trainer.is_global_zero:
+            self._cut_lifeline()
         if trainer.is_global_zero and self._items and isinstance(exception, KeyboardInterrupt):
             stopped_by = self._stop.signal or signal.SIGINT
             self.status = self.run.close(self._items, stopped_by, self._scorers)
