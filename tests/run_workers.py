@@ -3,10 +3,12 @@
 import faulthandler
 import multiprocessing
 import os
-import socket
+import sys
+import time
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import yaml
 from simple_backbone import SimpleBackbone
 
@@ -21,25 +23,37 @@ SETTINGS = {
     "renoise": 0,
     "reflection": "off",
 }
+WAIT = 400  # seconds for a run of seconds: where other work has the cores, messages wait for their turn
 COUNTER = None  # a process of a run has one
 
 
 class CountingBackbone(SimpleBackbone):
-    """Counts its denoiser's calls where other processes see it; ``poison`` is a prompt that fails."""
+    """Counts the rows it denoises where other processes see it.
 
-    def __init__(self, poison: str = ""):
+    Args:
+        poison: A prompt that fails.
+        poison_rank: The only process where it does; by default all.
+        seconds: What a denoiser call takes longer.
+    """
+
+    def __init__(self, poison: str = "", poison_rank: int | None = None, seconds: float = 0.0):
         super().__init__()
-        self.poison = poison
+        self.poison, self.poison_rank, self.seconds = poison, poison_rank, seconds
 
     def _denoise(self, latents, timesteps, text):
         if COUNTER is not None:
-            COUNTER[int(os.environ.get("RANK", "0"))] += 1
+            COUNTER[rank()] += len(latents)
+        time.sleep(self.seconds)
         return super()._denoise(latents, timesteps, text)
 
     def encode(self, prompts):
-        if self.poison and self.poison in prompts:
+        if self.poison and self.poison in prompts and self.poison_rank in (None, rank()):
             raise RuntimeError("poisoned")
         return super().encode(prompts)
+
+
+def rank():
+    return int(os.environ.get("RANK", "0"))
 
 
 def configuration(root, name="run", **changes):
@@ -72,7 +86,7 @@ def work(arguments, counter, environment, results):
     global COUNTER
     COUNTER = counter
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(100)  # says where it hangs, if it does
+    faulthandler.dump_traceback_later(WAIT - 20)  # says where it hangs, if it does
     os.environ.update(environment)
     results.put(predict(arguments))
 
@@ -95,24 +109,44 @@ class Workers:
         fork = context()
         # a number per process and no lock, which one that is killed could take along
         self.counter, self.results = fork.RawArray("i", count), fork.Queue()
-        port = str(free_port())
+        # where they find each other; not in one of them, where its port could be taken meanwhile
+        self.meeting = None
+        if count > 1:
+            self.meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.processes = []
-        for rank in range(count):
-            environment = {} if count == 1 else torchrun(rank, count, port)
+        for number in range(count):
+            environment = {} if count == 1 else torchrun(number, count, self.meeting.port)
             task = (list(map(str, arguments)), self.counter, environment, self.results)
             self.processes.append(fork.Process(target=work, args=task, daemon=True))
         for process in self.processes:
             process.start()
 
     @property
-    def calls(self):
-        """How often all denoisers were called."""
+    def rows(self):
+        """How many rows all denoisers were given."""
         return sum(self.counter)
+
+    def wait_for_rows(self, rows):
+        """Wait until denoisers were given so many rows; tell whether they were before one ended."""
+        while self.rows < rows:
+            if not all(process.is_alive() for process in self.processes):
+                return False
+            time.sleep(0.001)
+        return True
+
+    def ended(self, within):
+        """Wait so many seconds for all to end by themselves; return their exit codes."""
+        until = time.monotonic() + within
+        for process in self.processes:
+            process.join(max(0, until - time.monotonic()))
+        codes = [process.exitcode for process in self.processes]
+        self.end()
+        return codes
 
     def finish(self):
         """Wait for the end; return rank 0's status."""
         for process in self.processes:
-            process.join(120)
+            process.join(WAIT)
             assert process.exitcode == 0, process
         found = [self.results.get(timeout=10) for _ in self.processes]
         return next(status for status in found if status)
@@ -123,21 +157,18 @@ class Workers:
             process.join()
 
 
-def torchrun(rank, count, port):
+def torchrun(number, count, port):
     """Return the environment torchrun gives a process."""
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
+    network = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    return network | {
+        "RANK": str(number),
+        "LOCAL_RANK": str(number),
         "GROUP_RANK": "0",
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
+        "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "test",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]

@@ -114,6 +114,8 @@ def refused(capsys, *arguments):
         (["--data.prompts", "none.txt"], "cannot read none.txt"),
         (["--run.name", "../up"], "run.name is '../up'"),
         (["--run.fail_on_error", "1.5"], "run.fail_on_error is 1.5"),
+        (["--run.window_parallel", "0"], "run.window_parallel is 0: it divides"),
+        (["--run.window_parallel", "2"], "which is 1 (trainer.devices times trainer.num_nodes)"),
         (["--trainer.precision", "64-true"], "trainer.precision 64-true: it may be 32-true"),
         (["--config", "none.yaml"], "cannot read none.yaml (no such file"),
     ],
@@ -223,6 +225,18 @@ def test_lightning_starts_its_own_processes(tmp_path):
     config = configuration(tmp_path, data__seeds=[0])
     command = [sys.executable, "-m", "miga_bench", "predict", "--config", str(config)]
     command += ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    paths = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin"}
+    done = subprocess.run(command, capture_output=True, text=True, env=paths, check=False)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert (json.loads(line)["status"], json.loads(line)["done"]) == ("done", 6)
+
+
+def test_torchrun_starts_plain_processes(tmp_path):
+    config = configuration(tmp_path, data__seeds=[0])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
+    command += ["-m", "miga_bench", "predict", "--config", str(config)]
+    command += ["--trainer.devices=4", "--trainer.strategy=ddp"]
     paths = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin"}
     done = subprocess.run(command, capture_output=True, text=True, env=paths, check=False)
     assert done.returncode == 0, done.stderr

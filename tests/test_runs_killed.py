@@ -28,16 +28,7 @@ def undisturbed(tmp_path_factory):
     workers = Workers(["--config", configuration(root)])
     status = workers.finish()
     assert (status["status"], status["done"]) == ("done", ITEMS)
-    return manifests(root), workers.calls
-
-
-def wait_for_calls(workers, calls):
-    """Wait until the denoiser was called so often; tell whether it was."""
-    while workers.calls < calls:
-        if not all(process.is_alive() for process in workers.processes):
-            return False
-        time.sleep(0.001)
-    return True
+    return manifests(root), workers.rows
 
 
 def files_are_as_the_manifests_say(root):
@@ -48,14 +39,14 @@ def files_are_as_the_manifests_say(root):
 
 
 def test_ten_kills_leave_no_trace(tmp_path, undisturbed):
-    expected, calls = undisturbed
+    expected, rows = undisturbed
     assert len(expected) == ITEMS
     dice = random.Random(0)
     arguments = ["--config", configuration(tmp_path)]
     landed = made = 0
     for _ in range(KILLS):
         workers = Workers(arguments)
-        hit = wait_for_calls(workers, dice.randint(1, calls // ITEMS * 2))
+        hit = workers.wait_for_rows(dice.randint(1, rows // ITEMS * 2))
         time.sleep(dice.uniform(0, 0.02))  # moments between passes: encoding, hashing, renaming
         landed += hit and workers.processes[0].is_alive()
         workers.end()
@@ -73,10 +64,10 @@ def test_ten_kills_leave_no_trace(tmp_path, undisturbed):
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_of_two_processes_killed(tmp_path, undisturbed, victim):
-    expected, calls = undisturbed
+    expected, rows = undisturbed
     arguments = ["--config", configuration(tmp_path, trainer__devices=2, trainer__strategy="ddp")]
     workers = Workers(arguments, 2)
-    assert wait_for_calls(workers, calls // 3)
+    assert workers.wait_for_rows(rows // 3)
     workers.processes[victim].kill()
     workers.processes[victim].join()
     again = Workers(arguments, 2)  # while the survivor may still be at work
@@ -87,26 +78,37 @@ def test_one_of_two_processes_killed(tmp_path, undisturbed, victim):
     files_are_as_the_manifests_say(tmp_path)
 
 
+def test_the_others_end_by_themselves_when_process_0_is_killed(tmp_path):
+    slow = {"class_path": "run_workers.CountingBackbone", "init_args": {"seconds": 1}}
+    changes = {"model__backbone": slow, "trainer__devices": 3, "trainer__strategy": "ddp"}
+    workers = Workers(["--config", configuration(tmp_path, **changes)], 3)
+    assert workers.wait_for_rows(6)  # minutes of work are left to each
+    workers.processes[0].kill()
+    codes = workers.ended(within=40)
+    assert codes == [-9, 1, 1]
+    assert not list((tmp_path / "items").glob("*/manifest.json"))
+
+
 def test_a_whole_run_is_not_made_again(tmp_path, undisturbed):
-    expected, calls = undisturbed
+    expected, rows = undisturbed
     arguments = ["--config", configuration(tmp_path)]
     first = Workers(arguments)
     first.finish()
-    assert first.calls == calls
+    assert first.rows == rows
     second = Workers(arguments)
     assert second.finish()["done"] == ITEMS
-    assert second.calls == 0
+    assert second.rows == 0
     other = Workers(["--config", configuration(tmp_path, "other", data__seeds=[1, 2])])
     assert other.finish()["done"] == ITEMS
-    assert 0 < other.calls < calls * 0.6  # seed 1 lies there already
+    assert 0 < other.rows < rows * 0.6  # seed 1 lies there already
     assert manifests(tmp_path).items() >= expected.items()
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_found_as_under_torchrun_make_the_same(tmp_path, undisturbed, count):
-    expected, calls = undisturbed
+    expected, rows = undisturbed
     changes = {"trainer__devices": count, "trainer__strategy": "ddp"}
     workers = Workers(["--config", configuration(tmp_path, **changes)], count)
     assert workers.finish()["done"] == ITEMS
-    assert workers.calls == calls  # nothing lost, nothing twice
+    assert workers.rows == rows  # nothing lost, nothing twice
     assert manifests(tmp_path) == expected
