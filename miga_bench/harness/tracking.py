@@ -56,7 +56,7 @@ class Tracking(Callback):
         self._uri, self._experiment = uri, experiment
         self._videos, self._videos_mib = videos, videos_mib
         self._process: TrackingProcess | None = None
-        self._said: set[str] = set()
+        self._said = False
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         """Show the run as running; nobody waits for that."""
@@ -108,12 +108,14 @@ class Tracking(Callback):
         else:
             self.outcome = {**word, "status": "done"}
             del self.outcome["event"]
+            if self._said:
+                print("miga-bench: tracking works again: the run is logged", file=sys.stderr)
 
     def _say(self, what: str, folder: Path) -> None:
-        """Say what failed, once."""
-        if what in self._said:
+        """Say what failed, once for a run; how it ended stands in ``outcome``."""
+        if self._said:
             return
-        self._said.add(what)
+        self._said = True
         uri = shown(tracking_uri(self._uri, folder.parent))
         print(
             f"miga-bench: tracking at {uri} failed ({what}); the run does without, and"

@@ -139,10 +139,10 @@ def _scores(rows: Sequence[Row]) -> Metrics:
         found = estimate([row.scores.get(label) for row in have], [row.prompt_id for row in have])
         known = {
             f"scores/{name}": found.mean,
-            f"scores_certainty/{name}/standard_error": found.standard_error,
-            f"scores_certainty/{name}/low": found.low,
-            f"scores_certainty/{name}/high": found.high,
-            f"scores_certainty/{name}/n": found.n,
+            f"scores_standard_error/{name}": found.standard_error,
+            f"scores_low/{name}": found.low,
+            f"scores_high/{name}": found.high,
+            f"scores_n/{name}": found.n,
         }
         metrics |= {key: float(value) for key, value in known.items() if value is not None}
     return metrics

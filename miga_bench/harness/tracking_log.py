@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import quote
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
@@ -78,6 +79,7 @@ class RunLog:
         self._told = told
         self._experiment = ""
         self._ids: Ids = {}
+        self._arms: list[Facts] | None = None
 
     def begin(self) -> str:
         """Show the run as running; return its id.
@@ -97,6 +99,21 @@ class RunLog:
         done = sum((store / key / "manifest.json").exists() for key in keys)
         self._changed(self._ids["run"], {"videos/done": float(done)})
 
+    def prepare(self, reading: Callable[[], None] = lambda: None) -> list[Facts]:
+        """Do what ``write`` does without MLflow: read the folder; return what there is to say.
+
+        Args:
+            reading: Called before each arm.
+        """
+        import matplotlib.figure  # noqa: F401 - for the plots: its import takes seconds
+
+        self.results = read_results(self.target.folder)
+        self._arms = []
+        for arm in self.results.arms.values():
+            reading()
+            self._arms.append(facts(self.results, arm))
+        return self._arms
+
     def write(self, status: str | None = None) -> dict[str, Any]:
         """Log everything that lies in the run's folder.
 
@@ -110,10 +127,9 @@ class RunLog:
         Raises:
             MlflowException: MLflow refused, or could not be reached.
         """
-        self.results = read_results(self.target.folder)
+        arms = self.prepare() if self._arms is None else self._arms
         status = status or self._status()
         with self._remembering(), TemporaryDirectory() as scratch:
-            arms = [facts(self.results, arm) for arm in self.results.arms.values()]
             parent = self._parent("RUNNING", arms)
             logged = [
                 arm.arm.name
@@ -195,18 +211,27 @@ class RunLog:
     def _parent(self, status: str, arms: Sequence[Facts]) -> str:
         """Make or find the parent run, and bring its tags up to date."""
         results = self.results
-        tags = {**self._provenance(), RUN: self._key(), NOTE: note(results, arms)}
+        tags = {**self._provenance(), RUN: self._key()}
         run = self._find(self._ids["run"], {RUN: self._key()})
         if run is None:
             start = _milliseconds(results.provenance.get("started"))
             run = self.client.create_run(self._experiment, start, tags, results.name)
         self._ids["run"] = run.info.run_id
         self.keep()
+        tags[NOTE] = note(results, arms)
         self._told()
         self._batches(run.info.run_id, {}, self._params(), tags)
         if run.info.status != status:
             self.client.update_run(run.info.run_id, status)
         return str(run.info.run_id)
+
+    def _link(self) -> str:
+        """Return a link to MLflow's page that shows all arms side by side."""
+        arms = [str(self._ids["arms"].get(name, "")) for name in self.results.arms]
+        if len(arms) < 2 or not all(arms):
+            return ""
+        runs, where = (quote(json.dumps(ids)) for ids in (arms, [self._experiment]))
+        return f"\n\n[All arms side by side](#/compare-runs?runs={runs}&experiments={where})"
 
     def _params(self) -> dict[str, str]:
         rows, model = self.results.rows, self.results.model
@@ -325,7 +350,10 @@ class RunLog:
         ]
         self.client.log_dict(parent, {"columns": columns, "data": data}, "scores.json")
         tables = json.dumps([{"path": "scores.json", "type": "table"}])
-        self._batches(parent, {}, {}, {TABLES: tables})
+        words = note(self.results, arms)
+        link = self._link()
+        linked = words + link if len(words + link) <= MOST_TEXT else words
+        self._batches(parent, {}, {}, {TABLES: tables, NOTE: linked})
         states = [row.status for row in self.results.rows]
         self._changed(
             parent, {f"videos/{s}": float(states.count(s)) for s in ("done", "failed", "missing")}
@@ -435,7 +463,8 @@ def arm_note(arm: Facts) -> str:
 
 def _cell(arm: Facts, key: str) -> str:
     mean = arm.metrics.get(key)
-    error = arm.metrics.get(f"{key.replace('scores/', 'scores_certainty/')}/standard_error")
+    kind, _, name = key.partition("/")
+    error = arm.metrics.get(f"{kind}_standard_error/{name}")  # costs have none
     if mean is None:
         return ""
     return f"{mean:.3g}" + ("" if error is None else f" +- {error:.1g}")

@@ -82,8 +82,8 @@ class TrackingProcess:
         """Have everything logged; return the last word: ``done``, or ``failed`` and ``what``.
 
         A run that is followed is given ``PATIENCE`` to be shown at all, and again for its end, where
-        what its files fairly take comes on top. Otherwise each step is given that, however many there are.
-        Nobody waits for a beginning that a run's making has given time enough.
+        what its files fairly take comes on top; more on a machine so busy that the process hardly gets
+        to compute. Otherwise each step is given that, however many there are.
 
         Args:
             status: MLflow's word for how the run ended; None reads the folder.
@@ -106,8 +106,10 @@ class TrackingProcess:
                 return {"event": "failed", "what": "its process ended without a word"}
             if message["event"] in ("done", "failed"):
                 return message
-            if message["event"] in ("opening", "ending") or not self._follow:
-                until = time.monotonic() + PATIENCE + message.get("seconds", 0.0)
+            if message["event"] == "reading":  # of the folder, which needs no server
+                until = time.monotonic() + STARTING
+            elif message["event"] in ("opening", "ending") or not self._follow:
+                until = time.monotonic() + message.get("seconds", PATIENCE)
 
     def end(self) -> None:
         """End the process, whatever it is at."""

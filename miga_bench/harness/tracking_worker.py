@@ -9,14 +9,18 @@ import queue
 import re
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from miga_bench.harness.tracking_process import PATIENCE
+
 LAST_MINUTES = 120.0  # seconds that are left to it when the run's process is gone
 NEW_DATABASE = 40.0  # seconds more for MLflow to make its tables in a file, on a busy machine
+MOST_STRETCH = 10.0  # times as long, on a machine that is busy with something else
 LOOK = 15.0  # seconds between looks at how many videos are done
 SAMPLE = 5.0  # seconds between samples of the machine's load
 MOST_TEXT = 200
@@ -60,29 +64,45 @@ def _listen(orders: queue.Queue[dict[str, Any]]) -> None:
 
 
 def _track(told: dict[str, Any], orders: queue.Queue[dict[str, Any]], answer: Answer) -> None:
+    busy = _Busy()
     from miga_bench.harness.tracking_log import RunLog, Target
     from miga_bench.harness.tracking_uri import sqlite_file
 
     follow = told.pop("follow")
     target = Target(**{**told, "folder": Path(told["folder"])})
     _few_retries()
-    answer("opening")
+    answer("opening", seconds=busy.stretched(PATIENCE))
     if file := sqlite_file(target.uri):
-        answer("opening", seconds=NEW_DATABASE)
+        answer("opening", seconds=busy.stretched(PATIENCE + NEW_DATABASE))
         _make_database(file)
     log = RunLog(target, told=lambda: answer("step"))
     status, monitor = None, None
     if follow:
+        answer("opening", seconds=busy.stretched(PATIENCE))
         try:
             monitor = _watch_machine(log.begin(), target.uri)
             answer("begun")
         except Exception as error:  # it may be well again when the run ends
             answer("waiting", what=in_one_line(error))
         status = _until_end(log, orders)
-        answer("ending", seconds=_fair_seconds(log))
-        if monitor is not None:
-            threading.Thread(target=monitor.finish, daemon=True).start()
+    busy = _Busy()
+    log.prepare(reading=lambda: answer("reading"))
+    answer("ending", seconds=busy.stretched(PATIENCE + _fair_seconds(log)))
+    if monitor is not None:
+        threading.Thread(target=monitor.finish, daemon=True).start()
     answer("done", **log.write(status))
+
+
+class _Busy:
+    """How much longer things take than on a machine that does nothing else: time passed by time computed."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic(), time.process_time()
+
+    def stretched(self, seconds: float) -> float:
+        """Return what is given for something that takes so many seconds elsewhere."""
+        passed, computed = time.monotonic() - self._began[0], time.process_time() - self._began[1]
+        return seconds * min(MOST_STRETCH, max(1.0, passed / max(computed, 0.1)))
 
 
 def _until_end(log: Any, orders: queue.Queue[dict[str, Any]]) -> str | None:
