@@ -103,6 +103,16 @@ def test_shipped_prompt_lists_are_good():
         assert len({wish.prompts[0].text.lower() for wish in wishes}) == len(wishes) >= 100
 
 
+def test_a_story_is_told_in_parts_or_whole():
+    parts = read_wishes("narrlv:tiny", 90, [3])
+    whole = read_wishes("narrlv:tiny", 90, [3], whole=True)
+    assert [wish.id for wish in parts] == [wish.id for wish in whole]
+    for told, at_once in zip(parts, whole, strict=True):
+        assert [prompt.frame for prompt in told.prompts] == [0, 30, 60]
+        assert len(at_once.prompts) == 1
+        assert at_once.prompts[0].text.startswith(told.prompts[0].text)
+
+
 def test_the_configuration_can_be_printed(capsys):
     with pytest.raises(SystemExit) as end:
         main(["experiment", "zigzag", "--print_config"])

@@ -75,6 +75,7 @@ class PromptDataModule(LightningDataModule):
         frames: Video frames to make; by default 300, for short its clip.
         limit: Only so many prompts, from the first; of a suite of narratives so many of each kind.
         tna: Of a suite of narratives the stories with so many atoms.
+        whole_stories: Give a story as one prompt, as NarrLV does, instead of its parts one after the other.
         prompt_ids: Only these prompts, by id.
 
     Raises:
@@ -91,6 +92,7 @@ class PromptDataModule(LightningDataModule):
         limit: int | None = None,
         prompt_ids: list[str] | None = None,
         tna: list[int] | None = None,
+        whole_stories: bool = False,
     ) -> None:
         super().__init__()
         self.seeds = tuple([0] if seeds is None else seeds)
@@ -100,7 +102,7 @@ class PromptDataModule(LightningDataModule):
         self.frames = frames
         if limit is not None and limit < 1:
             raise UserError(f"data.limit is {limit}: at least 1 prompt is wanted")
-        wishes = read_wishes(prompts, frames or DEFAULT_FRAMES, tna or ())
+        wishes = read_wishes(prompts, frames or DEFAULT_FRAMES, tna or (), whole_stories)
         if prompt_ids is not None:
             wishes = _choose(wishes, prompt_ids)
         self.wishes = _first(wishes, limit)

@@ -51,7 +51,10 @@ class Wish:
 
 
 def read_wishes(
-    prompts: str | Path | Sequence[Entry], frames: int = DEFAULT_FRAMES, tna: Sequence[int] = ()
+    prompts: str | Path | Sequence[Entry],
+    frames: int = DEFAULT_FRAMES,
+    tna: Sequence[int] = (),
+    whole: bool = False,
 ) -> list[Wish]:
     """Return the wishes of a list, or of the file or the suite of narratives with that name.
 
@@ -59,15 +62,17 @@ def read_wishes(
         prompts: The list, the file's name, or ``narrlv:`` and a suite of narratives.
         frames: Over which a story is told, each of its parts as long.
         tna: Of a suite the stories with so many narrative atoms; none is all.
+        whole: A story is one prompt, as NarrLV gives it, instead of one after the other.
 
     Raises:
         UserError: The file or an entry is not what it must be; two entries are alike.
     """
     if isinstance(prompts, str) and prompts.startswith(NARRATIVES):
-        return _stories(prompts.removeprefix(NARRATIVES), frames, tna)
-    if tna:
+        return _stories(prompts.removeprefix(NARRATIVES), frames, tna, whole)
+    if tna or whole:
         raise UserError(
-            f"data.tna is for suites of narratives: data.prompts is not {NARRATIVES}NAME"
+            "data.tna and data.whole_stories are for suites of narratives: data.prompts is not"
+            f" {NARRATIVES}NAME"
         )
     where, entries = ("data.prompts", prompts) if isinstance(prompts, list) else _read(str(prompts))
     if not isinstance(entries, list) or not entries:
@@ -77,7 +82,7 @@ def read_wishes(
     return wishes
 
 
-def _stories(narratives: str, frames: int, tna: Sequence[int]) -> list[Wish]:
+def _stories(narratives: str, frames: int, tna: Sequence[int], whole: bool) -> list[Wish]:
     from miga_bench.harness.score_narrlv import open_suite
 
     suite = open_suite(narratives)
@@ -87,7 +92,8 @@ def _stories(narratives: str, frames: int, tna: Sequence[int]) -> list[Wish]:
     for story in suite.items:
         parts = len(story.segments)
         starts = [round(part * frames / parts) for part in range(parts)]
-        prompts = tuple(map(PromptAt, story.segments, starts))
+        parted = tuple(map(PromptAt, story.segments, starts))
+        prompts = (PromptAt(story.prompt),) if whole else parted
         wishes.append(Wish(f"{story.part}-{story.group}-{story.index}", prompts, kind=story.part))
     return wishes
 

@@ -15,6 +15,10 @@ from miga_bench.backbones.tiny.latents import StoredClips
 from miga_bench.backbones.tiny.tasks import AutoencoderTask, Averaged
 
 
+def _as_it_is(task: Any, config: Any, out: Path) -> None:
+    """Begin stage two with what the task was made of."""
+
+
 @dataclass(frozen=True)
 class Family:
     """What the stages are to be told of a family; ``config`` below is one of its configurations.
@@ -42,7 +46,7 @@ class Family:
     clips: type[StoredClips[Any]]
     denoiser_task: Callable[[Any], Averaged]
     save: Callable[[Any, Any, Any, Path, Path], None]
-    before: Callable[[Any, Any, Path], None] = lambda task, config, out: None
+    before: Callable[[Any, Any, Path], None] = _as_it_is
 
 
 def train_vae(family: Family, config: Any, out: Path) -> None:
