@@ -14,7 +14,7 @@ EXAMPLES = """\
 examples:
   miga-bench sync runs/tiny-wan-miga                              (into the file runs/mlflow.db)
   miga-bench sync runs/mine --uri http://localhost:5000
-  miga-bench sync runs/a runs/b --uri postgresql://me@host/mlflow --experiment drift
+  miga-bench sync runs/a runs/b --uri postgresql+psycopg2://me@host/mlflow --experiment drift
   miga-bench sync runs/mine --no-videos                           (contact sheets only)
 
 then look:

@@ -323,6 +323,8 @@ def test_suite_scores_are_those_of_the_command(tmp_path):
     found = scorer.score(video, item_of([PromptAt("a red circle")], 24))
     assert found.scores == row["scores"]
     assert {label.partition("[")[0] for label in found.series} == set(row["series"])
+    # motion smoothness has evidence for every other frame; its curve covers the video all the same
+    assert {bins[-1][1] for bins in found.series.values()} == {row["frames"] - 1}
 
 
 def test_all_scorers_on_the_embedded_model(tmp_path):

@@ -141,8 +141,20 @@ class SuiteScores(ItemScorer):
         return Found(
             shown["scores"],
             {labels[name]: reason for name, reason in reasons.items()},
-            {labels[name]: bins for name, bins in shown["series"].items()},
+            {
+                labels[name]: _in_frames(bins, row["frames"])
+                for name, bins in shown["series"].items()
+            },
         )
+
+
+def _in_frames(bins: Sequence[Sequence[float]], frames: int) -> list[list[float]]:
+    """Return bins that count evidence, of which a frame may be half or none, as bins of frames."""
+    stretch = frames / (bins[-1][1] + 1)
+    return [
+        [round(first * stretch), max(round(first * stretch), round((last + 1) * stretch) - 1), mean]
+        for first, last, mean in bins
+    ]
 
 
 class WorldScores(ItemScorer):
