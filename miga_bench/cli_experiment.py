@@ -79,7 +79,7 @@ def shipped(name: str, on: str) -> dict[str, Any]:
     """
     import yaml  # type: ignore[import-untyped]
 
-    from miga_bench.cli_predict import merge
+    from miga_bench.harness.configurations import merge
     from miga_bench.sampling.presets import near
 
     if name not in experiments():
@@ -99,7 +99,7 @@ def shipped(name: str, on: str) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> dict[str, Any] | None:
     """Make the experiment and return its status; None on ranks other than 0."""
-    from miga_bench.cli_predict import read
+    from miga_bench.harness.configurations import read
     from miga_bench.harness.experiment import experiment
 
     options = list(args.arguments)

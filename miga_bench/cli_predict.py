@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from miga_bench.errors import UserError
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 
@@ -76,38 +74,9 @@ def _merged(files: Sequence[str]) -> str:
     """Return files as one YAML text, the later ones winning."""
     import yaml  # type: ignore[import-untyped]
 
+    from miga_bench.harness.configurations import merge, read
+
     merged: Any = {}
     for file in files:
         merged = merge(merged, read(file))
     return str(yaml.safe_dump(merged, sort_keys=False))
-
-
-def read(file: str) -> Mapping[str, Any]:
-    """Return what a configuration file says.
-
-    Raises:
-        UserError: It cannot be read, or is none.
-    """
-    import yaml
-
-    try:
-        document = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"cannot read {file} ({(error.strerror or '').lower()}): check --config"
-        ) from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{file} is not YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(document, Mapping):
-        raise UserError(f"{file} is not a configuration: it has none of model, data, trainer, run")
-    return document
-
-
-def merge(before: Any, now: Any) -> Any:
-    """Return ``before`` with ``now`` laid over it, mapping by mapping; another class replaces all."""
-    if not (isinstance(before, Mapping) and isinstance(now, Mapping)) or "class_path" in now:
-        return now
-    return {
-        **before,
-        **{k: merge(before[k], value) if k in before else value for k, value in now.items()},
-    }

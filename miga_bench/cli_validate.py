@@ -65,8 +65,10 @@ def _arguments(args: argparse.Namespace) -> list[str]:
         return cli_predict.arguments(args.config, args.arguments, args.help_all)
     import yaml  # type: ignore[import-untyped]
 
+    from miga_bench.harness.configurations import merge, read
+
     whole: Any = cli_experiment.shipped(args.experiment, args.on or "tiny-wan")
     for config in args.config:
-        whole = cli_predict.merge(whole, cli_predict.read(config))
+        whole = merge(whole, read(config))
     text = yaml.safe_dump(whole, sort_keys=False)
     return ["--config", text, *args.arguments, *(["--help"] if args.help_all else [])]

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from miga_bench.cli_predict import merge
 from miga_bench.errors import UserError
+from miga_bench.harness.configurations import merge
 from miga_bench.harness.predict import predict
 
 # what an experiment has that a run need not have

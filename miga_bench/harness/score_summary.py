@@ -180,6 +180,15 @@ def _percent(value: float | None) -> str:
     return NO_VALUE if value is None else f"{100 * value:.2f}"
 
 
+def in_frames(bins: Sequence[Sequence[float]], frames: int) -> list[list[float]]:
+    """Return bins that count evidence, of which a frame may be half or none, as bins of frames."""
+    stretch = frames / (bins[-1][1] + 1)
+    return [
+        [round(first * stretch), max(round(first * stretch), round((last + 1) * stretch) - 1), mean]
+        for first, last, mean in bins
+    ]
+
+
 def plot(document: Row, path: Path) -> None:
     """Draw every dimension over time within the video: where does it drift?"""
     from matplotlib.figure import Figure
@@ -193,9 +202,8 @@ def plot(document: Row, path: Path) -> None:
         label = next((n for n in document["scores"] if n.partition("[")[0] == name), name)
         for video in document["videos"]:
             bins = video["series"].get(name, [])
-            # bins count evidence; each stands for as many frames
-            stretch = video["frames"] / (bins[-1][1] + 1) if bins else 1
-            middle = [stretch * (first + last + 1) / 2 for first, last, _ in bins]
+            bins = in_frames(bins, video["frames"]) if bins else []
+            middle = [(first + last + 1) / 2 for first, last, _ in bins]
             means = [100 * mean for *_, mean in bins]
             axis.plot(middle, means, linewidth=1, alpha=0.7, label=video["video"])
         axis.set_ylabel("score x 100")

@@ -124,7 +124,7 @@ class SuiteScores(ItemScorer):
         """Score a video's dimensions."""
         from miga_bench.harness.score import score_video
         from miga_bench.harness.score_sources import find_videos
-        from miga_bench.harness.score_summary import summary
+        from miga_bench.harness.score_summary import in_frames, summary
 
         (source,) = find_videos([video])
         source = replace(source, prompt=" / ".join(prompt.text for prompt in item.prompts))
@@ -142,19 +142,10 @@ class SuiteScores(ItemScorer):
             shown["scores"],
             {labels[name]: reason for name, reason in reasons.items()},
             {
-                labels[name]: _in_frames(bins, row["frames"])
+                labels[name]: in_frames(bins, row["frames"])
                 for name, bins in shown["series"].items()
             },
         )
-
-
-def _in_frames(bins: Sequence[Sequence[float]], frames: int) -> list[list[float]]:
-    """Return bins that count evidence, of which a frame may be half or none, as bins of frames."""
-    stretch = frames / (bins[-1][1] + 1)
-    return [
-        [round(first * stretch), max(round(first * stretch), round((last + 1) * stretch) - 1), mean]
-        for first, last, mean in bins
-    ]
 
 
 class WorldScores(ItemScorer):
