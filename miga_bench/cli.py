@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from miga_bench import __version__
-from miga_bench.errors import Notice, NumericalError, TeamError, TrackingError, UserError
+from miga_bench.errors import (
+    ExportError,
+    Notice,
+    NumericalError,
+    TeamError,
+    TrackingError,
+    UserError,
+)
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 
@@ -104,6 +111,7 @@ def _parser() -> _Parser:
     _add_demo(verbs)
     _add_score(verbs)
     _add_report(verbs)
+    _add_export(verbs)
     _add_sync(verbs)
     _add_list(verbs)
     _add_bench(verbs)
@@ -350,6 +358,24 @@ def _report(args: argparse.Namespace) -> int:
     return DONE
 
 
+def _add_export(verbs: Any) -> None:
+    from miga_bench import cli_export_tensorrt as tensorrt
+
+    text = "Write the networks in other formats, for production."
+    parser = verbs.add_parser("export", help=text, description=text)
+    kinds = parser.add_subparsers(dest="kind", metavar="FORMAT", required=True)
+    tensorrt.add_options(
+        _verb(kinds, "tensorrt", _export_tensorrt, tensorrt.SUMMARY, tensorrt.EXAMPLES)
+    )
+
+
+def _export_tensorrt(args: argparse.Namespace) -> int:
+    from miga_bench.cli_export_tensorrt import run
+
+    _print_json(run(args))
+    return DONE
+
+
 def _add_sync(verbs: Any) -> None:
     from miga_bench import cli_sync
 
@@ -452,7 +478,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in arguments:
             raise
-        if isinstance(error, (UserError, NumericalError, TeamError, TrackingError)):
+        if isinstance(error, (UserError, NumericalError, TeamError, TrackingError, ExportError)):
             _say(_one_line(error))
             return WRONG_INPUT if isinstance(error, UserError) else FAILED
         _say(f"{type(error).__name__}: {_one_line(error)} (--debug shows where)")
