@@ -1,6 +1,7 @@
 """Engines built by the real tensorrt_rtx, which needs no GPU for it: 15 s, most of it one export."""
 
 import json
+import resource
 import shutil
 import sys
 from types import ModuleType, SimpleNamespace
@@ -276,6 +277,47 @@ def test_the_command_builds_and_reports(rtx, export, capsys):
     assert err.count("MiB, in ") == 2
     assert main([*command, "--compute-capability", "8.9", "--profile", "batch=2"]) == 0
     assert "is there already" in capsys.readouterr().err
+
+
+def test_a_disk_that_takes_no_more_is_one_line(rtx, export, capsys):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))  # files end here, as on a full disk
+    try:
+        command = ["export", "tensorrt", str(export.folder), "--compute-capability", "8.9"]
+        assert main([*command, "--library", "tensorrt_rtx"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    err = capsys.readouterr().err
+    assert "MiB) could not be written to" in err
+    assert "file too large; nothing of it was left there" in err
+    assert list((export.folder / FOLDER).iterdir()) == []
+
+
+def test_measured_times_are_kept_for_the_next_build(tmp_path):
+    """For the library that measures; the configuration is a stand-in, it would need a GPU."""
+
+    class Config:
+        def create_timing_cache(self, known):
+            self.known = known
+            return None if known == b"damaged" else self
+
+        def set_timing_cache(self, cache, ignore_mismatch):
+            assert cache is self
+            assert not ignore_mismatch
+
+        def get_timing_cache(self):
+            return SimpleNamespace(serialize=lambda: self.known + b"+")
+
+    library = SimpleNamespace(name="tensorrt", version="11.4.0", targets=())
+    manifest = SimpleNamespace(compute_capability="9.0")
+    for wanted in (b"+", b"++"):
+        building._TimingCache(tmp_path / "engines", library, manifest, Config()).keep()
+        (path,) = (tmp_path / "engines").iterdir()
+        assert path.name == "timing.tensorrt-11.4.0.sm90.cache"
+        assert path.read_bytes() == wanted
+    path.write_bytes(b"damaged")
+    building._TimingCache(tmp_path / "engines", library, manifest, Config()).keep()
+    assert path.read_bytes() == b"+"
 
 
 def test_the_command_says_what_is_wrong(rtx, export, capsys):

@@ -1,5 +1,6 @@
 """Engines on a GPU: they predict what the module predicts, graphs and all."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def library():
 def wan(library):
     denoiser, sidecar = exported_wan()
     build(sidecar.folder, library, Options(profiles=("batch=1:2:4,frames=2:5:8",)), lambda line: None)
-    return denoiser.to("cuda"), sidecar.folder
+    return copy.deepcopy(denoiser).to("cuda"), sidecar.folder
 
 
 def arguments(batch, frames, seed=0):

@@ -144,8 +144,24 @@ def _engine(
     engine = _serialized(sidecar, library, manifest, say)
     manifest = finished(manifest, engine, time.perf_counter() - started)
     say(f"writing {path.name}")
-    path = manifest.write(path.parent, engine)
+    path = keep(manifest, path.parent, engine)
     return {"engine": str(path), "reused": False, **asdict(manifest)}
+
+
+def keep(manifest: Manifest, folder: Path, engine: Any) -> Path:
+    """Write an engine and its record; return the engine's file.
+
+    Raises:
+        ExportError: The disk is full, or the folder cannot be written to; nothing half written is left.
+    """
+    try:
+        return manifest.write(folder, engine)
+    except OSError as error:
+        size = manifest.bytes / 2**20
+        raise ExportError(
+            f"the engine ({size:.1f} MiB) could not be written to {folder}: "
+            f"{(error.strerror or str(error)).lower()}; nothing of it was left there"
+        ) from error
 
 
 def finished(manifest: Manifest, engine: Any, seconds: float) -> Manifest:
@@ -228,10 +244,13 @@ def _let_attention_decompose(trt: Any, network: Any) -> None:
     interface hands such a layer out as its base class, so it is told its own.
     """
     kind = getattr(trt.LayerType, "ATTENTION_INPUT", None)
+    interface = getattr(trt, "IAttentionInputLayer", None)
+    if kind is None or interface is None:
+        return
     for number in range(network.num_layers):
         layer = network.get_layer(number)
-        if kind is not None and layer.type == kind:
-            layer.__class__ = trt.IAttentionInputLayer
+        if layer.type == kind:
+            layer.__class__ = interface
             layer.attention.decomposable = True
 
 

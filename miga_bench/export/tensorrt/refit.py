@@ -9,7 +9,7 @@ from typing import Any
 
 from miga_bench.errors import ExportError, UserError
 from miga_bench.export.sidecar import Sidecar
-from miga_bench.export.tensorrt.build import GRAPH, Say, finished
+from miga_bench.export.tensorrt.build import GRAPH, Say, finished, keep
 from miga_bench.export.tensorrt.manifest import FOLDER, Manifest
 
 
@@ -50,7 +50,7 @@ def refit(folder: Path, engine: Path, say: Say) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     new = replace(old, onnx=sidecar.identity, backbone=sidecar.backbone)
     manifest = finished(new, content, seconds)
-    path = manifest.write(folder / FOLDER, content)
+    path = keep(manifest, folder / FOLDER, content)
     return {"engine": str(path), "reused": False, **asdict(manifest)}
 
 
