@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from miga_bench import __version__
-from miga_bench.errors import Notice, NumericalError, TeamError, TrackingError, UserError
+from miga_bench.errors import (
+    ExportError,
+    Notice,
+    NumericalError,
+    TeamError,
+    TrackingError,
+    UserError,
+)
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 
@@ -452,7 +459,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in arguments:
             raise
-        if isinstance(error, (UserError, NumericalError, TeamError, TrackingError)):
+        if isinstance(error, (UserError, ExportError, NumericalError, TeamError, TrackingError)):
             _say(_one_line(error))
             return WRONG_INPUT if isinstance(error, UserError) else FAILED
         _say(f"{type(error).__name__}: {_one_line(error)} (--debug shows where)")
