@@ -478,7 +478,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in arguments:
             raise
-        if isinstance(error, (UserError, NumericalError, TeamError, TrackingError, ExportError)):
+        if isinstance(error, (UserError, ExportError, NumericalError, TeamError, TrackingError)):
             _say(_one_line(error))
             return WRONG_INPUT if isinstance(error, UserError) else FAILED
         _say(f"{type(error).__name__}: {_one_line(error)} (--debug shows where)")

@@ -22,7 +22,7 @@ class TrackingError(RuntimeError):
 
 
 class ExportError(RuntimeError):
-    """What was asked for rightly could not be exported or built; the command line exits with code 1."""
+    """A graph is not what it was exported from, or no engine could be made; exit code 1."""
 
 
 class Notice(UserWarning):

@@ -67,7 +67,7 @@ def describe(folder: Path, ports: dict[str, Port], **changes) -> Sidecar:
 
 
 def small_export(folder: Path, scale: float = 0.5, operator: str = "Mul", domain="") -> Sidecar:
-    """Write an export of ``latents * timesteps * scale``, the weight in a file of its own."""
+    """Write an export of ``latents * timesteps * scale + fps``, the weight in a file of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     ports = vc2_ports()
     inputs = [
@@ -79,9 +79,12 @@ def small_export(folder: Path, scale: float = 0.5, operator: str = "Mul", domain
     nodes = [
         helper.make_node("Unsqueeze", ["timesteps", "axes"], ["t"], name="spread"),
         helper.make_node(operator, ["latents", "t"], ["timed"], name="by_time", domain=domain),
-        helper.make_node("Mul", ["timed", "weight"], ["prediction"], name="by_weight"),
+        helper.make_node("Mul", ["timed", "weight"], ["weighted"], name="by_weight"),
+        helper.make_node("Unsqueeze", ["fps", "fps_axes"], ["rate"], name="spread_rate"),
+        helper.make_node("Add", ["weighted", "rate"], ["prediction"], name="add_rate"),
     ]
-    constants = [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(axes, "axes")]
+    tensors = {"weight": weight, "axes": axes, "fps_axes": np.array([1, 2, 3, 4])}
+    constants = [numpy_helper.from_array(array, name) for name, array in tensors.items()]
     graph = helper.make_graph(nodes, "denoiser", inputs, [output], constants)
     opsets = [helper.make_opsetid("", 23), *([helper.make_opsetid(domain, 1)] if domain else [])]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)

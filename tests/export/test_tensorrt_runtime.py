@@ -62,14 +62,18 @@ def test_videocrafter2_is_told_its_rate(tmp_path):
         TensorRTDenoiser(loaded(sidecar), "cpu", graphs=False)
     there = loaded(sidecar)
     latents, timesteps, text = arguments(2, 5)
-    output = TensorRTDenoiser(there, "cpu", graphs=False, fps=8)(latents, timesteps, text)
-    assert torch.allclose(output, 0.5 * latents * timesteps[:, None, :, None, None])
+    engine = TensorRTDenoiser(there, "cpu", graphs=False, fps=8)
+    output = engine(latents, timesteps, text)
+    assert torch.allclose(output, 0.5 * latents * timesteps[:, None, :, None, None] + 8)
+    other = engine.telling(12)(latents, timesteps, text)
+    assert torch.allclose(other, output + 4)
+    assert len(there.engine.contexts) == 1
     assert there.engine.contexts[0].shapes["fps"] == (2,)
 
 
 @pytest.fixture
 def engine(tmp_path):
-    """Latents times timesteps times a half."""
+    """Latents times timesteps times a half, plus the frame rate."""
     return TensorRTDenoiser(loaded(small_export(tmp_path)), "cpu", graphs=False, fps=8)
 
 

@@ -21,6 +21,7 @@ from miga_bench.export.tensorrt.profiles import Profile, fingerprint
 
 FORMAT = 1
 FOLDER = "engines"
+VOUCH = "TensorRTDenoiser.load(PATH, trusted=True)"
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def find(
     if where.absolute().parent.name != FOLDER or not (export / "denoiser.json").is_file():
         raise UserError(
             f"{where} does not lie in the folder {FOLDER} of an export, and an engine can run any "
-            "code: give the export folder, or vouch for this file by --trust-engine"
+            f"code: give the export folder, or vouch for it by {VOUCH}"
         )
     manifest = Manifest.read(where)
     reason = _reason(manifest, Sidecar.read(export, "denoiser"), installed, capability)
@@ -223,5 +224,5 @@ def _refuse_changed(engine: Path, manifest: Manifest) -> None:
     if not manifest.is_of(engine):
         raise UserError(
             f"{engine} is not the file that its record describes, and an engine can run any code: "
-            "build it again with --force, or vouch for this file by --trust-engine"
+            f"build it again with --force, or vouch for it by {VOUCH}"
         )

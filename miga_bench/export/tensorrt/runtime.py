@@ -7,6 +7,7 @@ one denoiser is for one stream at a time.
 
 from __future__ import annotations
 
+import copy
 import math
 import mmap
 import warnings
@@ -61,10 +62,11 @@ def load_engine(where: Path, device: str = "cuda", trusted: bool = False) -> Loa
         UserError: There is no library or GPU, or no engine that may be loaded.
     """
     libraries = installed()
-    capability = gpu(device)
+    capability = gpu(device) if torch.device(device).type == "cuda" else None
     if capability is None:
+        place = f"not on {device}" if torch.cuda.is_available() else "and there is none here"
         raise UserError(
-            "engines run on a GPU, and there is none here: run the exported graph instead, "
+            f"engines run on a GPU, {place}: run the exported graph instead, "
             f"--denoiser onnx:{where if where.is_dir() else 'DIR'}"
         )
     versions = {name: library.version for name, library in libraries.items()}
@@ -132,7 +134,7 @@ class TensorRTDenoiser:
             for p in range(engine.num_optimization_profiles)
         ]
         self.max_batch = max(profile.inputs["latents"][2][0] for profile in self.profiles)
-        self._fps = self._told_rate(fps)
+        self.fps = self._told_rate(fps)
         self._rotary = self._tables()
         self._stream_weights(weight_budget)
         size = max(1, engine.device_memory_size_v2)
@@ -165,6 +167,12 @@ class TensorRTDenoiser:
         """
         loaded = load_engine(Path(where), device, trusted)
         return cls(loaded, device, fps=fps, graphs=graphs, weight_budget=weight_budget)
+
+    def telling(self, fps: float) -> TensorRTDenoiser:
+        """Return this denoiser, engine and plans shared, with another frame rate to tell the network."""
+        other = copy.copy(self)
+        other.fps = self._told_rate(fps)
+        return other
 
     @torch.inference_mode()
     def __call__(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
@@ -199,8 +207,8 @@ class TensorRTDenoiser:
         feeds = {"latents": latents, "timesteps": timesteps, "text": text}
         if self._rotary is not None:
             feeds["cos"], feeds["sin"] = self._rotary(latents)
-        if self._fps is not None:
-            feeds["fps"] = torch.full((len(latents),), self._fps, device=self.device)
+        if self.fps is not None:
+            feeds["fps"] = torch.full((len(latents),), self.fps, device=self.device)
         return {
             name: feeds[name].to(self.device, self.dtypes[name]).contiguous()
             for name in self.inputs
@@ -229,7 +237,7 @@ class TensorRTDenoiser:
         """Return the builder of rotary tables where the graph takes them: Wan."""
         if "cos" not in self.inputs:
             return None
-        from miga_bench.backbones.wan_denoiser import Rotary
+        from miga_bench.backbones.rotary import Rotary
 
         _, (_, _, frames, height, width), _ = self.profiles[0].inputs["latents"]
         _, (_, tokens, _, pairs), _ = self.profiles[0].inputs["cos"]
