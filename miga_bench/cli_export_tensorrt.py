@@ -13,13 +13,13 @@ SUMMARY = "Build TensorRT engines of an exported denoiser."
 
 EXAMPLES = """\
 examples:
-  miga-bench export tensorrt export/wan                              (for this machine's GPU)
-  miga-bench export tensorrt export/wan --compute-capability 8.9,12.0  (for RTX 40 and 50, no GPU needed)
-  miga-bench export tensorrt export/wan --profile batch=2:2:8,frames=21
-  miga-bench export tensorrt export/wan --profile batch=2,frames=21 --profile batch=8,frames=21
-  miga-bench export tensorrt export/wan --weight-streaming           (more weights than GPU memory)
-  miga-bench export tensorrt export/wan --refittable
-  miga-bench export tensorrt export/wan-lora --refit export/wan/engines/NAME.engine
+  miga-bench export tensorrt wan-onnx                              (for this machine's GPU)
+  miga-bench export tensorrt wan-onnx --compute-capability 8.9,12.0  (for RTX 40 and 50, no GPU needed)
+  miga-bench export tensorrt wan-onnx --profile batch=2:2:8,frames=21
+  miga-bench export tensorrt wan-onnx --profile batch=2,frames=21 --profile batch=8,frames=21
+  miga-bench export tensorrt wan-onnx --weight-streaming           (more weights than GPU memory)
+  miga-bench export tensorrt wan-onnx --refittable
+  miga-bench export tensorrt wan-lora-onnx --refit wan-onnx/engines/NAME.engine
 
 DIR is what miga-bench export onnx wrote; engines go to DIR/engines, each with a record. An engine computes
 in the precision of the ONNX file, and runs on one kind of GPU and with one version of one library:

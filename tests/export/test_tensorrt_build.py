@@ -334,6 +334,6 @@ def test_help_has_examples(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["export", "tensorrt", "--help"])
     assert stopped.value.code == 0
-    assert "miga-bench export tensorrt export/wan --compute-capability 8.9,12.0" in (
+    assert "miga-bench export tensorrt wan-onnx --compute-capability 8.9,12.0" in (
         capsys.readouterr().out
     )
