@@ -47,8 +47,9 @@ class VideoCrafterText(WanText):
 
     @torch.no_grad()
     def _run(self, tokens: list[int]) -> Tensor:
-        encoder = self.encoder()
+        if self._encoder is None:
+            self._encoder = self._load_encoder()
+        encoder: Any = self._encoder
         padded = tokens + [PADDING] * (self.length - len(tokens))
         out = encoder(input_ids=torch.tensor([padded], device=encoder.device))
-        embedding: Tensor = out.last_hidden_state[0].to("cpu", self.dtype)
-        return embedding
+        return out.last_hidden_state[0].to("cpu", self.dtype)

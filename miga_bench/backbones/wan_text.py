@@ -170,12 +170,6 @@ class WanText:
         """Return words that the tokenizer turns into its unknown token, in order, each once."""
         return unknown_words(prompts, self.unknown, lambda word: self.tokenizer(word).input_ids)
 
-    def encoder(self) -> Any:
-        """Return the encoder, loaded if it is not."""
-        if self._encoder is None:
-            self._encoder = self._load_encoder()
-        return self._encoder
-
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Return embeddings ``[len(prompts), length, D]`` on the CPU, zero past each prompt's end.
 
@@ -206,8 +200,8 @@ class WanText:
 
     @torch.no_grad()
     def _run(self, tokens: list[int]) -> Tensor:
-        encoder = self.encoder()
-        ids = torch.tensor([tokens], device=encoder.shared.weight.device)
-        out = encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
-        embedding: Tensor = out.last_hidden_state[0].to("cpu", self.dtype)
-        return embedding
+        if self._encoder is None:
+            self._encoder = self._load_encoder()
+        ids = torch.tensor([tokens], device=self._encoder.shared.weight.device)
+        out = self._encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
+        return out.last_hidden_state[0].to("cpu", self.dtype)

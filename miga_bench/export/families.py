@@ -106,9 +106,10 @@ def denoiser_graph(backbone: Any, precision: str, extent: Extent, change: Change
 
 def text_graph(backbone: Any) -> Graph:
     """Return the text encoder's graph: one prompt, padded to the model's text length."""
-    text = backbone.text
-    encoder = text.encoder()
-    length, vocabulary = text.length, encoder.config.vocab_size
+    # big encoders run in bfloat16 as published; whatever the denoiser's type, none runs in float16
+    precision = "bf16" if backbone.source.text_is_big() else "fp32"
+    encoder: Any = backbone.source.text_encoder(DTYPES[precision], CPU)
+    length, vocabulary = backbone.text.length, encoder.config.vocab_size
     masked = backbone.family == "wan"
     module = WanTextGraph(encoder) if masked else VideoCrafterTextGraph(encoder)
     shapes: dict[str, list[int | str]] = {"tokens": [1, length]}
@@ -123,8 +124,6 @@ def text_graph(backbone: Any) -> Graph:
         mask = (torch.arange(length) < words).long()[None]
         return tokens * mask, mask
 
-    kind = next(encoder.parameters()).dtype
-    precision = {v: k for k, v in DTYPES.items()}[kind]
     return Graph("text_encoder", module, lambda: module, shapes, ["text"], sample, FIXED, precision)
 
 
