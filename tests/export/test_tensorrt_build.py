@@ -4,6 +4,7 @@ import json
 import resource
 import shutil
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -79,11 +80,13 @@ def test_an_engine_is_built_once(rtx, export):
     assert other["engine"] != first["engine"]
 
 
-def test_a_damaged_engine_is_built_again(rtx, export):
+@pytest.mark.parametrize("ending", [".engine", ".json"])
+def test_a_damaged_engine_is_built_again(rtx, export, ending):
     _, say = said()
     (first,) = build(export.folder, rtx, options(), say)
-    path = export.folder / FOLDER / first["engine"].split("/")[-1]
-    path.write_bytes(path.read_bytes()[:-1])
+    path = Path(first["engine"])
+    damaged = path.with_suffix(ending)
+    damaged.write_bytes(damaged.read_bytes()[:-3])
     (again,) = build(export.folder, rtx, options(), say)
     assert not again["reused"]
     assert Manifest.read(path).is_of(path)

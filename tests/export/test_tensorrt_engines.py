@@ -153,6 +153,15 @@ def test_without_its_record_an_engine_is_not_loaded(export):
             find(where, HERE, GPU)
 
 
+def test_one_damaged_record_does_not_keep_the_others_back(export):
+    good = written(export, builder_level=1)
+    for damaged in (written(export), written(export, builder_level=2)):
+        damaged.with_suffix(".json").write_text("{")
+    damaged.with_suffix(".json").unlink()  # as when the power fails between two files
+    (good.parent / f".{good.name}.part").write_bytes(b"half an engine")
+    assert find(export.folder, HERE, GPU)[0] == good
+
+
 @pytest.mark.parametrize("content", ["", "{}", '{"format": 1}', '{"format": 9}', "[]", "null"])
 def test_a_damaged_record_is_one_line(export, content):
     path = written(export)

@@ -139,6 +139,14 @@ def test_a_shape_outside_is_one_line(engine):
         engine(latents, timesteps, text[:, :6])
 
 
+def test_an_engine_of_something_else_is_one_line(tmp_path):
+    there = loaded(small_export(tmp_path))
+    there.engine.ports = {name: p for name, p in there.engine.ports.items() if name != "latents"}
+    there.engine.num_io_tensors -= 1
+    with pytest.raises(UserError, match="no engine of a denoiser: it takes and gives timesteps, text"):
+        TensorRTDenoiser(there, "cpu", fps=8)
+
+
 def test_what_the_engine_refuses_is_an_error(engine, monkeypatch):
     engine(*arguments(2, 5))
     context = engine.loaded.engine.contexts[0]

@@ -9,6 +9,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -136,10 +137,11 @@ def _engine(
     sidecar: Sidecar, library: Library, manifest: Manifest, force: bool, say: Say
 ) -> dict[str, Any]:
     path = sidecar.folder / FOLDER / manifest.name
-    if path.is_file() and path.with_suffix(".json").is_file() and not force:
-        there = Manifest.read(path)
-        if there.is_of(path):
-            return {"engine": str(path), "reused": True, **asdict(there)}
+    if not force:
+        with suppress(UserError):  # no record, or a damaged one: as if there were no engine
+            there = Manifest.read(path)
+            if (there.name, there.onnx) == (manifest.name, manifest.onnx) and there.is_of(path):
+                return {"engine": str(path), "reused": True, **asdict(there)}
     started = time.perf_counter()
     engine = _serialized(sidecar, library, manifest, say)
     manifest = finished(manifest, engine, time.perf_counter() - started)

@@ -116,7 +116,8 @@ class Manifest:
         """
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / self.name
-        parts = [folder / f".{path.stem}.{os.getpid()}{ending}" for ending in (".engine", ".json")]
+        # of one killed build the next of the same name makes use; of two at once neither is loaded
+        parts = [folder / f".{path.stem}{ending}.part" for ending in (".engine", ".json")]
         record = {"format": FORMAT, **asdict(self)}
         try:
             for part, content in zip(
@@ -181,11 +182,15 @@ def find(
 def _newest(
     sidecar: Sidecar, installed: Mapping[str, str], capability: str
 ) -> tuple[Path, Manifest]:
-    folder = sidecar.folder / FOLDER
     build = f"build one: miga-bench export tensorrt {sidecar.folder}"
-    engines = [(path, Manifest.read(path)) for path in sorted(folder.glob("*.engine"))]
+    engines, unreadable = [], None
+    for path in sorted((sidecar.folder / FOLDER).glob("*.engine")):
+        try:
+            engines.append((path, Manifest.read(path)))
+        except UserError as error:
+            unreadable = error
     if not engines:
-        raise UserError(f"{sidecar.folder} has no engine; {build}")
+        raise unreadable or UserError(f"{sidecar.folder} has no engine; {build}")
     engines.sort(key=lambda engine: engine[1].built)
     for path, manifest in reversed(engines):
         if not _reason(manifest, sidecar, installed, capability):

@@ -12,6 +12,7 @@ import math
 import mmap
 import warnings
 from collections import OrderedDict
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def load_engine(where: Path, device: str = "cuda", trusted: bool = False) -> Loa
     library = libraries[manifest.library] if manifest else next(iter(libraries.values()))
     runtime = library.module.Runtime(library.logger)
     library.failure()
-    with torch.cuda.device(device):
+    with _current(torch.device(device)):
         engine = deserialize(runtime, path)
     if engine is None:
         raise UserError(
@@ -82,6 +83,11 @@ def load_engine(where: Path, device: str = "cuda", trusted: bool = False) -> Loa
             "on this machine"
         )
     return LoadedEngine(engine, runtime, library, path, manifest)
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Make a GPU the one that the library means when it names none."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def deserialize(runtime: Any, path: Path) -> Any:
@@ -110,7 +116,8 @@ class TensorRTDenoiser:
         max_batch: The most rows of one engine call; larger batches are split.
 
     Raises:
-        UserError: ``weight_budget`` is given for an engine that holds all weights, or negative.
+        UserError: The engine is of something else, or ``weight_budget`` is negative, or given for an
+            engine that holds all weights.
     """
 
     def __init__(
@@ -128,6 +135,10 @@ class TensorRTDenoiser:
         self.graphs = graphs
         names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
         self.inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
+        if "latents" not in self.inputs or OUTPUT not in names:
+            raise UserError(
+                f"{loaded.path} is no engine of a denoiser: it takes and gives {', '.join(names)}"
+            )
         self.dtypes = {name: _DTYPES[engine.get_tensor_dtype(name).name] for name in names}
         self.profiles = [
             Profile({n: _shapes(engine.get_tensor_profile_shape(n, p)) for n in self.inputs})
@@ -136,7 +147,8 @@ class TensorRTDenoiser:
         self.max_batch = max(profile.inputs["latents"][2][0] for profile in self.profiles)
         self.fps = self._told_rate(fps)
         self._rotary = self._tables()
-        self._stream_weights(weight_budget)
+        with _current(self.device):
+            self._stream_weights(weight_budget)
         size = max(1, engine.device_memory_size_v2)
         self.scratch = torch.empty(size, dtype=torch.uint8, device=self.device)
         self._plans: OrderedDict[tuple[Shape, ...], _Plan] = OrderedDict()
@@ -187,18 +199,17 @@ class TensorRTDenoiser:
         feeds = self._feeds(latents, timesteps, text)
         shapes = {name: tuple(feeds[name].shape) for name in self.inputs}
         batched = [name for name in self.inputs if name not in UNBATCHED]
-        rows = rows_of_calls(self.profiles, shapes, batched)
-        if len(rows) == 1:
-            return self._plan(shapes)(feeds).to(latents.dtype)
         parts, first = [], 0
-        for count in rows:
-            part = {
-                name: feed[first : first + count] if name in batched else feed
-                for name, feed in feeds.items()
-            }
-            parts.append(self._plan(with_rows(shapes, batched, count))(part))
-            first += count
-        return torch.cat(parts).to(latents.dtype)
+        with _current(self.device):
+            for count in rows_of_calls(self.profiles, shapes, batched):
+                part = {
+                    name: feed[first : first + count] if name in batched else feed
+                    for name, feed in feeds.items()
+                }
+                parts.append(self._plan(with_rows(shapes, batched, count))(part))
+                first += count
+        output = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return output.to(latents.dtype)
 
     def _feeds(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> dict[str, Tensor]:
         """Return all inputs in the engine's types."""
@@ -222,6 +233,8 @@ class TensorRTDenoiser:
             assert number is not None  # rows_of_calls took care
             self._plans[key] = _Plan(self, shapes, number)
             if len(self._plans) > _KEPT_PLANS:
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)  # the plan that goes may be at work
                 self._plans.popitem(last=False)
         self._plans.move_to_end(key)
         return self._plans[key]
