@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from miga_bench import __version__
-from miga_bench.errors import Notice, NumericalError, TeamError, TrackingError, UserError
+from miga_bench.errors import (
+    ExportError,
+    Notice,
+    NumericalError,
+    TeamError,
+    TrackingError,
+    UserError,
+)
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 
@@ -31,6 +38,8 @@ examples:
   miga-bench experiment components
   miga-bench score out.mp4
   miga-bench report runs/tiny-wan-miga
+  miga-bench export onnx tiny-wan -o tiny-wan-onnx
+  miga-bench generate "a red circle moves right" --denoiser onnx:tiny-wan-onnx
   miga-bench list presets
   miga-bench demo
 
@@ -104,6 +113,7 @@ def _parser() -> _Parser:
     _add_demo(verbs)
     _add_score(verbs)
     _add_report(verbs)
+    _add_export(verbs)
     _add_sync(verbs)
     _add_list(verbs)
     _add_bench(verbs)
@@ -156,8 +166,14 @@ def _add_generate(verbs: Any) -> None:
     model.add_argument(
         "--backbone",
         metavar="NAME|PATH",
-        default="tiny-wan",
-        help="tiny-wan (in the package), wan2.1-1.3b, or a folder (tiny-wan)",
+        help="tiny-wan (in the package), wan2.1-1.3b, or a folder (tiny-wan, or what was exported)",
+    )
+    model.add_argument(
+        "--denoiser",
+        metavar="WHAT",
+        default="torch",
+        help="torch, compile, onnx:FOLDER, onnx+PROVIDER:FOLDER (cpu, cuda, tensorrt, tensorrt-rtx) or"
+        " tensorrt:FOLDER; see miga-bench export --help (torch)",
     )
     model.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps")
     model.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float16")
@@ -180,7 +196,8 @@ def _generate(args: argparse.Namespace) -> int:
         prompts=[PromptAt(args.prompt), *(PromptAt(text, frame) for frame, text in args.then)],
         output=args.output,
         method=args.method,
-        backbone=args.backbone,
+        backbone=args.backbone or _of_export(args.denoiser) or "tiny-wan",
+        denoiser=args.denoiser,
         frames=args.frames,
         endless=args.endless,
         seed=args.seed,
@@ -215,6 +232,15 @@ def _generate(args: argparse.Namespace) -> int:
     if args.debug and result.error is not None:
         raise result.error
     return {"done": DONE, "failed": FAILED}.get(result.status, 128 + (result.signal or 2))
+
+
+def _of_export(denoiser: str) -> str | None:
+    """Return the name of the backbone that an export is of."""
+    from miga_bench.export.choice import DenoiserChoice
+    from miga_bench.export.facts import Facts
+
+    root = DenoiserChoice.parse(denoiser).root
+    return None if root is None else Facts.read(root).name
 
 
 def _add_predict(verbs: Any) -> None:
@@ -350,6 +376,24 @@ def _report(args: argparse.Namespace) -> int:
     return DONE
 
 
+def _add_export(verbs: Any) -> None:
+    from miga_bench import cli_export as page
+
+    parser = verbs.add_parser(
+        "export", help=page.SUMMARY, description=page.SUMMARY, epilog=page.EXAMPLES
+    )
+    kinds = parser.add_subparsers(dest="kind", metavar="FORMAT", required=True)
+    for name, form in page.FORMATS.items():
+        form.add_options(_verb(kinds, name, _export, form.summary, form.examples))
+
+
+def _export(args: argparse.Namespace) -> int:
+    from miga_bench.cli_export import FORMATS
+
+    _print_json(FORMATS[args.kind].run(args))
+    return DONE
+
+
 def _add_sync(verbs: Any) -> None:
     from miga_bench import cli_sync
 
@@ -452,7 +496,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in arguments:
             raise
-        if isinstance(error, (UserError, NumericalError, TeamError, TrackingError)):
+        if isinstance(error, (UserError, ExportError, NumericalError, TeamError, TrackingError)):
             _say(_one_line(error))
             return WRONG_INPUT if isinstance(error, UserError) else FAILED
         _say(f"{type(error).__name__}: {_one_line(error)} (--debug shows where)")

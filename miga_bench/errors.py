@@ -21,5 +21,9 @@ class TrackingError(RuntimeError):
     """MLflow refused, or could not be reached; the command line exits with code 1."""
 
 
+class ExportError(RuntimeError):
+    """A graph is not what it was exported from, or no engine could be made; exit code 1."""
+
+
 class Notice(UserWarning):
     """Worth knowing, but no reason to stop; the command line shows it as one line."""

@@ -133,6 +133,7 @@ class Backbone(ABC):
         denoiser: The network behind the ``Denoiser`` interface.
         team: The processes that denoise together; None is this one alone.
         meter: Measures the denoiser calls of samplers that begin now; None measures nothing.
+        denoiser_identity: What runs the denoiser; ``torch`` is the family's own module as it is.
     """
 
     name: str
@@ -143,6 +144,7 @@ class Backbone(ABC):
     denoiser: Denoiser
     team: Team | None = None
     meter: Meter | None = None
+    denoiser_identity: str = "torch"
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Tensor:

@@ -27,15 +27,16 @@ class LoadedBackbone(Backbone):
 
     Attributes:
         negative_prompt: The default text of the unconditional half of guidance.
+        source: The model on disk.
         vae: The shared autoencoder; sessions read it and change nothing.
         text: Tokenizer, encoder and cache of embeddings.
     """
 
     denoiser: Any
     negative_prompt: str
+    source: Any
     vae: Any
     text: WanText
-    _source: Any
     _residence: Residence
     _dtype: torch.dtype
 
@@ -81,7 +82,7 @@ class LoadedBackbone(Backbone):
             UserError: One is too long, or the encoder has to run for it and its files are missing.
         """
         if self.text.needs_encoder(prompts):
-            self._source.text_files()
+            self.source.text_files()
 
     def attending(self, attention: FrameAttention) -> AbstractContextManager[None]:
         """Return a context in which ``attention`` does the network's attention over frames."""
@@ -111,7 +112,7 @@ class LoadedBackbone(Backbone):
     @cached_property
     def weights_hash(self) -> str:
         """SHA-256 over the denoiser's and the autoencoder's weight files; made when first asked."""
-        digest: str = self._source.weights_hash()
+        digest: str = self.source.weights_hash()
         return digest
 
 

@@ -8,7 +8,7 @@ the norm behind it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,11 @@ class VideoCrafterText(WanText):
         super().__init__(tokenizer, load_encoder, dtype, identity, cache, keep)
         self.length = min(self.length, TEXT_LENGTH)
 
-    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
-        """Return words that the tokenizer turns into its unknown token, in order, each once."""
-        unknown = self.tokenizer.unk_token_id
-        if unknown in (None, self.tokenizer.eos_token_id):
-            return []  # CLIP's byte pairs spell every word
-        return super().unknown_words(prompts)
+    @property
+    def unknown(self) -> int | None:
+        """The token of words that have no other; None if byte pairs spell every word, as CLIP's do."""
+        token = super().unknown
+        return None if token == self.tokenizer.eos_token_id else token
 
     @torch.no_grad()
     def _run(self, tokens: list[int]) -> Tensor:

@@ -100,7 +100,7 @@ class VideoCrafter2Backbone(LoadedBackbone):
         self.name = name
         self.window, self.frame_rate = defaults.window, defaults.frame_rate
         self.negative_prompt = defaults.negative_prompt
-        self._source, self._residence, self._dtype = source, residence, dtype
+        self.source, self._residence, self._dtype = source, residence, dtype
         self._check(defaults)
         network: Any = source.unet(dtype, residence.home)
         self.vae = source.vae(torch.float32, residence.home)

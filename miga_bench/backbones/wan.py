@@ -87,7 +87,7 @@ class WanBackbone(LoadedBackbone):
         self.name = name
         self.window, self.frame_rate = defaults.window, defaults.frame_rate
         self.flow_shift, self.negative_prompt = defaults.flow_shift, defaults.negative_prompt
-        self._source, self._residence, self._dtype = source, residence, dtype
+        self.source, self._residence, self._dtype = source, residence, dtype
         transformer = source.transformer(dtype, residence.home)
         self.vae = source.vae(torch.float32, residence.home)
         self.text = make_text(source, residence, dtype, cache_text)

@@ -7,24 +7,22 @@ zeros up to exactly the model's text length. Cross attention has no mask: the ze
 from __future__ import annotations
 
 import hashlib
-import html
 import json
 import logging
 import os
-import re
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import ftfy
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 
+from miga_bench.backbones.prompt_text import check_tokens, clean_prompt, unknown_words
 from miga_bench.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -44,12 +42,6 @@ NEGATIVE_PROMPT = (
     "\u5408\uff0c\u9759\u6b62\u4e0d\u52a8\u7684\u753b\u9762\uff0c\u6742\u4e71\u7684\u80cc\u666f"
     "\uff0c\u4e09\u6761\u817f\uff0c\u80cc\u666f\u4eba\u5f88\u591a\uff0c\u5012\u7740\u8d70"
 )
-
-
-def clean_prompt(prompt: str) -> str:
-    """Mend the encoding, resolve HTML entities (twice, as released) and join white space."""
-    text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
-    return re.sub(r"\s+", " ", text).strip()
 
 
 def cache_folder() -> Path:
@@ -150,11 +142,7 @@ class WanText:
             UserError: There are more than the model reads.
         """
         tokens: list[int] = self.tokenizer(prompt, add_special_tokens=True).input_ids
-        if len(tokens) > self.length:
-            raise UserError(
-                f"the prompt has {len(tokens)} tokens but the model reads {self.length}: "
-                f"shorten {prompt[:40]!r}..."
-            )
+        check_tokens(prompt, len(tokens), self.length)
         return tokens
 
     def needs_encoder(self, prompts: Sequence[str]) -> bool:
@@ -172,13 +160,15 @@ class WanText:
             for prompt in cleaned
         )
 
+    @property
+    def unknown(self) -> int | None:
+        """The token of words that have no other; None if every word has."""
+        token: int | None = self.tokenizer.unk_token_id
+        return token
+
     def unknown_words(self, prompts: Sequence[str]) -> list[str]:
         """Return words that the tokenizer turns into its unknown token, in order, each once."""
-        words = dict.fromkeys(
-            word.strip(".,;:!?") for p in prompts for word in clean_prompt(p).split()
-        )
-        unknown = self.tokenizer.unk_token_id
-        return [word for word in words if unknown in self.tokenizer(word).input_ids]
+        return unknown_words(prompts, self.unknown, lambda word: self.tokenizer(word).input_ids)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Return embeddings ``[len(prompts), length, D]`` on the CPU, zero past each prompt's end.

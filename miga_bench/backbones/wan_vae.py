@@ -48,6 +48,10 @@ class _Session:
             backbone brings it to the GPU there. None leaves everything where it is.
         keep_on: Where the past waits between pushes, None for the device of the module. At
             480x832 it is 3.5 GiB in float32, whatever the length of the video.
+
+    Attributes:
+        past: What each convolution remembers; nothing, a word or frames, as diffusers has it.
+        pushed: Latents, or groups of frames, so far.
     """
 
     def __init__(
@@ -61,7 +65,7 @@ class _Session:
         self._network: Any = getattr(vae, half)
         # diffusers' layers count themselves through this list; None is "nothing before".
         slots = sum(isinstance(layer, WanCausalConv3d) for layer in self._network.modules())
-        self._past: list[Any] = [None] * slots
+        self.past: list[Any] = [None] * slots
         self._place = place
         self._keep_on = keep_on
         self._mean, self._std = latent_statistics(vae)
@@ -78,11 +82,11 @@ class _Session:
             self._move(self._keep_on)
 
     def _move(self, device: torch.device) -> None:
-        self._past = [v.to(device) if isinstance(v, Tensor) else v for v in self._past]
+        self.past = [v.to(device) if isinstance(v, Tensor) else v for v in self.past]
 
     def state_bytes(self) -> int:
         """Return the size of the kept past; constant after the second latent."""
-        return sum(v.nbytes for v in self._past if isinstance(v, Tensor))
+        return sum(v.nbytes for v in self.past if isinstance(v, Tensor))
 
 
 class WanStreamingDecoder(_Session):
@@ -120,7 +124,7 @@ class WanStreamingDecoder(_Session):
         for latent in z.split(1, dim=1):
             hidden = self._vae.post_quant_conv(latent[None])
             out = self._network(
-                hidden, feat_cache=self._past, feat_idx=[0], first_chunk=self.pushed == 0
+                hidden, feat_cache=self.past, feat_idx=[0], first_chunk=self.pushed == 0
             )
             frames.append(out[0].clamp(-1, 1))
             self.pushed += 1
@@ -162,7 +166,7 @@ class WanStreamingEncoder(_Session):
         latents = []
         while x.shape[0] >= (need := self._group if self.pushed else 1):
             group = x[:need].transpose(0, 1)[None].to(dtype)
-            hidden = self._network(group, feat_cache=self._past, feat_idx=[0])
+            hidden = self._network(group, feat_cache=self.past, feat_idx=[0])
             mean = self._vae.quant_conv(hidden).chunk(2, dim=1)[0][0].float()
             latents.append((mean - self._mean.to(device)) / self._std.to(device))
             self.pushed += 1

@@ -1,1 +1,1 @@
-"""Denoisers in other formats; knows backbones only."""
+"""Denoisers, autoencoders and text encoders outside of PyTorch: written, checked and run as graphs."""

@@ -1,26 +1,22 @@
 """How many floating point operations the denoiser takes for a video.
 
-One row of a call is walked on the meta device, where tensors have shapes and no values, by a copy of the
-network without weights, and torch's counter adds up its matrix products, convolutions and attention (a
-multiplication and an addition are two operations; what is done element by element is not counted). Rows do
-not depend on each other, so a call takes as many times that as it has rows: the number is the same
-whatever the batch, the device, the processes that share the video, compilation or offloading. The
-network itself is never touched, and a video's bits are those it has without the counting.
+The operations of one row are counted (``row_flops``; an exported denoiser was counted when it was
+exported). Rows do not depend on each other, so a call takes as many times that as it has rows: the number
+is the same whatever the batch, the device, the processes that share the video, compilation or
+offloading. The network itself is never touched, and a video's bits are those it has without the counting.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from miga_bench.backbones.base import Backbone, Denoiser
+from miga_bench.backbones.row_flops import row_flops
 
 # Operations of a row by network, and by all that decides them; walked once per process.
 _known: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], int]] = WeakKeyDictionary()
@@ -66,6 +62,10 @@ class FlopMeter:
         return {"flops": None, "flops_reason": self.reason}
 
     def _count(self, network: Any, inputs: tuple[Tensor, ...], more: dict[str, Any]) -> None:
+        counted = getattr(network, "row_flops", None)
+        if counted is not None:
+            self.flops += len(inputs[0]) * counted(inputs[0].shape[2])
+            return
         if not isinstance(network, nn.Module):
             self.reason = f"the denoiser is no torch module but of type {type(network).__name__}"
             return
@@ -82,41 +82,3 @@ class FlopMeter:
             # A network of one's own may not be copied, or may look at values: its video is made anyway.
             kind = type(error).__name__
             self.reason = f"the denoiser cannot be walked without values ({kind})"
-
-
-def row_flops(network: nn.Module, inputs: tuple[Tensor, ...], more: dict[str, Any]) -> int:
-    """Return the operations of one row of a call, by walking it without values.
-
-    Args:
-        network: A denoiser; left as it is.
-        inputs: Latents, timesteps and text of a call with any number of rows.
-        more: Its further arguments, numbers.
-
-    Raises:
-        Exception: The network is not what can be copied and walked so.
-    """
-    counter = FlopCounterMode(display=False)
-    with torch.inference_mode(mode=False), torch.no_grad():
-        # On the meta device attention falls into matrix products, which the counter knows; it has no
-        # formula for the fused attention of a CPU and would count it as nothing.
-        row = [torch.empty_like(part[:1], device="meta") for part in inputs]
-        hollow = _hollow(network)
-        with counter:
-            hollow(*row, **more)
-    return int(counter.get_total_flops())
-
-
-def _hollow(network: nn.Module) -> nn.Module:
-    """Return a copy on the meta device: no weights, no hooks (one may move weights), not compiled."""
-    memo: dict[int, Any] = {}
-    for part in network.modules():
-        for weight in part._parameters.values():
-            if weight is not None:
-                empty = torch.empty_like(weight, device="meta")
-                memo[id(weight)] = nn.Parameter(empty, requires_grad=False)
-        for buffer in part._buffers.values():
-            if buffer is not None:
-                memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-        for hooks in (part._forward_pre_hooks, part._forward_hooks):
-            memo[id(hooks)] = type(hooks)()
-    return copy.deepcopy(network, memo)

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miga_bench.backbones import load_backbone
 from miga_bench.backbones.base import Backbone
 from miga_bench.errors import NumericalError, UserError
+from miga_bench.export.choice import DenoiserChoice
+from miga_bench.export.opening import open_model
 from miga_bench.harness.flops import FlopMeter
 from miga_bench.harness.provenance import (
     forget_peak_memory,
@@ -129,8 +130,9 @@ def open_backbone(request: GenerateRequest) -> Backbone:
         UserError: No family has such a method, preset or setting, or the backbone cannot be loaded.
     """
     check_names(request.backbone, request.method, request.preset, request.overrides)
-    return load_backbone(
+    return open_model(
         request.backbone,
+        DenoiserChoice.parse(request.denoiser),
         device=request.device,
         dtype=request.dtype,
         offload=request.offload,
@@ -349,6 +351,7 @@ class Video:
                 "window": backbone.window,
                 "latent_shape": list(backbone.latent_shape),
                 "weights_hash": getattr(backbone, "weights_hash", None),
+                "denoiser": backbone.denoiser_identity,
             },
             "cost": {
                 "windows": tally.windows,

@@ -31,6 +31,7 @@ class Item:
         height: Frame height in pixels.
         width: Frame width in pixels.
         lossless: Whether the file keeps every pixel value.
+        denoiser: What runs the denoiser, None where it is the family's own module.
     """
 
     backbone: str
@@ -45,10 +46,13 @@ class Item:
     height: int
     width: int
     lossless: bool = False
+    denoiser: str | None = None
 
     def spec(self) -> dict[str, Any]:
         """Return the content as plain values, for files and for data loaders."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
+        if self.denoiser is None:  # as before there were others
+            del plain["denoiser"]
         return plain
 
     @classmethod

@@ -11,9 +11,10 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.plugins.precision import MixedPrecision
 
-from miga_bench.backbones import load_backbone
 from miga_bench.backbones.base import Backbone
 from miga_bench.errors import UserError
+from miga_bench.export.choice import DenoiserChoice
+from miga_bench.export.opening import compile_denoiser, open_model
 from miga_bench.harness.arms import ArmPlan, as_text, expand
 from miga_bench.harness.generate import Video, check_names, length, negative_prompt, prompt_starts
 from miga_bench.harness.items import Item
@@ -56,7 +57,8 @@ class LongVideoModule(LightningModule):
         width: Frame width in pixels; by default the backbone's.
         lossless: Keep every pixel value in the mp4.
         offload: Keep only the part in use on the GPU.
-        compile: Compile the denoiser when it is first used.
+        denoiser: What runs it: torch, compile (by torch, when it is first used), onnx:FOLDER,
+            onnx+PROVIDER:FOLDER or tensorrt:FOLDER; the last three run what miga-bench export wrote.
 
     Raises:
         UserError: No family has such a method, preset or setting.
@@ -76,13 +78,14 @@ class LongVideoModule(LightningModule):
         width: int | None = None,
         lossless: bool = False,
         offload: bool = False,
-        compile: bool = False,
+        denoiser: str = "torch",
     ) -> None:
         super().__init__()
         self._backbone, self._method = backbone, method
         self.metrics = list(metrics or [])
         self._negative_prompt, self._height, self._width = negative_prompt, height, width
-        self._lossless, self._offload, self._compile = lossless, offload, compile
+        self._lossless, self._offload = lossless, offload
+        self._denoiser = DenoiserChoice.parse(denoiser)
         if isinstance(method, Sampler):
             if preset is not None or settings:
                 raise UserError("a method given by class_path has its settings in init_args")
@@ -100,6 +103,10 @@ class LongVideoModule(LightningModule):
                     check_names(self.backbone_name, plan.method, plan.preset, plan.settings)
                 except UserError as error:
                     raise UserError(f"arm {arm}: {error}" if arm else str(error)) from None
+        if isinstance(backbone, Backbone) and self._denoiser.exported:
+            raise UserError(
+                "a backbone given by class_path runs its own denoiser: leave out denoiser"
+            )
         if isinstance(backbone, Backbone) and not (height is width is None and not offload):
             raise UserError("a backbone given by class_path has size and offload in init_args")
         self.backbone: Backbone
@@ -133,19 +140,25 @@ class LongVideoModule(LightningModule):
         precision = str(trainer.precision)
         if precision not in WEIGHTS:
             raise UserError(f"trainer.precision {precision}: it may be {', '.join(WEIGHTS)}")
+        if self._denoiser.exported and precision != "32-true":
+            raise UserError(
+                f"trainer.precision {precision}: an exported denoiser computes as it was exported; leave"
+                " it at 32-true"
+            )
         if isinstance(self._backbone, Backbone):
             self.backbone = self._backbone
+            if self._denoiser.kind == "compile":
+                compile_denoiser(self.backbone)
         else:
-            self.backbone = load_backbone(
+            self.backbone = open_model(
                 self._backbone,
+                self._denoiser,
                 device=str(trainer.strategy.root_device),
-                dtype=WEIGHTS[precision],
+                dtype=None if self._denoiser.exported else WEIGHTS[precision],
                 offload=self._offload,
                 height=self._height,
                 width=self._width,
             )
-        if self._compile:
-            self._compile_denoiser()
 
     def open_scorers(self) -> None:
         """Tell the scorers of the backbone.
@@ -172,12 +185,6 @@ class LongVideoModule(LightningModule):
                 for name, arm in self._arms.items()
             }
 
-    def _compile_denoiser(self) -> None:
-        network = getattr(self.backbone.denoiser, "network", None)
-        if not isinstance(network, torch.nn.Module):
-            raise UserError(f"{self.backbone.name} cannot be compiled: leave out model.compile")
-        network.compile()
-
     def items(
         self, wishes: Sequence[Wish], seeds: Sequence[int], frames: int | None
     ) -> dict[str, Item]:
@@ -192,6 +199,7 @@ class LongVideoModule(LightningModule):
             UserError: A text begins after the end, or two begin in one latent frame.
         """
         height, width = self._size()
+        own = self.backbone.denoiser_identity
         common: dict[str, Any] = {
             "backbone": self.backbone.name,
             "weights_hash": getattr(self.backbone, "weights_hash", None),
@@ -199,6 +207,7 @@ class LongVideoModule(LightningModule):
             "height": height,
             "width": width,
             "lossless": self._lossless,
+            "denoiser": None if own == "torch" else own,
         }
         out = {}
         for arm, sampler in self.samplers.items():

@@ -134,7 +134,7 @@ class Probe:
         """Return an embedding of the right shape; a big encoder is not loaded for it."""
         text: Any = getattr(self._backbone, "text", None)
         width = getattr(self._backbone, "text_width", None)
-        if text is None or width is None:
+        if text is None or width is None:  # among others an export, whose encoder is at hand
             return self._backbone.encode([""])
         kind = next(iter(self._backbone.denoiser.parameters())).dtype  # type: ignore[attr-defined]
         return torch.zeros(1, text.length, width, dtype=kind, device=self._backbone.device)

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from miga_bench.errors import UserError
+from miga_bench.export.choice import DenoiserChoice
 
 LONGEST_PROMPT = 4000  # characters; the text encoder's own limit, in tokens, is checked by it
 DEFAULT_FRAMES = 300
@@ -40,6 +41,7 @@ class GenerateRequest:
         device: As torch names it; None lets the backbone choose.
         dtype: Precision of the denoiser; None is the family's policy.
         offload: Keep only the part in use on the GPU.
+        denoiser: What runs it, see ``DenoiserChoice``.
         height: Frame height in pixels; None is the backbone's own.
         width: Frame width in pixels; None is the backbone's own.
         overwrite: Replace files that exist.
@@ -59,6 +61,7 @@ class GenerateRequest:
     device: str | None = None
     dtype: str | None = None
     offload: bool = False
+    denoiser: str = "torch"
     height: int | None = None
     width: int | None = None
     overwrite: bool = False
@@ -85,6 +88,7 @@ class GenerateRequest:
         for name, size in (("height", self.height), ("width", self.width)):
             if size is not None and size <= 0:
                 raise UserError(f"--{name} {size}: a size is at least 1 pixel")
+        DenoiserChoice.parse(self.denoiser)
         _check_output(self.output)
         if not self.overwrite:
             for path in (self.output, self.contact_sheet, self.record):

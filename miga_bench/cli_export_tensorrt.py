@@ -1,0 +1,114 @@
+"""``export tensorrt``: its options; builds engines of an ONNX export."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from miga_bench.errors import UserError
+
+SUMMARY = "Build TensorRT engines of an exported denoiser."
+
+EXAMPLES = """\
+examples:
+  miga-bench export tensorrt wan-onnx                              (for this machine's GPU)
+  miga-bench export tensorrt wan-onnx --compute-capability 8.9,12.0  (for RTX 40 and 50, no GPU needed)
+  miga-bench export tensorrt wan-onnx --profile batch=2:2:8,frames=21
+  miga-bench export tensorrt wan-onnx --profile batch=2,frames=21 --profile batch=8,frames=21
+  miga-bench export tensorrt wan-onnx --weight-streaming           (more weights than GPU memory)
+  miga-bench export tensorrt wan-onnx --refittable
+  miga-bench export tensorrt wan-lora-onnx --refit wan-onnx/engines/NAME.engine
+
+DIR is what miga-bench export onnx wrote; engines go to DIR/engines, each with a record. An engine computes
+in the precision of the ONNX file, and runs on one kind of GPU and with one version of one library:
+tensorrt builds for the GPU it runs on, tensorrt_rtx for GeForce and RTX cards (7.5, 8.0, 8.6, 8.9, 12.0,
+12.1) on any machine. A profile gives least, usual and largest batch and frames (NAME=SIZE for one size);
+what it leaves out is as in the export. Guidance doubles the batch. What is built already is not built again."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options to the parser."""
+    parser.add_argument("folder", metavar="DIR", type=Path, help="what export onnx wrote")
+    parser.add_argument(
+        "--profile",
+        metavar="SIZES",
+        action="append",
+        default=[],
+        dest="profiles",
+        help="sizes to take, like batch=2:2:8,frames=21; may be given several times (the export's)",
+    )
+    parser.add_argument(
+        "--compute-capability",
+        metavar="X.Y,...",
+        type=lambda text: [part.strip() for part in text.split(",")],
+        default=[],
+        dest="capabilities",
+        help="what to build for, an engine each (this machine's GPU)",
+    )
+    parser.add_argument(
+        "--library",
+        metavar="NAME",
+        help="tensorrt or tensorrt_rtx (tensorrt where it is installed)",
+    )
+    parser.add_argument(
+        "--builder-level",
+        metavar="N",
+        type=int,
+        default=3,
+        help="how long to search for fast kernels, 0 to 5 (3)",
+    )
+    parser.add_argument(
+        "--weight-streaming",
+        action="store_true",
+        help="let weights that do not fit on the GPU stay in main memory",
+    )
+    parser.add_argument(
+        "--refittable", action="store_true", help="let the engine take other weights later"
+    )
+    parser.add_argument(
+        "--refit",
+        metavar="ENGINE",
+        type=Path,
+        help="build nothing: give this refittable engine the weights of DIR",
+    )
+    parser.add_argument("--force", action="store_true", help="build again what is there")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Build, or refit; return the engines' records.
+
+    Raises:
+        UserError: Wrong input; nothing was built.
+        ExportError: The library could not build.
+    """
+    if args.refit and (args.profiles or args.capabilities or args.refittable):
+        raise UserError(
+            "--refit takes profiles and compute capability from the engine: leave --profile, "
+            "--compute-capability and --refittable out"
+        )
+    from rich.console import Console
+
+    from miga_bench.export.tensorrt.build import Options, build
+    from miga_bench.export.tensorrt.library import load
+    from miga_bench.export.tensorrt.refit import refit
+
+    with Console(stderr=True).status("loading") as status:
+        if args.refit:
+            engines = [refit(args.folder, args.refit, status.update)]
+        else:
+            options = Options(
+                profiles=args.profiles,
+                capabilities=args.capabilities,
+                weight_streaming=args.weight_streaming,
+                refittable=args.refittable,
+                level=args.builder_level,
+                force=args.force,
+            )
+            engines = build(args.folder, load(args.library), options, status.update)
+    for engine in engines:
+        size = engine["bytes"] / 2**20
+        how = "is there already" if engine["reused"] else f"in {engine['build_seconds']:.1f} s"
+        print(f"miga-bench: {engine['engine']}: {size:.1f} MiB, {how}", file=sys.stderr)
+    return {"engines": engines}

@@ -1,0 +1,249 @@
+"""A backbone made of an export folder alone: text encoder, denoiser and autoencoder without PyTorch modules.
+
+What sampling asks beside that, schedule and solver among it, follows from the folder's facts.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from miga_bench.backbones.base import Backbone, FrameAttention, LatentShape
+from miga_bench.errors import Notice, UserError
+from miga_bench.export.choice import DenoiserChoice
+from miga_bench.export.facts import Facts
+from miga_bench.export.onnx_denoiser import (
+    OnnxDenoiser,
+    OnnxImageDecoder,
+    OnnxText,
+    OnnxWanDecoder,
+)
+from miga_bench.export.session import Session
+from miga_bench.export.sidecar import Sidecar
+from miga_bench.sampling.schedule import Schedule, ddpm_schedule, flow_schedule
+from miga_bench.sampling.solvers import DDIM, Solver, UniPC
+
+CPU_WINDOWS = 8
+GPU_WINDOWS = 4
+
+
+class ExportedBackbone(Backbone):
+    """A model as ``miga-bench export onnx`` wrote it.
+
+    Attributes:
+        facts: What the folder knows of it.
+        negative_prompt: The default text of the unconditional half of guidance.
+        weights_hash: Of the weights that were exported.
+        frame_size: Height and width of the frames.
+
+    Args:
+        choice: What runs the denoiser; text encoder and autoencoder are run by ONNX Runtime.
+        device: As torch names it.
+
+    Raises:
+        UserError: The folder is not whole, a file is not what its record says, or what runs it is missing.
+    """
+
+    denoiser: Any
+
+    def __init__(self, choice: DenoiserChoice, device: str | None = None) -> None:
+        folder, root = choice.folder, choice.root
+        assert root is not None
+        self.facts = facts = Facts.read(root)
+        self.name, self.family, self.window = facts.name, facts.family, facts.window
+        self.latent_shape = LatentShape(*facts.latent_shape)
+        self.frame_rate, self.negative_prompt = facts.frame_rate, facts.negative_prompt
+        self.weights_hash = facts.weights_hash
+        self._device = _device(choice, device)
+        self._answers = dict(facts.defaults or {})
+        self._sessions: dict[str, Session] = {}
+        sidecars = {name: self._sidecar(name) for name in self._graphs()}
+        main = sidecars["denoiser"]
+        kind = choice.kind + (f"+{choice.provider}" if choice.provider else "")
+        self.denoiser_identity = f"{kind}:{main.precision}:{main.identity[:16]}"
+        *_, height, width = sidecars[self._graphs()[-1]].outputs["frames"].shape
+        self.frame_size = int(height), int(width)
+        fps = self._answers.get("fps")
+        if choice.kind == "tensorrt":
+            self.denoiser = _engine(folder, self._device, fps, facts)
+        else:
+            session = Session(main, self._device, choice.provider)
+            self.denoiser = OnnxDenoiser(session, facts, fps)
+
+    def _graphs(self) -> tuple[str, ...]:
+        decoders = ("vae_decoder",)
+        if self.family == "wan":
+            decoders = ("vae_decoder_first", "vae_decoder_step")  # type: ignore[assignment]
+        return ("denoiser", "text_encoder", *decoders)
+
+    def _sidecar(self, graph: str) -> Sidecar:
+        """Return the record of a graph of this backbone; another's may lie beside by mistake."""
+        sidecar = Sidecar.read(self.facts.folder, graph)
+        if sidecar.backbone["weights_hash"] != self.weights_hash:
+            raise UserError(
+                f"{sidecar.file} is of {sidecar.backbone['name']} with other weights than"
+                f" {self.facts.folder}: export the whole folder again"
+            )
+        return sidecar
+
+    def _session(self, graph: str) -> Session:
+        if graph not in self._sessions:
+            self._sessions[graph] = Session(self._sidecar(graph), self._plain_device)
+        return self._sessions[graph]
+
+    @property
+    def _plain_device(self) -> str:
+        """Where text encoder and autoencoder run: beside the denoiser if ONNX Runtime can."""
+        import onnxruntime
+
+        cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        return self._device if cuda else "cpu"
+
+    @cached_property
+    def text(self) -> OnnxText:
+        """The text side, loaded when first asked for."""
+        return OnnxText(self._session("text_encoder"), self.facts.folder / "tokenizer", self.facts)
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Return the prompts' embeddings ``[len(prompts), S, D]``, padded as the family does."""
+        return self.text.encode(prompts).to(self._device)
+
+    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
+        """Return the prompts' words that the tokenizer does not know."""
+        return self.text.unknown_words(prompts)
+
+    def decoder(self) -> OnnxWanDecoder | OnnxImageDecoder:
+        """Return a fresh streaming decoder for one video."""
+        if self.family == "wan":
+            first, step = (self._session(name) for name in self._graphs()[2:])
+            return OnnxWanDecoder(first, step)
+        return OnnxImageDecoder(self._session("vae_decoder"))
+
+    def schedule(self, steps: int) -> Schedule:
+        """Return the family's noise schedule with ``steps`` levels above clean.
+
+        Raises:
+            UserError: On VideoCrafter2, the training steps are not enough, or too many.
+        """
+        if self.facts.flow_shift is not None:
+            return flow_schedule(steps, self.facts.flow_shift)
+        if not 2 <= steps <= 1000:
+            raise UserError(f"steps is {steps}; {self.name} samples in 2 to 1000")
+        return ddpm_schedule(steps, self._answers["grid"], self._answers["rescale"])
+
+    def solver(self, schedule: Schedule) -> Solver:
+        """Return the family's per-frame solver on that schedule."""
+        if self.family == "wan":
+            return UniPC(schedule)
+        return DDIM(schedule, self._answers["eta"])
+
+    def latents_for(self, frames: int) -> int:
+        """Return how many latents decode to at least ``frames`` frames."""
+        each = self.facts.frames_per_latent
+        return -(-(frames - 1) // each) + 1 if self.family == "wan" else frames
+
+    def frames_of(self, latents: int) -> int:
+        """Return how many frames ``latents`` latents decode to."""
+        if self.family != "wan":
+            return latents
+        return (latents - 1) * self.facts.frames_per_latent + 1 if latents else 0
+
+    def reading(
+        self,
+        grid: Literal["even", "stock"] | None = None,
+        rescale: bool | None = None,
+        fps: float | None = None,
+    ) -> Backbone:
+        """Return this backbone, graphs shared, with other answers; see ``Backbone.reading``."""
+        if self.family == "wan":
+            return super().reading(grid, rescale, fps)
+        answers = {"grid": grid, "rescale": rescale, "fps": fps}
+        changed = {**self._answers, **{k: v for k, v in answers.items() if v is not None}}
+        if changed == self._answers:
+            return self
+        if changed["grid"] not in ("even", "stock"):
+            raise UserError(f"unknown grid {changed['grid']!r}; there are even, stock")
+        self._check_rate(changed["fps"])
+        other = copy.copy(self)
+        other._answers = changed
+        other.denoiser = self.denoiser.telling(changed["fps"])
+        return other
+
+    def _check_rate(self, fps: float) -> None:
+        if not fps > 0:
+            raise UserError(f"fps is {fps}; the network must be told a rate above 0")
+        lowest, highest = self._answers["fps_range"]
+        if not lowest <= fps <= highest:
+            warnings.warn(
+                f"{self.name} knows frame rates from {lowest:g} to {highest:g} and is told fps"
+                f" {fps:g}: expect motion it was not trained on",
+                Notice,
+                stacklevel=3,
+            )
+
+    def attending(self, attention: FrameAttention) -> AbstractContextManager[None]:
+        """Refuse: what is inside of a graph is out of reach."""
+        raise UserError(
+            f"{self.name}: the attention of an exported denoiser cannot be changed; use --denoiser"
+            " torch, or fifo or miga"
+        )
+
+    def default_batch(self) -> int:
+        """Return how many windows one denoiser call may hold."""
+        if torch.device(self._device).type == "cpu":
+            return CPU_WINDOWS
+        most = getattr(self.denoiser, "max_batch", 2 * GPU_WINDOWS)
+        return max(1, int(most) // 2)
+
+    @property
+    def device(self) -> str:
+        """Where the denoiser takes and gives tensors, as torch names it."""
+        return self._device
+
+
+class _CountedEngine:
+    """An engine whose operations are known from the graph it was built from."""
+
+    def __init__(self, engine: Any, facts: Facts) -> None:
+        self.engine, self.facts = engine, facts
+        self.row_flops = facts.operations
+        self.max_batch = engine.max_batch
+
+    def __call__(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        out: Tensor = self.engine(latents, timesteps, text)
+        return out
+
+    def telling(self, fps: float) -> _CountedEngine:
+        return _CountedEngine(self.engine.telling(fps), self.facts)
+
+
+def _engine(folder: Any, device: str, fps: float | None, facts: Facts) -> _CountedEngine:
+    from miga_bench.export.tensorrt.runtime import TensorRTDenoiser
+
+    return _CountedEngine(TensorRTDenoiser.load(folder, device, fps=fps), facts)
+
+
+def _device(choice: DenoiserChoice, device: str | None) -> str:
+    """Return where the denoiser runs.
+
+    Raises:
+        UserError: The device is not there, or is not what the provider runs on.
+    """
+    from miga_bench.backbones.residence import pick_device
+
+    on_gpu = choice.kind == "tensorrt" or choice.provider not in (None, "cpu")
+    if choice.kind == "onnx" and choice.provider is None and device is None:
+        import onnxruntime
+
+        on_gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    place = pick_device(device or ("cuda" if on_gpu and torch.cuda.is_available() else "cpu"))
+    if choice.provider == "cpu" and place.type != "cpu":
+        raise UserError(f"onnx+cpu runs on the CPU, not on {place}: leave out --device")
+    return str(place)

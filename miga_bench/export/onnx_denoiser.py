@@ -1,0 +1,163 @@
+"""Exported graphs behind the interfaces that samplers know: ``Denoiser`` and ``StreamingDecoder``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from miga_bench.backbones.prompt_text import check_tokens, clean_prompt, unknown_words
+from miga_bench.backbones.rotary import Rotary
+from miga_bench.errors import UserError
+from miga_bench.export.facts import Facts
+from miga_bench.export.session import Session
+
+PADDING = 0
+PIXELS_AT_ONCE = 4 * 320 * 512
+
+
+class OnnxDenoiser:
+    """An exported denoiser in ONNX Runtime.
+
+    Args:
+        session: Its graph.
+        facts: Of the backbone.
+        fps: Frame rate that a VideoCrafter2 network is told.
+    """
+
+    def __init__(self, session: Session, facts: Facts, fps: float | None = None) -> None:
+        self.session, self.fps = session, fps
+        self.row_flops = facts.operations
+        self._rotary: Rotary | None = None
+        if facts.rotary is not None:
+            self._rotary = Rotary(facts.rotary["head_dim"], *facts.rotary["patch"])
+        rows = session.sidecar.inputs["latents"].shape[0]
+        self._rows = rows if isinstance(rows, int) else None
+
+    def telling(self, fps: float) -> OnnxDenoiser:
+        """Return this denoiser, the session shared, with another frame rate to tell the network."""
+        other = copy.copy(self)
+        other.fps = fps
+        return other
+
+    def __call__(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        """Predict, see ``Denoiser``.
+
+        Raises:
+            UserError: The graph was not exported for such a shape.
+        """
+        rows = self._rows
+        if rows is None or rows == len(latents):
+            return self._run(latents, timesteps, text)
+        # a graph of a fixed batch is called as often as it takes; the last call repeats its last row
+        parts = []
+        for first in range(0, len(latents), rows):
+            given = [part[first : first + rows] for part in (latents, timesteps, text)]
+            missing = rows - len(given[0])
+            if missing:
+                given = [torch.cat([p, p[-1:].expand(missing, *p.shape[1:])]) for p in given]
+            parts.append(self._run(*given)[: rows - missing])
+        return torch.cat(parts)
+
+    def _run(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        inputs = {"latents": latents, "timesteps": timesteps, "text": text}
+        if self._rotary is not None:
+            inputs["cos"], inputs["sin"] = self._rotary(latents)
+        if self.fps is not None:
+            inputs["fps"] = torch.full((len(latents),), self.fps)
+        return self.session(inputs)["prediction"].to(latents.dtype)
+
+
+class OnnxWanDecoder:
+    """One video's decoder on Wan: a graph for its first latent, another for all later ones."""
+
+    def __init__(self, first: Session, step: Session) -> None:
+        self._first, self._step = first, step
+        self._past: dict[str, Tensor] = {}
+
+    def push(self, latents: Tensor) -> Tensor:
+        """Decode the next latents; see ``StreamingDecoder``."""
+        _, _, _, height, width = self._step.sidecar.outputs["frames"].shape
+        frames = [torch.zeros(0, 3, int(height), int(width))]
+        for latent in latents:
+            given = {"latent": latent[None, :, None].float(), **self._past}
+            out = (self._step if self._past else self._first)(given)
+            self._past = {f"past_{k.removeprefix('next_')}": v for k, v in out.items() if "_" in k}
+            frames.append(out["frames"][0].transpose(0, 1))
+        return torch.cat(frames[1:] or frames)
+
+
+class OnnxImageDecoder:
+    """A decoder that makes each frame on its own: VideoCrafter2's."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def push(self, latents: Tensor) -> Tensor:
+        """Decode the next latents; see ``StreamingDecoder``."""
+        _, colors, height, width = (
+            self._session.sidecar.outputs["frames"].shape[i] for i in range(4)
+        )
+        if not latents.shape[0]:
+            return torch.zeros(0, int(colors), int(height), int(width))
+        count = max(1, PIXELS_AT_ONCE // (int(height) * int(width)))
+        return torch.cat([self._session({"latents": p})["frames"] for p in latents.split(count)])
+
+
+class OnnxText:
+    """Prompts to embeddings by an exported text encoder and a tokenizer's file.
+
+    Args:
+        session: The encoder's graph.
+        folder: The tokenizer's.
+        facts: Of the backbone.
+
+    Raises:
+        UserError: The tokenizer is missing or damaged.
+    """
+
+    def __init__(self, session: Session, folder: Path, facts: Facts) -> None:
+        self.session = session
+        self.length, self.unknown = int(facts.text["length"]), facts.text["unknown"]
+        path = folder / "tokenizer.json"
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain ones
+            raise UserError(f"{path} is no tokenizer that can be read ({error})") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._known: dict[str, Tensor] = {}
+
+    def tokens(self, prompt: str) -> list[int]:
+        """Return a cleaned prompt's tokens.
+
+        Raises:
+            UserError: There are more than the model reads.
+        """
+        tokens: list[int] = self._tokenizer.encode(prompt).ids
+        check_tokens(prompt, len(tokens), self.length)
+        return tokens
+
+    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
+        """Return words that the tokenizer turns into its unknown token, in order, each once."""
+        return unknown_words(prompts, self.unknown, lambda w: self._tokenizer.encode(w).ids)
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Return embeddings ``[len(prompts), length, D]``, each prompt on its own."""
+        cleaned = [clean_prompt(prompt) for prompt in prompts]
+        spoken = {prompt: self.tokens(prompt) for prompt in cleaned}
+        for prompt, tokens in spoken.items():
+            if prompt not in self._known:
+                self._known[prompt] = self._run(tokens)
+        return torch.cat([self._known[prompt] for prompt in cleaned])
+
+    def _run(self, tokens: list[int]) -> Tensor:
+        missing = self.length - len(tokens)
+        inputs = {"tokens": torch.tensor([tokens + [PADDING] * missing])}
+        if "mask" in self.session.sidecar.inputs:
+            inputs["mask"] = torch.tensor([[1] * len(tokens) + [0] * missing])
+        return self.session(inputs)["text"]

@@ -1,0 +1,243 @@
+"""One graph from PyTorch to an ONNX file: traced, saved, checked, and held against PyTorch."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor
+from torch.export import Dim
+
+import miga_bench
+from miga_bench.errors import ExportError
+from miga_bench.export.graphs import Graph
+from miga_bench.export.session import Session
+from miga_bench.export.sidecar import Port, Sidecar, sha256
+
+EXTERNAL_FROM = 1 << 30  # bytes of weights; a protobuf file ends at 2 GiB
+SEED = 20
+_KEPT_OUT = ("ScatterND", "ScatterElements")  # engines are slow with them or refuse them
+
+Expected = list[tuple[dict[str, int], tuple[Tensor, ...], tuple[Tensor, ...]]]
+
+
+def expected(graph: Graph) -> Expected:
+    """Return sizes, inputs and what PyTorch makes of them in float32."""
+    generator = torch.Generator().manual_seed(SEED)
+    reference = graph.reference()
+    made: Expected = []
+    with torch.no_grad():
+        for sizes in graph.extent.trials() if graph.extent.usual else [{}]:
+            inputs = graph.sample(sizes, generator)
+            made.append((sizes, inputs, _tuple(reference(*inputs))))
+    return made
+
+
+def write_graph(
+    graph: Graph,
+    wanted: Expected,
+    folder: Path,
+    opset: int,
+    backbone: dict[str, Any],
+    lora: dict[str, str] | None = None,
+) -> Sidecar:
+    """Write a graph, its weights and its sidecar into a folder.
+
+    Args:
+        graph: What to write.
+        wanted: What it has to give, see ``expected``.
+        folder: Where.
+        opset: Version of ONNX's operators.
+        backbone: Name, family and weights' hash.
+        lora: Of the merged LoRA.
+
+    Returns:
+        The sidecar, parity included.
+
+    Raises:
+        ExportError: The graph is not valid, holds what engines refuse, or does not give what it has to.
+        OSError: The disk is full.
+    """
+    path = folder / f"{graph.name}.onnx"
+    size = sum(weight.nbytes for weight in graph.module.parameters())
+    _trace(graph, wanted, opset).save(path, external_data=size >= EXTERNAL_FROM)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+        onnx.shape_inference.infer_shapes_path(str(path), str(path), check_type=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"{graph.name} is no valid ONNX graph: {error}") from None
+    model = onnx.load(str(path), load_external_data=False)
+    operators = Counter(node.op_type for node in model.graph.node)
+    _refuse(graph, model, operators)
+    about = {**backbone, "precision": graph.precision, "miga_bench": miga_bench.__version__}
+    onnx.helper.set_model_props(model, {key: str(value) for key, value in about.items()})
+    onnx.save(model, str(path))
+    external = sorted(
+        {
+            entry.value
+            for tensor in model.graph.initializer
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+    )
+    sidecar = Sidecar(
+        folder=folder,
+        graph=graph.name,
+        onnx=path.name,
+        external_data=external,
+        backbone=backbone,
+        precision=graph.precision,
+        opset=opset,
+        inputs=_inputs(graph, wanted),
+        outputs=_outputs(model),
+        operators=dict(operators.most_common()),
+        sha256={name: sha256(folder / name) for name in (path.name, *external)},
+        code=_code(),
+        parity=[],
+        tolerance=graph.tolerance,
+        lora=lora,
+    )
+    sidecar = _measured(sidecar, wanted)
+    sidecar.write()
+    return sidecar
+
+
+def _trace(graph: Graph, wanted: Expected, opset: int) -> Any:
+    # one batch and one frame would be taken for constants
+    sizes = {"batch": 2, "frames": 5} if graph.extent.usual else {}
+    sizes = {k: v if k in graph.extent.dynamic else graph.extent.usual[k] for k, v in sizes.items()}
+    inputs = graph.sample(sizes, torch.Generator().manual_seed(SEED))
+    named = {"batch": Dim("batch", max=1 << 14), "frames": Dim("frames", min=2, max=1 << 14)}
+    free = {name: dim for name, dim in named.items() if name in graph.extent.dynamic}
+    dynamic = tuple(
+        {place: _dim(size, free) for place, size in enumerate(shape) if _is_free(size, free)}
+        for shape in graph.shapes.values()
+    )
+    with _quiet(), torch.no_grad():
+        return torch.onnx.export(
+            graph.module,
+            inputs,
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(graph.shapes),
+            output_names=graph.outputs,
+            dynamic_shapes=dynamic if free else None,
+            verbose=False,
+        )
+
+
+def _is_free(size: int | str, free: dict[str, Any]) -> bool:
+    return isinstance(size, str) and size.split("*")[-1] in free
+
+
+def _dim(size: int | str, free: dict[str, Any]) -> Any:
+    """Return torch's dimension of a size such as ``frames`` or ``16*frames``."""
+    *factor, name = str(size).split("*")
+    return int(factor[0]) * free[name] if factor else free[name]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what the exporter tells of itself."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    # the registry logs by its own name, below torch.onnx
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _refuse(graph: Graph, model: onnx.ModelProto, operators: Counter[str]) -> None:
+    """Refuse what engines are slow with or do not take."""
+    scattered = [name for name in _KEPT_OUT if operators[name]]
+    double = onnx.TensorProto.DOUBLE
+    doubles = [t.name for t in model.graph.initializer if t.data_type == double]
+    doubles += [v.name for v in model.graph.value_info if v.type.tensor_type.elem_type == double]
+    if scattered or (doubles and graph.name == "denoiser"):
+        what = ", ".join(scattered) or f"double precision ({doubles[0]}, ...)"
+        raise ExportError(f"{graph.name} as a graph holds {what}: engines are not built from that")
+
+
+def _inputs(graph: Graph, wanted: Expected) -> dict[str, Port]:
+    extent, ports = graph.extent, {}
+    for (name, shape), tensor in zip(graph.shapes.items(), wanted[0][1], strict=True):
+        free = dict.fromkeys(extent.dynamic, 0)
+        settled = [
+            size
+            if isinstance(size, int) or _is_free(size, free)
+            else Port("", [size]).at(**extent.usual)[0]
+            for size in shape
+        ]
+        kind = str(tensor.dtype).removeprefix("torch.")
+        ports[name] = Port.input(kind, settled, extent.least, extent.usual, extent.most)
+    return ports
+
+
+def _outputs(model: onnx.ModelProto) -> dict[str, Port]:
+    ports = {}
+    for value in model.graph.output:
+        kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        sizes = value.type.tensor_type.shape.dim
+        ports[value.name] = Port(str(kind), [d.dim_param or d.dim_value for d in sizes])
+    return ports
+
+
+def _code() -> dict[str, str]:
+    """Return the versions that made a graph, and a hash of the sources that decide it."""
+    package = Path(miga_bench.__file__).parent
+    sources = sorted([*package.glob("export/*.py"), *package.glob("backbones/*.py")])
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(source.read_bytes())
+    known = {"miga_bench": miga_bench.__version__, "source": digest.hexdigest()}
+    return known | {name: version(name) for name in ("torch", "onnx", "onnxscript")}
+
+
+def _measured(sidecar: Sidecar, wanted: Expected) -> Sidecar:
+    """Return the sidecar with the graph's differences from PyTorch, measured in ONNX Runtime.
+
+    Raises:
+        ExportError: One is above the tolerance.
+    """
+    if sidecar.precision == "bf16":
+        reason = "not measured here: ONNX Runtime has no bfloat16 convolutions on a CPU"
+        return replace(sidecar, parity_reason=reason)
+    session = Session(sidecar, check=False)
+    parity = []
+    for sizes, inputs, outputs in wanted:
+        got = session(dict(zip(sidecar.inputs, inputs, strict=True)))
+        relative = max(_relative(got[n], o) for n, o in zip(sidecar.outputs, outputs, strict=True))
+        parity.append({"shape": sizes, "relative": relative})
+        if not relative <= sidecar.tolerance:
+            at = ", ".join(f"{name} {size}" for name, size in sizes.items()) or "its only shape"
+            raise ExportError(
+                f"{sidecar.graph} in {sidecar.precision} is {relative:.1e} away from PyTorch at {at},"
+                f" more than {sidecar.tolerance:g}: nothing was kept"
+            )
+    return replace(sidecar, parity=parity)
+
+
+def _relative(got: Tensor, wanted: Tensor) -> float:
+    """Return the largest difference over the largest value."""
+    difference = (got.double() - wanted.double()).abs().max()
+    return float(difference / wanted.double().abs().max().clamp_min(1e-12))
+
+
+def _tuple(outputs: Any) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)

@@ -1,0 +1,97 @@
+"""What a user asks of an export, checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from miga_bench.errors import UserError
+from miga_bench.export.sidecar import PRECISIONS
+
+OPSETS = {23: "TensorRT 10.15 and newer, ONNX Runtime 1.23 and newer", 20: "older ones"}
+PARTS = ("denoiser", "text", "vae")
+DYNAMIC = ("batch", "frames")
+FACTS = "backbone.json"
+FACTS_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class OnnxRequest:
+    """One export.
+
+    Attributes:
+        backbone: A name, a folder or a Hub id.
+        output: The folder to write.
+        precision: ``fp32``, ``fp16`` or ``bf16``, of the denoiser; the autoencoder stays float32.
+        opset: Version of ONNX's operators.
+        frames: Latents of a window; None is the backbone's window.
+        batch: Rows of a call that engines are tuned for, two to a window with guidance.
+        height: Video height; None is the backbone's own.
+        width: Video width; None is the backbone's own.
+        dynamic: Which of ``batch`` and ``frames`` may vary from call to call.
+        parts: Any of ``denoiser``, ``text`` and ``vae``.
+        lora: A LoRA to merge into the denoiser first.
+        lora_scale: How strongly.
+        overwrite: Replace a folder that exists.
+    """
+
+    backbone: str
+    output: Path
+    precision: str = "fp32"
+    opset: int = 23
+    frames: int | None = None
+    batch: int = 2
+    height: int | None = None
+    width: int | None = None
+    dynamic: tuple[str, ...] = DYNAMIC
+    parts: tuple[str, ...] = PARTS
+    lora: Path | None = None
+    lora_scale: float = 1.0
+    overwrite: bool = False
+
+    def check(self) -> None:
+        """Refuse what can be refused without a model.
+
+        Raises:
+            UserError: What is wrong, the rule, what to do.
+        """
+        if self.precision not in PRECISIONS:
+            raise UserError(
+                f"--precision {self.precision}: denoisers are exported in {', '.join(PRECISIONS)};"
+                " fp16 and bf16 are for GPUs"
+            )
+        if self.opset not in OPSETS:
+            known = "; ".join(f"{opset} for {where}" for opset, where in OPSETS.items())
+            raise UserError(f"--opset {self.opset} is not supported: there are {known}")
+        for option, given, names in (
+            ("--dynamic", self.dynamic, DYNAMIC),
+            ("--parts", self.parts, PARTS),
+        ):
+            unknown = [name for name in given if name not in names]
+            if unknown:
+                raise UserError(f"{option} {unknown[0]}: it is a list of {', '.join(names)}")
+        if not self.parts:
+            raise UserError(f"--parts is empty: name some of {', '.join(PARTS)}")
+        for option, size, least in (
+            ("--frames", self.frames, 2),
+            ("--batch", self.batch, 1),
+            ("--height", self.height, 1),
+            ("--width", self.width, 1),
+        ):
+            if size is not None and size < least:
+                raise UserError(f"{option} {size}: it is at least {least}")
+        if self.lora is not None and not self.lora.is_file():
+            raise UserError(f"--lora {self.lora}: there is no such file")
+        check_output(self.output, self.overwrite)
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Refuse a folder that exists, or is no folder.
+
+    Raises:
+        UserError: It is so.
+    """
+    if output.exists() and not output.is_dir():
+        raise UserError(f"-o {output} is a file: name a folder")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise UserError(f"-o {output} exists: add --force to replace it, or choose another -o")

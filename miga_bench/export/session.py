@@ -1,0 +1,187 @@
+"""Graphs at work in ONNX Runtime: torch tensors in and out, nothing copied that need not be."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor
+
+from miga_bench.errors import UserError
+from miga_bench.export.sidecar import Sidecar
+
+# name -> ONNX Runtime's name, and what to install for it
+PROVIDERS: dict[str, tuple[str, str]] = {
+    "cpu": ("CPUExecutionProvider", "onnxruntime"),
+    "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
+    "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu tensorrt"),
+    "tensorrt-rtx": (
+        "NvTensorRTRTXExecutionProvider",
+        "onnxruntime-gpu onnxruntime-ep-nv-tensorrt-rtx-cu13",
+    ),
+}
+_RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
+
+
+class Session:
+    """One graph, loaded once, called any number of times.
+
+    Args:
+        sidecar: The graph's.
+        device: Where tensors come from and go to, as torch names it.
+        provider: A name in ``PROVIDERS``; None is the device's own.
+        check: Whether files are held against their hashes first.
+
+    Raises:
+        UserError: Files are missing or damaged, the provider is not installed, or the graph is none.
+    """
+
+    def __init__(
+        self,
+        sidecar: Sidecar,
+        device: str | torch.device = "cpu",
+        provider: str | None = None,
+        check: bool = True,
+    ) -> None:
+        if check:
+            sidecar.check()
+        self.sidecar, self.device = sidecar, torch.device(device)
+        self.provider = provider or ("cuda" if self.device.type == "cuda" else "cpu")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self._session = self._open(options)
+        except UserError:
+            raise
+        except Exception as error:  # ONNX Runtime's own kinds have no base but this
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{sidecar.path} cannot be loaded by ONNX Runtime ({reason}): export it again"
+            ) from None
+
+    def _open(self, options: Any) -> Any:
+        name, _ = PROVIDERS[self.provider]
+        path = str(self.sidecar.path)
+        if self.provider == "tensorrt-rtx":
+            self._add_plugin(options, name)
+            return onnxruntime.InferenceSession(path, options)
+        if name not in onnxruntime.get_available_providers():
+            raise self._not_installed()
+        settings: dict[str, Any] = {}
+        if self.provider != "cpu":
+            settings["device_id"] = self.device.index or 0
+        if self.provider == "tensorrt":
+            settings |= self._profile()
+        chain: list[Any] = [(name, settings)]
+        if self.provider == "tensorrt":
+            chain.append(("CUDAExecutionProvider", {"device_id": settings["device_id"]}))
+        if self.provider != "cpu":
+            chain.append("CPUExecutionProvider")
+        return onnxruntime.InferenceSession(path, options, providers=chain)
+
+    def _profile(self) -> dict[str, str]:
+        """Return the sidecar's sizes as the TensorRT provider takes them."""
+        told = {}
+        for key in ("min", "opt", "max"):
+            shapes = (
+                f"{name}:{'x'.join(str(size) for size in getattr(port, key))}"
+                for name, port in self.sidecar.inputs.items()
+            )
+            told[f"trt_profile_{key}_shapes"] = ",".join(shapes)
+        return told
+
+    def _add_plugin(self, options: Any, name: str) -> None:
+        try:
+            plugin = importlib.import_module(_RTX_PLUGIN)
+        except ImportError:
+            raise self._not_installed() from None
+        if not any(device.ep_name == name for device in onnxruntime.get_ep_devices()):
+            onnxruntime.register_execution_provider_library(name, plugin.get_library_path())
+        devices = [d for d in onnxruntime.get_ep_devices() if d.ep_name == name]
+        if not devices:
+            raise UserError(
+                "the provider tensorrt-rtx sees no GPU that it can use: use cpu or cuda"
+            )
+        options.add_provider_for_devices([devices[self.device.index or 0]], {})
+
+    def _not_installed(self) -> UserError:
+        name, packages = PROVIDERS[self.provider]
+        return UserError(
+            f"ONNX Runtime here has no {name}: pip install {packages}, or use another provider"
+            f" ({', '.join(p for p in PROVIDERS if p != self.provider)})"
+        )
+
+    def __call__(
+        self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Run the graph.
+
+        Args:
+            inputs: By name; tensors of the graph's types on the session's device are not copied.
+            outputs: Where results go, by name; those that are left out are new tensors.
+
+        Returns:
+            All outputs by name.
+
+        Raises:
+            UserError: An input's shape is none that the graph takes.
+        """
+        sizes = self._sizes(inputs)
+        binding = self._session.io_binding()
+        held = []  # tensors that must outlive the call
+        for name, port in self.sidecar.inputs.items():
+            tensor = inputs[name].to(self.device, getattr(torch, port.dtype)).contiguous()
+            held.append(tensor)
+            self._bind(binding.bind_input, name, tensor)
+        made: dict[str, Tensor] = {}
+        for name, port in self.sidecar.outputs.items():
+            kind = getattr(torch, port.dtype)
+            given = (outputs or {}).get(name)
+            made[name] = (
+                torch.empty(port.at(**sizes), dtype=kind, device=self.device)
+                if given is None
+                else given
+            )
+            self._bind(binding.bind_output, name, made[name])
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+        self._session.run_with_iobinding(binding)
+        if self.device.type == "cuda":
+            binding.synchronize_outputs()
+        return made
+
+    def _bind(self, bind: Any, name: str, tensor: Tensor) -> None:
+        kind = np.dtype(str(tensor.dtype).removeprefix("torch."))
+        bind(
+            name,
+            self.device.type,
+            self.device.index or 0,
+            kind,
+            list(tensor.shape),
+            tensor.data_ptr(),
+        )
+
+    def _sizes(self, inputs: Mapping[str, Tensor]) -> dict[str, int]:
+        """Return the sizes of the free dimensions, all shapes checked."""
+        sizes: dict[str, int] = {}
+        for name, port in self.sidecar.inputs.items():
+            given = inputs[name].shape
+            for wanted, size in zip(port.shape, given, strict=False):
+                if isinstance(wanted, str) and wanted.isidentifier():
+                    sizes.setdefault(wanted, size)
+            if len(given) != len(port.shape) or port.at(**sizes) != list(given):
+                raise UserError(
+                    f"{self.sidecar.path.name} takes {name} of {_told(port.shape)}, not"
+                    f" {_told(given)}: export it for that size, or change the video's"
+                )
+        return sizes
+
+
+def _told(shape: Any) -> str:
+    return "x".join(str(size) for size in shape)

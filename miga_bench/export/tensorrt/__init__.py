@@ -1,0 +1,11 @@
+"""Denoisers as TensorRT engines: built from an ONNX export, kept with a record, run as any denoiser.
+
+    library.py   the one place that imports TensorRT, whichever there is
+    profiles.py  sizes that an engine takes, and which profile a call runs on; no TensorRT
+    manifest.py  what an engine is of and for; which engines may be loaded; no TensorRT
+    build.py     ONNX to engine, and an engine with other weights
+    runtime.py   an engine behind the ``Denoiser`` interface
+
+Two libraries come into question. ``tensorrt`` builds for the GPU it runs on. ``tensorrt_rtx`` builds on
+any machine for GeForce and RTX cards. From here on both are called the library.
+"""

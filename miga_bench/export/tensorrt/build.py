@@ -1,0 +1,314 @@
+"""ONNX to engine, and an engine with other weights.
+
+The network is strongly typed: the engine computes in the types that the ONNX file has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from miga_bench import __version__
+from miga_bench.errors import ExportError, UserError
+from miga_bench.export.sidecar import Sidecar
+from miga_bench.export.tensorrt.library import Library, gpu
+from miga_bench.export.tensorrt.manifest import FOLDER, Manifest
+from miga_bench.export.tensorrt.profiles import Profile
+
+GRAPH = "denoiser"
+LEVELS = range(6)
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to build.
+
+    Attributes:
+        profiles: As ``Profile.parse`` reads them; none is the sidecar's own.
+        capabilities: Compute capabilities, an engine each; none is this machine's GPU.
+        weight_streaming: Let weights stay in main memory and come when they are needed.
+        refittable: Let the engine take other weights later; it may be slower.
+        level: How long the library searches, 0 to 5.
+        force: Build also what is there.
+    """
+
+    profiles: Sequence[str] = ()
+    capabilities: Sequence[str] = ()
+    weight_streaming: bool = False
+    refittable: bool = False
+    level: int = 3
+    force: bool = False
+
+
+def build(folder: Path, library: Library, options: Options, say: Say) -> list[dict[str, Any]]:
+    """Build the engines of an export's denoiser.
+
+    Args:
+        folder: What ``miga-bench export onnx`` wrote.
+        library: Builds.
+        options: How.
+        say: Is told what is being done, as often as it changes.
+
+    Returns:
+        Of each engine its record, with ``engine``, the file, and ``reused``, whether it was there.
+
+    Raises:
+        UserError: Wrong input; nothing was built.
+        ExportError: The library failed; engines built before remain.
+    """
+    if options.level not in LEVELS:
+        raise UserError(f"--builder-level is {options.level}: it is 0 (quick) to 5 (thorough)")
+    capabilities = _capabilities(library, options)
+    sidecar = Sidecar.read(folder, GRAPH)
+    profiles = [Profile.parse(text, sidecar.inputs) for text in options.profiles]
+    say("checking files")
+    sidecar.check()
+    plan = [
+        Manifest(
+            graph=GRAPH,
+            onnx=sidecar.identity,
+            backbone=sidecar.backbone,
+            precision=sidecar.precision,
+            library=library.name,
+            version=library.version,
+            compute_capability=capability,
+            profiles=[profile.plain() for profile in profiles or [Profile.of(sidecar.inputs)]],
+            builder_level=options.level,
+            weight_streaming=options.weight_streaming,
+            refittable=options.refittable,
+        )
+        for capability in capabilities
+    ]
+    return [_engine(sidecar, library, manifest, options.force, say) for manifest in plan]
+
+
+def _capabilities(library: Library, options: Options) -> list[str]:
+    """Return what to build for, all of it possible here."""
+    here = gpu()
+    wanted = list(dict.fromkeys(options.capabilities))
+    for capability in wanted:
+        if re.fullmatch(r"\d+\.\d", capability) is None:
+            raise UserError(
+                f"--compute-capability {capability!r} is not of the form 8.9: see "
+                "https://developer.nvidia.com/cuda-gpus"
+            )
+    if options.refittable and here is None:
+        raise UserError(
+            "--refittable needs a GPU to build: there is none here; build on a machine with one, "
+            "or leave it out"
+        )
+    if not library.targets:
+        if here is None:
+            raise UserError(
+                f"{library.name} builds for the GPU it runs on, and there is none here: build on a "
+                "machine with that GPU, or for a GeForce or RTX card here by "
+                'pip install "miga-bench[tensorrt-rtx]" and --library tensorrt_rtx'
+            )
+        if wanted not in ([], [here]):
+            raise UserError(
+                f"--compute-capability {','.join(wanted)}: {library.name} builds for the GPU it runs on, "
+                f"which has {here}: build on a machine with that GPU"
+            )
+        return [here]
+    names = ", ".join(library.targets)
+    if not wanted and here is None:
+        raise UserError(
+            f"there is no GPU here: say what to build for by --compute-capability, one or several of {names}"
+        )
+    for capability in wanted or [str(here)]:
+        if capability not in library.targets:
+            raise UserError(
+                f"{library.name} {library.version} does not build for compute capability {capability}: "
+                f'it does for {names}; for others: pip install "miga-bench[tensorrt]"'
+            )
+    return wanted or [str(here)]
+
+
+def _engine(
+    sidecar: Sidecar, library: Library, manifest: Manifest, force: bool, say: Say
+) -> dict[str, Any]:
+    path = sidecar.folder / FOLDER / manifest.name
+    if not force:
+        with suppress(UserError):  # no record, or a damaged one: as if there were no engine
+            there = Manifest.read(path)
+            if (there.name, there.onnx) == (manifest.name, manifest.onnx) and there.is_of(path):
+                return {"engine": str(path), "reused": True, **asdict(there)}
+    started = time.perf_counter()
+    engine = _serialized(sidecar, library, manifest, say)
+    manifest = finished(manifest, engine, time.perf_counter() - started)
+    say(f"writing {path.name}")
+    path = keep(manifest, path.parent, engine)
+    return {"engine": str(path), "reused": False, **asdict(manifest)}
+
+
+def keep(manifest: Manifest, folder: Path, engine: Any) -> Path:
+    """Write an engine and its record; return the engine's file.
+
+    Raises:
+        ExportError: The disk is full, or the folder cannot be written to; nothing half written is left.
+    """
+    try:
+        return manifest.write(folder, engine)
+    except OSError as error:
+        size = manifest.bytes / 2**20
+        raise ExportError(
+            f"the engine ({size:.1f} MiB) could not be written to {folder}: "
+            f"{(error.strerror or str(error)).lower()}; nothing of it was left there"
+        ) from error
+
+
+def finished(manifest: Manifest, engine: Any, seconds: float) -> Manifest:
+    """Return the record of an engine that was just made."""
+    return replace(
+        manifest,
+        build_seconds=round(seconds, 3),
+        built=datetime.now(UTC).isoformat(timespec="microseconds"),
+        code=__version__,
+        bytes=memoryview(engine).nbytes,
+        sha256=hashlib.sha256(engine).hexdigest(),
+    )
+
+
+def _serialized(sidecar: Sidecar, library: Library, manifest: Manifest, say: Say) -> Any:
+    """Return the engine's bytes, as an object with a buffer."""
+    trt = library.module
+    builder = trt.Builder(library.logger)
+    say(f"reading {sidecar.onnx}")
+    # since 11 all networks are strongly typed and the flag means nothing
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if flag is None else 1 << int(flag))
+    parser = trt.OnnxParser(network, library.logger)
+    if not parser.parse_from_file(str(sidecar.path)):  # by path, for weights that lie beside it
+        raise UserError(_unsupported(sidecar, library, parser))
+    _let_attention_decompose(trt, network)
+
+    config = builder.create_builder_config()
+    for content in manifest.profiles:
+        profile = builder.create_optimization_profile()
+        for name, sizes in Profile.from_plain(content).inputs.items():
+            profile.set_shape(name, *sizes)
+        config.add_optimization_profile(profile)
+    config.builder_optimization_level = manifest.builder_level
+    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is to mean fp32; who wants speed exports fp16
+    if manifest.weight_streaming:
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    if manifest.refittable:
+        config.set_flag(trt.BuilderFlag.REFIT)
+    if library.targets:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(library.target(manifest.compute_capability), 0)
+    cache = _TimingCache(sidecar.folder / FOLDER, library, manifest, config)
+    monitor = _monitor(trt, manifest.compute_capability, say)
+    config.progress_monitor = monitor
+    say(f"building for {manifest.compute_capability}")
+    library.failure()  # forget complaints that the build went on from
+    engine = builder.build_serialized_network(network, config)
+    if monitor.interruption is not None:
+        raise monitor.interruption
+    if engine is None:
+        raise ExportError(
+            f"{library.name} {library.version} could not build {sidecar.path} for compute capability "
+            f"{manifest.compute_capability}: {library.failure()}"
+        )
+    cache.keep()
+    return engine
+
+
+def _unsupported(sidecar: Sidecar, library: Library, parser: Any) -> str:
+    """Say which node the library cannot read."""
+    library.failure()
+    errors = [parser.get_error(number) for number in range(parser.num_errors)]
+    named = [error for error in errors if error.node_operator()] or errors
+    if not named:
+        return f"{library.name} {library.version} cannot read {sidecar.path}"
+    first = named[0]
+    more = f" (and {len(named) - 1} more)" if len(named) > 1 else ""
+    node = f"node {first.node_name() or first.node()!r}, operator {first.node_operator() or '-'}"
+    return (
+        f"{library.name} {library.version} cannot read {sidecar.path}: {node}{more}: "
+        f"{' '.join(first.desc().split())}; a newer {library.name} or an export with --opset 20 may do"
+    )
+
+
+def _let_attention_decompose(trt: Any, network: Any) -> None:
+    """Let attention that no ready-made kernel does be done in parts.
+
+    Without this the build of an Attention in fp32, or with an uncommon head width, fails. The Python
+    interface hands such a layer out as its base class, so it is told its own.
+    """
+    kind = getattr(trt.LayerType, "ATTENTION_INPUT", None)
+    interface = getattr(trt, "IAttentionInputLayer", None)
+    if kind is None or interface is None:
+        return
+    for number in range(network.num_layers):
+        layer = network.get_layer(number)
+        if layer.type == kind:
+            layer.__class__ = interface
+            layer.attention.decomposable = True
+
+
+class _TimingCache:
+    """Measured kernel times of earlier builds, where the library keeps such: builds repeat faster.
+
+    A library that builds for absent GPUs times nothing.
+    """
+
+    def __init__(self, folder: Path, library: Library, manifest: Manifest, config: Any) -> None:
+        self.config = None if library.targets else config
+        gpu_name = "sm" + manifest.compute_capability.replace(".", "")
+        self.path = folder / f"timing.{library.name}-{library.version}.{gpu_name}.cache"
+        if self.config is not None:
+            known = self.path.read_bytes() if self.path.is_file() else b""
+            self.cache = config.create_timing_cache(known) or config.create_timing_cache(b"")
+            config.set_timing_cache(self.cache, ignore_mismatch=False)
+
+    def keep(self) -> None:
+        """Write what is known now."""
+        if self.config is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        try:
+            part.write_bytes(self.config.get_timing_cache().serialize())
+            part.replace(self.path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _monitor(trt: Any, capability: str, say: Say) -> Any:
+    class Monitor(trt.IProgressMonitor):
+        """Tells how far the outermost phase is; keeps an interruption until the build has ended."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.interruption: BaseException | None = None
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            if parent is None:
+                self.steps[phase] = steps
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            # called from C++, where an exception (Ctrl-C, too) would end the process
+            try:
+                if phase in self.steps:
+                    say(
+                        f"building for {capability}: {phase.lower()}, {step + 1}/{self.steps[phase]}"
+                    )
+            except BaseException as error:
+                self.interruption = error
+            return self.interruption is None
+
+        def phase_finish(self, phase: str) -> None:
+            self.steps.pop(phase, None)
+
+    return Monitor()

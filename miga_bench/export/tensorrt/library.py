@@ -1,0 +1,140 @@
+"""The one place that imports TensorRT: ``tensorrt`` 10.15 to 11, or ``tensorrt_rtx``.
+
+Code elsewhere asks what a library can, never which it is: the two share their Python interface.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from miga_bench.errors import UserError
+
+NAMES = ("tensorrt", "tensorrt_rtx")
+
+# Attention came to the parser of tensorrt with 10.14, RMSNormalization with 10.15
+_SUPPORTED = {
+    "tensorrt": ((10, 15), (12,), "10.15 to 11"),
+    "tensorrt_rtx": ((1, 4), (2,), "1.4 up to 2"),
+}
+_INSTALL = (
+    'pip install "miga-bench[tensorrt]" or, to build on any machine, "miga-bench[tensorrt-rtx]"'
+)
+
+
+@dataclass(frozen=True)
+class Library:
+    """An imported library.
+
+    Attributes:
+        name: ``tensorrt`` or ``tensorrt_rtx``.
+        version: As it states it.
+        module: The module itself.
+        logger: Its logger, which keeps what went wrong; one for all that it makes.
+    """
+
+    name: str
+    version: str
+    module: Any
+    logger: Any
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Compute capabilities that it builds for on any machine; none if only for the GPU it runs on."""
+        if self.name == "tensorrt":
+            return ()
+        names = (re.fullmatch(r"SM(\d+)(\d)", n) for n in self.module.ComputeCapability.__members__)
+        return tuple(f"{found[1]}.{found[2]}" for found in names if found)
+
+    def target(self, capability: str) -> Any:
+        """Return its constant for one of ``targets``."""
+        return getattr(self.module.ComputeCapability, "SM" + capability.replace(".", ""))
+
+    def failure(self) -> str:
+        """Return its last complaint as one line, and forget all of them."""
+        complaints, self.logger.complaints = self.logger.complaints, []
+        return " ".join(complaints[-1].split()) if complaints else "it gave no reason"
+
+
+def load(name: str | None = None) -> Library:
+    """Return a library.
+
+    Args:
+        name: Which one; None takes ``tensorrt`` where it is installed, else ``tensorrt_rtx``.
+
+    Raises:
+        UserError: It is not installed, does not load, or has an unsupported version.
+    """
+    if name is not None and name not in NAMES:
+        raise UserError(f"there is no library {name!r}: use {' or '.join(NAMES)}")
+    broken = []
+    for candidate in (name,) if name else NAMES:
+        try:
+            return _imported(candidate)
+        except ModuleNotFoundError:
+            continue
+        except (ImportError, OSError) as error:
+            broken.append(f"{candidate} is installed but does not load: {error}")
+    if broken:
+        raise UserError(f"{'; '.join(broken)}; install it again: {_INSTALL}")
+    if name:
+        extra = name.replace("_", "-")
+        raise UserError(f'{name} is not installed: pip install "miga-bench[{extra}]"')
+    raise UserError(f"TensorRT is not installed: {_INSTALL}")
+
+
+def installed() -> dict[str, Library]:
+    """Return all libraries that are there, by name.
+
+    Raises:
+        UserError: There is none.
+    """
+    libraries = {}
+    for name in NAMES:
+        with suppress(UserError):
+            libraries[name] = load(name)
+    return libraries or {(only := load()).name: only}
+
+
+@cache
+def _imported(name: str) -> Library:
+    module = importlib.import_module(name)
+    version = str(module.__version__)
+    least, below, words = _SUPPORTED[name]
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if not least <= numbers < below:
+        extra = name.replace("_", "-")
+        raise UserError(
+            f'{name} {version} is not supported, {words} are: pip install -U "miga-bench[{extra}]"'
+        )
+    return Library(name, version, module, _logger(module))
+
+
+def _logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):
+        """Keeps errors for the message that a user reads; says nothing itself."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.complaints: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            """Keep an error; called from C++, where an exception would end the process."""
+            with suppress(Exception):
+                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                    self.complaints = [*self.complaints[-9:], message]
+
+    return Logger()
+
+
+def gpu(device: str = "cuda") -> str | None:
+    """Return the compute capability of a GPU, such as ``8.9``; None where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return "{}.{}".format(*torch.cuda.get_device_capability(device))

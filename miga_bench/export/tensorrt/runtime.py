@@ -1,0 +1,361 @@
+"""An engine behind the ``Denoiser`` interface.
+
+Tensors stay on the GPU and work is queued on torch's current stream. Each set of shapes has a plan: an
+execution context, and from the second call on a CUDA graph. All plans work in one scratch memory, so
+one denoiser is for one stream at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import mmap
+import warnings
+from collections import OrderedDict
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from miga_bench.errors import Notice, UserError
+from miga_bench.export.tensorrt.library import Library, gpu, installed
+from miga_bench.export.tensorrt.manifest import Manifest, find
+from miga_bench.export.tensorrt.profiles import (
+    Profile,
+    Shape,
+    choose,
+    rows_of_calls,
+    with_rows,
+)
+
+OUTPUT = "prediction"
+UNBATCHED = ("cos", "sin")  # one table for all rows
+ALIGNMENT = 256  # bytes; what TensorRT asks of an address
+
+_DTYPES = {
+    "FLOAT": torch.float32,
+    "HALF": torch.float16,
+    "BF16": torch.bfloat16,
+    "INT32": torch.int32,
+    "INT64": torch.int64,
+}
+_KEPT_PLANS = 8
+
+
+@dataclass(frozen=True)
+class LoadedEngine:
+    """An engine in memory, with what has to live as long as it."""
+
+    engine: Any
+    runtime: Any
+    library: Library
+    path: Path
+    manifest: Manifest | None
+
+
+def load_engine(where: Path, device: str = "cuda", trusted: bool = False) -> LoadedEngine:
+    """Load an engine, see ``find`` for which.
+
+    Raises:
+        UserError: There is no library or GPU, or no engine that may be loaded.
+    """
+    libraries = installed()
+    capability = gpu(device) if torch.device(device).type == "cuda" else None
+    if capability is None:
+        place = f"not on {device}" if torch.cuda.is_available() else "and there is none here"
+        raise UserError(
+            f"engines run on a GPU, {place}: run the exported graph instead, "
+            f"--denoiser onnx:{where if where.is_dir() else 'DIR'}"
+        )
+    versions = {name: library.version for name, library in libraries.items()}
+    path, manifest = find(where, versions, capability, trusted)
+    library = libraries[manifest.library] if manifest else next(iter(libraries.values()))
+    runtime = library.module.Runtime(library.logger)
+    library.failure()
+    with _current(torch.device(device)):
+        engine = deserialize(runtime, path)
+    if engine is None:
+        raise UserError(
+            f"{library.name} {library.version} cannot load {path}: {library.failure()}; build it again "
+            "on this machine"
+        )
+    return LoadedEngine(engine, runtime, library, path, manifest)
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Make a GPU the one that the library means when it names none."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def deserialize(runtime: Any, path: Path) -> Any:
+    """Return the engine in a file, None if the library refuses it."""
+    with (
+        path.open("rb") as file,
+        # mapped, so that gigabytes of weights are not in memory twice
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        return runtime.deserialize_cuda_engine(content)
+
+
+class TensorRTDenoiser:
+    """Runs an exported denoiser as a TensorRT engine.
+
+    Args:
+        loaded: The engine.
+        device: The GPU, as torch names it.
+        fps: Frame rate to tell a VideoCrafter2 network.
+        graphs: Whether to record a CUDA graph for each set of shapes.
+        weight_budget: Bytes of weights to keep on the GPU, for engines built with weight streaming; None
+            lets the library choose.
+
+    Attributes:
+        profiles: The sizes the engine takes.
+        max_batch: The most rows of one engine call; larger batches are split.
+
+    Raises:
+        UserError: The engine is of something else, or ``weight_budget`` is negative, or given for an
+            engine that holds all weights.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedEngine,
+        device: str = "cuda",
+        *,
+        fps: float | None = None,
+        graphs: bool = True,
+        weight_budget: int | None = None,
+    ) -> None:
+        engine, trt = loaded.engine, loaded.library.module
+        self.loaded = loaded
+        self.device = torch.device(device)
+        self.graphs = graphs
+        names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
+        self.inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
+        if "latents" not in self.inputs or OUTPUT not in names:
+            raise UserError(
+                f"{loaded.path} is no engine of a denoiser: it takes and gives {', '.join(names)}"
+            )
+        self.dtypes = {name: _DTYPES[engine.get_tensor_dtype(name).name] for name in names}
+        self.profiles = [
+            Profile({n: _shapes(engine.get_tensor_profile_shape(n, p)) for n in self.inputs})
+            for p in range(engine.num_optimization_profiles)
+        ]
+        self.max_batch = max(profile.inputs["latents"][2][0] for profile in self.profiles)
+        self.fps = self._told_rate(fps)
+        self._rotary = self._tables()
+        with _current(self.device):
+            self._stream_weights(weight_budget)
+        size = max(1, engine.device_memory_size_v2)
+        self.scratch = torch.empty(size, dtype=torch.uint8, device=self.device)
+        self._plans: OrderedDict[tuple[Shape, ...], _Plan] = OrderedDict()
+
+    @classmethod
+    def load(
+        cls,
+        where: str | Path,
+        device: str = "cuda",
+        *,
+        trusted: bool = False,
+        fps: float | None = None,
+        graphs: bool = True,
+        weight_budget: int | None = None,
+    ) -> TensorRTDenoiser:
+        """Load the engine of an export folder, or one engine.
+
+        Args:
+            where: The folder, or an engine in it.
+            device: The GPU.
+            trusted: Whether the user vouches for ``where``, an engine that lies elsewhere.
+            fps: See the class.
+            graphs: See the class.
+            weight_budget: See the class.
+
+        Raises:
+            UserError: See ``load_engine`` and the class.
+        """
+        loaded = load_engine(Path(where), device, trusted)
+        return cls(loaded, device, fps=fps, graphs=graphs, weight_budget=weight_budget)
+
+    def telling(self, fps: float) -> TensorRTDenoiser:
+        """Return this denoiser, engine and plans shared, with another frame rate to tell the network."""
+        other = copy.copy(self)
+        other.fps = self._told_rate(fps)
+        return other
+
+    @torch.inference_mode()
+    def __call__(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        """Predict, see ``Denoiser``.
+
+        A batch that no profile takes whole is done in several calls: of guidance, both halves go
+        through one call where they fit.
+
+        Raises:
+            UserError: A shape lies outside of all profiles.
+        """
+        feeds = self._feeds(latents, timesteps, text)
+        shapes = {name: tuple(feeds[name].shape) for name in self.inputs}
+        batched = [name for name in self.inputs if name not in UNBATCHED]
+        parts, first = [], 0
+        with _current(self.device):
+            for count in rows_of_calls(self.profiles, shapes, batched):
+                part = {
+                    name: feed[first : first + count] if name in batched else feed
+                    for name, feed in feeds.items()
+                }
+                parts.append(self._plan(with_rows(shapes, batched, count))(part))
+                first += count
+        output = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return output.to(latents.dtype)
+
+    def _feeds(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> dict[str, Tensor]:
+        """Return all inputs in the engine's types."""
+        if latents.device.type != self.device.type:
+            raise ValueError(f"latents are on {latents.device}, the engine is on {self.device}")
+        feeds = {"latents": latents, "timesteps": timesteps, "text": text}
+        if self._rotary is not None:
+            feeds["cos"], feeds["sin"] = self._rotary(latents)
+        if self.fps is not None:
+            feeds["fps"] = torch.full((len(latents),), self.fps, device=self.device)
+        return {
+            name: feeds[name].to(self.device, self.dtypes[name]).contiguous()
+            for name in self.inputs
+        }
+
+    def _plan(self, shapes: dict[str, Shape]) -> _Plan:
+        """Return the plan of these shapes; the one that was not used for longest makes room."""
+        key = tuple(shapes[name] for name in self.inputs)
+        if key not in self._plans:
+            number = choose(self.profiles, shapes)
+            assert number is not None  # rows_of_calls took care
+            self._plans[key] = _Plan(self, shapes, number)
+            if len(self._plans) > _KEPT_PLANS:
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)  # the plan that goes may be at work
+                self._plans.popitem(last=False)
+        self._plans.move_to_end(key)
+        return self._plans[key]
+
+    def _told_rate(self, fps: float | None) -> float | None:
+        if "fps" not in self.inputs:
+            return None
+        if fps is None:
+            raise UserError("this engine's network is told a frame rate: give fps")
+        return fps
+
+    def _tables(self) -> Any:
+        """Return the builder of rotary tables where the graph takes them: Wan."""
+        if "cos" not in self.inputs:
+            return None
+        from miga_bench.backbones.rotary import Rotary
+
+        _, (_, _, frames, height, width), _ = self.profiles[0].inputs["latents"]
+        _, (_, tokens, _, pairs), _ = self.profiles[0].inputs["cos"]
+        patch = math.isqrt(height * width * frames // tokens)
+        return Rotary(2 * pairs, patch, patch)
+
+    def _stream_weights(self, budget: int | None) -> None:
+        """Set how much of the weights stays on the GPU; has to come before any context."""
+        engine = self.loaded.engine
+        if not engine.streamable_weights_size:
+            if budget is not None:
+                raise UserError(
+                    f"{self.loaded.path} holds all weights on the GPU, a weight budget means nothing to "
+                    "it: build it with --weight-streaming"
+                )
+            return
+        if budget is not None and budget < 0:
+            raise UserError(f"the weight budget is {budget} bytes: it is 0 or more")
+        chosen = engine.get_weight_streaming_automatic_budget() if budget is None else budget
+        engine.weight_streaming_budget_v2 = min(chosen, engine.streamable_weights_size)
+        # weights that come from main memory during a call cannot be part of a recorded graph
+        self.graphs &= chosen >= engine.streamable_weights_size
+
+
+class _Plan:
+    """One set of shapes: its context, and once it is warm its CUDA graph with buffers of its own."""
+
+    def __init__(self, denoiser: TensorRTDenoiser, shapes: dict[str, Shape], profile: int) -> None:
+        self.denoiser = denoiser
+        self.context = _context(denoiser.loaded)
+        self.context.set_device_memory(denoiser.scratch.data_ptr(), denoiser.scratch.nbytes)
+        self._check(self.context.set_optimization_profile_async(profile, self._stream()))
+        for name, shape in shapes.items():
+            self._check(self.context.set_input_shape(name, shape))
+        self.output_shape = tuple(self.context.get_tensor_shape(OUTPUT))
+        self.warm = False
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.buffers: dict[str, Tensor] = {}
+
+    def __call__(self, feeds: dict[str, Tensor]) -> Tensor:
+        """Return the prediction, the caller's own tensor."""
+        if self.warm and self.graph is None and self.denoiser.graphs:
+            self._record(feeds)
+        if self.graph is not None:
+            for name, feed in feeds.items():
+                self.buffers[name].copy_(feed)
+            self.graph.replay()
+            return self.buffers[OUTPUT].clone()  # the next call overwrites the graph's own
+        output = self._empty_output()
+        # a slice may lie where the engine cannot read from
+        aligned = {n: x.clone() if x.data_ptr() % ALIGNMENT else x for n, x in feeds.items()}
+        self._execute({**aligned, OUTPUT: output})
+        self.warm = True
+        return output
+
+    def _execute(self, tensors: dict[str, Tensor]) -> None:
+        """Queue one run on the current stream, in and out of these tensors' own memory."""
+        for name, tensor in tensors.items():
+            self._check(self.context.set_tensor_address(name, tensor.data_ptr()))
+        self._check(self.context.execute_async_v3(self._stream()))
+
+    def _record(self, feeds: dict[str, Tensor]) -> None:
+        """Record the run; it had to run once since the shapes were set."""
+        buffers = {name: feed.clone() for name, feed in feeds.items()}
+        buffers[OUTPUT] = self._empty_output()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._execute(buffers)
+        except RuntimeError as error:
+            self.denoiser.graphs = False
+            reason = " ".join(str(error).split())
+            warnings.warn(Notice(f"the engine runs without CUDA graphs: {reason}"), stacklevel=2)
+            return
+        self.graph, self.buffers = graph, buffers
+
+    def _empty_output(self) -> Tensor:
+        denoiser = self.denoiser
+        return torch.empty(self.output_shape, dtype=denoiser.dtypes[OUTPUT], device=denoiser.device)
+
+    def _stream(self) -> int:
+        if self.denoiser.device.type != "cuda":
+            return 0
+        return torch.cuda.current_stream(self.denoiser.device).cuda_stream
+
+    def _check(self, done: bool) -> None:
+        if not done:
+            raise RuntimeError(f"the engine did not run: {self.denoiser.loaded.library.failure()}")
+
+
+def _context(loaded: LoadedEngine) -> Any:
+    """Return an execution context that works in memory that is given to it."""
+    trt = loaded.library.module
+    given = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    if not loaded.library.targets:
+        return loaded.engine.create_execution_context(given)
+    # tensorrt_rtx compiles kernels when it meets a shape: at once and not beside the first runs, which
+    # a graph could not record
+    config = loaded.engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(given)
+    strategy = trt.DynamicShapesKernelSpecializationStrategy
+    config.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER
+    return loaded.engine.create_execution_context(config)
+
+
+def _shapes(dims: Any) -> tuple[Shape, Shape, Shape]:
+    least, usual, most = (tuple(int(size) for size in shape) for shape in dims)
+    return least, usual, most
