@@ -1,6 +1,6 @@
 # Every verb does its own set-up: `make demo` and `make test` run from a bare Python 3.11.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-mlflow-postgres test-vbench lint type bench bench-scores train-tiny clean
+.PHONY: help setup demo test test-mlflow-postgres test-vbench lint type bench bench-export bench-scores train-tiny clean
 
 PY ?= python3
 VENV := .venv
@@ -58,6 +58,9 @@ $(VBENCH)/.ready: pyproject.toml $(STAMP)
 
 bench: $(STAMP)  ## Measure overhead, speed against a plain loop, memory and start-up; JSON last
 	$(BIN)/miga-bench bench
+
+bench-export: $(STAMP)  ## Measure eager, torch.compile and ONNX Runtime side by side; JSON last
+	$(BIN)/python -m miga_bench.harness.bench_export --videos
 
 train-tiny: $(STAMP)  ## Train the embedded model from scratch on this machine
 	$(BIN)/python -m miga_bench.backbones.tiny.train

@@ -1,0 +1,129 @@
+"""The verb ``generate``: its options, and the request they make."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from miga_bench.export.choice import DenoiserChoice
+from miga_bench.export.facts import Facts
+from miga_bench.harness.request import GenerateRequest, PromptAt
+
+SUMMARY = "Make one video."
+
+EXAMPLES = """\
+examples:
+  miga-bench generate "a red circle moves right on a blue field" --frames 120 --seed 7
+  miga-bench generate "a red circle moves right" --then 60:"a red circle moves up" -o turn.mp4
+  miga-bench generate "a green square moves up" --method fifo --set steps=32 --force
+  miga-bench generate "a yellow star moves left" --preset anchored --endless
+  miga-bench generate "a yellow star moves left" --denoiser onnx:tiny-wan-onnx     (see miga-bench export)
+
+Beside the video lie a contact sheet (.png) and a record of settings, versions and cost (.json)."""
+
+
+def _prompt_at(text: str) -> tuple[int, str]:
+    """Parse ``FRAME:PROMPT``."""
+    frame, colon, prompt = text.partition(":")
+    if not colon or not frame.strip().isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not FRAME:PROMPT, like 150:'a blue circle'")
+    return int(frame), prompt
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    """Parse ``NAME=VALUE``."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, like steps=32")
+    return name.strip(), value.strip()
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options to the parser."""
+    parser.add_argument("prompt", metavar="PROMPT", help="what the video shows")
+    video = parser.add_argument_group("video")
+    video.add_argument(
+        "--then",
+        metavar="FRAME:PROMPT",
+        type=_prompt_at,
+        action="append",
+        default=[],
+        help="from that video frame on, another prompt; may be given several times",
+    )
+    video.add_argument("--negative-prompt", metavar="TEXT", help="what to steer away from")
+    video.add_argument("--frames", metavar="N", type=int, help="video frames to make (300)")
+    video.add_argument("--endless", action="store_true", help="go on until stopped")
+    video.add_argument("--seed", metavar="N", type=int, default=0, help="the video's seed (0)")
+    video.add_argument("--height", metavar="N", type=int, help="frame height in pixels")
+    video.add_argument("--width", metavar="N", type=int, help="frame width in pixels")
+    how = parser.add_argument_group("method")
+    how.add_argument("--method", metavar="NAME", default="miga", help="see list methods (miga)")
+    how.add_argument("--preset", metavar="NAME", help="a named set of settings; see list presets")
+    how.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        type=_assignment,
+        action="append",
+        default=[],
+        dest="settings",
+        help="one setting, such as steps, zigzag or guidance_scale; see list methods",
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--backbone",
+        metavar="NAME|PATH",
+        help="tiny-wan (in the package), wan2.1-1.3b, or a folder (tiny-wan, or what was exported)",
+    )
+    model.add_argument(
+        "--denoiser",
+        metavar="WHAT",
+        default="torch",
+        help="torch, compile, onnx:FOLDER, onnx+PROVIDER:FOLDER (cpu, cuda, tensorrt, tensorrt-rtx) or"
+        " tensorrt:FOLDER; see miga-bench export --help (torch)",
+    )
+    model.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps")
+    model.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float16")
+    model.add_argument(
+        "--offload", action="store_true", help="keep only the part in use on the GPU"
+    )
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, default=Path("out.mp4"), help="out.mp4"
+    )
+    files.add_argument("--force", action="store_true", help="replace files that exist")
+    files.add_argument("--lossless", action="store_true", help="keep every pixel value")
+    files.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def asked(args: argparse.Namespace) -> GenerateRequest:
+    """Return what the options ask for.
+
+    Raises:
+        UserError: There is no such denoiser.
+    """
+    return GenerateRequest(
+        prompts=[PromptAt(args.prompt), *(PromptAt(text, frame) for frame, text in args.then)],
+        output=args.output,
+        method=args.method,
+        backbone=args.backbone or _of_export(args.denoiser) or "tiny-wan",
+        denoiser=args.denoiser,
+        frames=args.frames,
+        endless=args.endless,
+        seed=args.seed,
+        preset=args.preset,
+        overrides=dict(args.settings),
+        negative_prompt=args.negative_prompt,
+        device=args.device,
+        dtype=args.dtype,
+        offload=args.offload,
+        height=args.height,
+        width=args.width,
+        overwrite=args.force,
+        lossless=args.lossless,
+    )
+
+
+def _of_export(denoiser: str) -> str | None:
+    """Return the name of the backbone that an export is of."""
+    root = DenoiserChoice.parse(denoiser).root
+    return None if root is None else Facts.read(root).name

@@ -1,0 +1,242 @@
+"""What exporting gains on this machine's CPU: eager, torch.compile and ONNX Runtime side by side.
+
+All contenders of a model are timed in turns within one process and on one thread, by the processor time that
+a call takes, so that other work on the machine counts little; ratios are of medians. Start-up and
+compilation are wall time, and told apart.
+
+    python -m miga_bench.harness.bench_export [--model NAME] [--repeats N] [--videos]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from miga_bench.backbones import BACKBONES, load_backbone
+from miga_bench.backbones.base import Backbone, Denoiser
+from miga_bench.export.choice import DenoiserChoice
+from miga_bench.export.onnx_folder import export_onnx
+from miga_bench.export.opening import open_model
+from miga_bench.export.request import OnnxRequest
+from miga_bench.harness.generate import generate
+from miga_bench.harness.provenance import hardware, versions
+from miga_bench.harness.request import GenerateRequest, PromptAt
+
+PROMPT = "a red circle moves right on a blue field"
+RANDOM = "random-wan-100m"
+MODELS = ("tiny-wan", "tiny-videocrafter2", RANDOM)
+WINDOWS = 4  # of a pass; with guidance a call has twice as many rows
+RANDOM_FRAMES = 9
+VIDEO_STEPS = 16
+
+
+@dataclass
+class Contender:
+    """One way to run a denoiser.
+
+    Attributes:
+        name: In the table.
+        backbone: With its denoiser.
+        start_seconds: Until it could be called: loading, compiling.
+        export_seconds: What came before that, once for all time.
+    """
+
+    name: str
+    backbone: Backbone
+    start_seconds: float
+    export_seconds: float = 0.0
+
+
+def bench_export(models: tuple[str, ...], repeats: int, videos: bool) -> dict[str, Any]:
+    """Measure, print a table, return the document for the last line.
+
+    Args:
+        models: Names in ``MODELS``.
+        repeats: Rounds of calls.
+        videos: Whether to make whole videos, too.
+    """
+    torch.set_num_threads(1)
+    log = Console(stderr=True, highlight=False)
+    table = Table(
+        "model", "denoiser", "rows", "seconds a call", "eager / it", "export s", "start s"
+    )
+    document: dict[str, Any] = {"hardware": hardware("cpu"), "versions": versions(), "models": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        for model in models:
+            log.print(f"measuring {model} ...")
+            where = _random_wan(Path(folder)) if model == RANDOM else model
+            contenders = _contenders(str(where), Path(folder) / f"{model}-onnx")
+            measured: dict[str, Any] = {
+                "start": {
+                    c.name: {
+                        "start_seconds": round(c.start_seconds, 2),
+                        "export_seconds": round(c.export_seconds, 2),
+                    }
+                    for c in contenders
+                },
+                "calls": {
+                    str(rows): _calls(contenders, rows, repeats) for rows in (1, 2 * WINDOWS)
+                },
+            }
+            for rows, calls in measured["calls"].items():
+                for c in contenders:
+                    call = calls[c.name]
+                    start = (f"{c.export_seconds:.1f}", f"{c.start_seconds:.1f}")
+                    ratio = f"{call['ratio']:.2f}"
+                    table.add_row(model, c.name, rows, f"{call['seconds']:.4f}", ratio, *start)
+            if videos and model in BACKBONES:
+                measured["videos"] = _videos(contenders, Path(folder))
+                for name, video in measured["videos"].items():
+                    cells = (f"{video['seconds_per_second']:.2f}", f"{video['ratio']:.2f}", "", "")
+                    table.add_row(model, name, "video", *cells)
+            document["models"][model] = measured
+    Console(width=None if Console().is_terminal else 120).print(table)
+    return document
+
+
+def _contenders(where: str, folder: Path) -> list[Contender]:
+    """Return all ways to run a backbone's denoiser, ready to be called."""
+    seconds, eager = _timed(lambda: load_backbone(where, device="cpu"))
+    found = [Contender("eager", eager, seconds)]
+
+    compiled = copy.copy(eager)
+    compiled.denoiser = copy.deepcopy(eager.denoiser)
+    network: Any = compiled.denoiser
+    network.network.compile(dynamic=False)
+    inputs = [_inputs(eager, rows) for rows in (1, 2 * WINDOWS)]
+    with torch.inference_mode():
+        compiling, _ = _timed(lambda: [compiled.denoiser(*given) for given in inputs])
+    found.append(Contender("compile", compiled, seconds + compiling))
+
+    exporting, _ = _timed(lambda: export_onnx(OnnxRequest(where, folder)))
+    choice = DenoiserChoice("onnx", folder)
+    loading, exported = _timed(lambda: open_model(where, choice, device="cpu"))
+    found.append(Contender("onnx", exported, loading, exporting))
+    return found
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    made = work()
+    return time.perf_counter() - start, made
+
+
+def _inputs(backbone: Backbone, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    frames = backbone.window
+    channels, height, width = backbone.latent_shape
+    latents = torch.randn(rows, channels, frames, height, width, generator=generator)
+    timesteps = torch.rand(rows, frames, generator=generator) * 1000
+    text = backbone.encode([PROMPT]).expand(rows, -1, -1)
+    return latents, timesteps, text
+
+
+def _calls(contenders: list[Contender], rows: int, repeats: int) -> dict[str, Any]:
+    """Time calls of so many rows in turns."""
+    inputs = _inputs(contenders[0].backbone, rows)
+    times: dict[str, list[float]] = {c.name: [] for c in contenders}
+    with torch.inference_mode():
+        wanted = contenders[0].backbone.denoiser(*inputs)
+        apart = {c.name: _apart(c.backbone.denoiser, inputs, wanted) for c in contenders}
+        for _ in range(repeats):
+            for c in contenders:
+                start = time.process_time()
+                c.backbone.denoiser(*inputs)
+                times[c.name].append(time.process_time() - start)
+    eager = statistics.median(times["eager"])
+    return {
+        name: {
+            "seconds": round(statistics.median(taken), 5),
+            "ratio": round(eager / statistics.median(taken), 3),
+            "relative_difference": apart[name],
+        }
+        for name, taken in times.items()
+    }
+
+
+def _apart(denoiser: Denoiser, inputs: tuple[Tensor, ...], wanted: Tensor) -> float:
+    return float((denoiser(*inputs) - wanted).abs().max() / wanted.abs().max())
+
+
+def _videos(contenders: list[Contender], folder: Path) -> dict[str, Any]:
+    """Make a short clip by each, text, decoding and file included, once to warm up and once timed."""
+    taken = {}
+    for c in contenders:
+        window = c.backbone.frames_of(c.backbone.window)
+        request = GenerateRequest(
+            prompts=[PromptAt(PROMPT)],
+            output=folder / f"{c.name}.mp4",
+            method="short",
+            backbone=c.backbone.name,
+            frames=window,
+            overrides={"steps": str(VIDEO_STEPS)},
+            overwrite=True,
+        )
+        generate(request, backbone=c.backbone)
+        start = time.process_time()
+        generate(request, backbone=c.backbone)
+        taken[c.name] = (time.process_time() - start) / (window / c.backbone.frame_rate)
+    return {
+        name: {
+            "seconds_per_second": round(seconds, 3),
+            "ratio": round(taken["eager"] / seconds, 3),
+        }
+        for name, seconds in taken.items()
+    }
+
+
+def _random_wan(folder: Path) -> Path:
+    """Write a Wan model of about 100M random parameters around the embedded one's other parts."""
+    from diffusers import WanTransformer3DModel
+
+    root = folder / RANDOM
+    if root.exists():
+        return root
+    embedded = BACKBONES["tiny-wan"].where
+    assert isinstance(embedded, Path)
+    root.mkdir()
+    for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
+        (root / part).symlink_to(embedded / part)
+    torch.manual_seed(0)
+    model: Any = WanTransformer3DModel(
+        num_attention_heads=12,
+        attention_head_dim=64,
+        in_channels=12,
+        out_channels=12,
+        text_dim=64,
+        freq_dim=256,
+        ffn_dim=3072,
+        num_layers=10,
+    )
+    model.save_pretrained(root / "transformer")
+    facts = {"height": 64, "width": 64, "window": RANDOM_FRAMES}
+    (root / "backbone.json").write_text(json.dumps(facts), encoding="utf-8")
+    return root
+
+
+def main() -> None:
+    """Measure what the options say; the last line is one JSON document."""
+    parser = argparse.ArgumentParser(description="What exporting gains on this CPU.")
+    parser.add_argument("--model", choices=MODELS, action="append", help="only this one")
+    parser.add_argument("--repeats", type=int, default=7, help="rounds of calls (7)")
+    parser.add_argument("--videos", action="store_true", help="make whole clips, too")
+    options = parser.parse_args()
+    models = tuple(options.model or MODELS)
+    print(json.dumps(bench_export(models, options.repeats, options.videos)))
+
+
+if __name__ == "__main__":
+    main()
