@@ -1,4 +1,4 @@
-"""No worker outlives what it worked for. About 12 s, most of it the workers' imports."""
+"""No worker outlives what it worked for. About 10 s, most of it the workers' imports."""
 
 import multiprocessing
 import os
@@ -37,7 +37,7 @@ def test_an_error_ends_the_others(slow_to_notice):
 
 
 def test_a_reader_that_wants_no_more_ends_the_others(slow_to_notice):
-    results = each_done(time.sleep, [0, 600], 2)
+    results = each_done(time.sleep, [0, 600], 1)
     assert next(results) == (0, None)
     results.close()
     assert not multiprocessing.active_children()
