@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 VBENCH := .venv-vbench
+PROCESSES ?= 2
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,8 +26,11 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## All methods, same prompts and seeds: video, contact sheet and table in demo/
 	$(BIN)/miga-bench demo --force
 
+# Each process gets its share of the tests in their order, and one that is done takes over from another.
+# Bytecode is kept: the many processes that tests start would compile torch and all else again.
 test: lint type  ## Lint, type check and every test that needs neither GPU nor minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not gpu and not slow and not vbench and not postgres"
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(PROCESSES) --dist worksteal \
+	  -m "not gpu and not slow and not vbench and not postgres"
 
 lint: $(STAMP)  ## Check style and formatting
 	$(BIN)/ruff check .

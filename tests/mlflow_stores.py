@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
+from ports import free_port
 
 STARTED = "2026-01-02T03:04:05+00:00"
 
@@ -106,12 +107,6 @@ def add_score(folder, label, value):
         "series": {label: [[0, 3, value], [4, 8, value - 0.1]]},
     }
     (folder / "scores" / "suite-1.json").write_text(json.dumps(document))
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @contextmanager

@@ -92,8 +92,12 @@ def work(arguments, counter, environment, results):
 
 
 def context():
+    """Return how to fork processes from one that has imported what all tests' processes need.
+
+    There is one such process per test run, and its first user says what it imports.
+    """
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["run_workers"])
+    found.set_forkserver_preload(["run_workers", "window_parallel_ranks"])
     return found
 
 

@@ -1,13 +1,15 @@
 """The tiny Wan-family model: its training path, its files, and what the shipped weights can do."""
 
 import json
+import multiprocessing
 import random
+import time
 
 import pytest
 import torch
 
 from miga_bench.backbones import load_backbone
-from miga_bench.backbones.tiny import evaluate, models, train, world
+from miga_bench.backbones.tiny import evaluate, fit, models, train, world
 from miga_bench.backbones.tiny.config import TrainConfig, VaeConfig, quick
 from miga_bench.backbones.tiny.drift import measure
 from miga_bench.backbones.tiny.grammar import held_out_prompts, parse_caption, random_narrative
@@ -161,3 +163,17 @@ def test_the_training_command_makes_a_folder_that_loads(tmp_path, monkeypatch):
     frames = model.decode(clip)
     assert frames.shape == (1, 5, 3, 64, 64)
     assert frames.isfinite().all()
+
+
+def a_share_of_training(part):
+    if part == 0:
+        raise ValueError("made on purpose")
+    time.sleep(3600)
+
+
+def test_a_failed_share_of_training_ends_the_others(monkeypatch):
+    context = multiprocessing.get_context("fork")  # what is loaded need not be loaded again
+    monkeypatch.setattr(fit, "get_context", lambda _: context)
+    with pytest.raises(RuntimeError, match="message is above"):
+        fit.in_processes(2, a_share_of_training)
+    assert not multiprocessing.active_children()

@@ -107,9 +107,15 @@ def test_latents_are_of_every_fourth_frame(tmp_path):
     torch.testing.assert_close(latents[0].transpose(0, 1).float(), expected, rtol=0.05, atol=0.05)
 
 
-def test_the_training_command_makes_a_folder_that_loads(tmp_path):
-    assert train.main(["--family", "videocrafter2", "--quick", "--out", str(tmp_path)]) == 0
-    backbone = load_backbone(tmp_path / "weights", device="cpu")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    assert train.main(["--family", "videocrafter2", "--quick", "--out", str(folder)]) == 0
+    return folder
+
+
+def test_the_training_command_makes_a_folder_that_loads(trained):
+    backbone = load_backbone(trained / "weights", device="cpu")
     assert backbone.family == "videocrafter2"
     assert backbone.window == 16
     prompts = PromptSchedule(
@@ -122,10 +128,9 @@ def test_the_training_command_makes_a_folder_that_loads(tmp_path):
     assert 0 <= frames.min() <= frames.max() <= 1
 
 
-def test_a_stopped_training_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
-    command = ["--family", "videocrafter2", "--quick", "--out"]
-    assert train.main([*command, str(tmp_path / "whole")]) == 0
-    whole = torch.load(tmp_path / "whole" / "denoiser.pt", weights_only=True)
+def test_a_stopped_training_ends_as_if_it_had_not_been(tmp_path, trained, monkeypatch):
+    command = ["--family", "videocrafter2", "--quick", "--out", str(tmp_path)]
+    whole = torch.load(trained / "denoiser.pt", weights_only=True)
     batches = FrameLatents.__iter__
 
     def break_off(self):
@@ -137,10 +142,10 @@ def test_a_stopped_training_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(FrameLatents, "__iter__", break_off)
         with pytest.raises(RuntimeError, match="pulled the plug"):
-            train.main([*command, str(tmp_path / "broken")])
-    assert not (tmp_path / "broken" / "denoiser.pt").exists()
-    assert train.main([*command, str(tmp_path / "broken")]) == 0
-    again = torch.load(tmp_path / "broken" / "denoiser.pt", weights_only=True)
+            train.main(command)
+    assert not (tmp_path / "denoiser.pt").exists()
+    assert train.main(command) == 0
+    again = torch.load(tmp_path / "denoiser.pt", weights_only=True)
     assert all(torch.equal(again[name], value) for name, value in whole.items())
 
 

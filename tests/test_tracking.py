@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from mlflow_stores import add_score, broken_server, free_port, make_run, mlflow_server
+from mlflow_stores import add_score, broken_server, make_run, mlflow_server
+from ports import free_port
 from run_workers import configuration
 
 from miga_bench.cli import main

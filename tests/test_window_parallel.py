@@ -1,12 +1,12 @@
 """Two and four processes make one video: the same as one makes, each doing its share of the work."""
 
-import multiprocessing
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import window_parallel_ranks as ranks
+from run_workers import context
 
 # Each pass amplifies float noise; see test_embedded.py.
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}
@@ -17,11 +17,10 @@ def seen(tmp_path_factory):
     """What each process saw, by its number."""
     folder = tmp_path_factory.mktemp("ranks")
     # One process imports and is forked, before it has any thread, into those that work.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["diffusers", "miga_bench.backbones.wan"])
+    fork = context()
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     processes = [
-        context.Process(target=ranks.run, args=(rank, store.port, str(folder)))
+        fork.Process(target=ranks.run, args=(rank, store.port, str(folder)))
         for rank in range(ranks.PROCESSES)
     ]
     for process in processes:

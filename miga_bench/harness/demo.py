@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import functools
 import math
-import multiprocessing
 import os
 import random
 import re
 import statistics
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -35,9 +32,9 @@ from miga_bench.backbones.tiny.grammar import held_out_prompts, parse_caption
 from miga_bench.backbones.tiny.world import draw_look, render
 from miga_bench.errors import UserError
 from miga_bench.harness.generate import Watcher, generate
+from miga_bench.harness.pool import each_done
 from miga_bench.harness.provenance import hardware, versions, write_json
 from miga_bench.harness.request import GenerateRequest, PromptAt, check_writable
-from miga_bench.harness.stop import end_children
 from miga_bench.media import Cell, SideBySide, VideoWriter, contact_sheet, count_frames, read_video
 from miga_bench.sampling.base import PassReport
 
@@ -219,35 +216,12 @@ class _Keep(Watcher):
 def _make_all(items: Sequence[Item]) -> Iterator[tuple[Item, dict[str, float]]]:
     """Make the videos, one process per core, and yield their scores as they are done."""
     workers = max(1, min(os.cpu_count() or 1, len(items)))
-    context = multiprocessing.get_context("spawn")
     console = Console(stderr=True)
-    with (
-        Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
-        ProcessPoolExecutor(workers, context, _prepare_worker) as pool,
-    ):
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"making {len(items)} videos", total=len(items))
-        futures = {pool.submit(make, item): item for item in items}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-                bar.advance(task)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            end_children()  # or their videos would be finished before the error is seen
-            raise
-
-
-def _prepare_worker() -> None:
-    """Take one thread, and end with the parent however it ends."""
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+        for done in each_done(make, items, workers):
+            yield done
+            bar.advance(task)
 
 
 def make(item: Item) -> dict[str, float]:

@@ -7,19 +7,18 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from miga_bench import __version__
 from miga_bench.errors import UserError
+from miga_bench.harness.pool import each_done
 from miga_bench.harness.provenance import hardware, versions, write_json
 from miga_bench.harness.score_request import Plan, ScoreRequest
 from miga_bench.harness.score_sources import Source, TruncatedError, find_videos, with_prompts
-from miga_bench.harness.stop import end_children
 from miga_bench.metrics.suites import fast_encoders, make_scores
 
 Row = dict[str, Any]
@@ -164,20 +163,13 @@ def _score_all(
         for source in sources:
             yield source, score_video(source, plan, devices[0])
         return
-    context = multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
+    queue = multiprocessing.get_context("spawn").SimpleQueue()
     for device in devices:
         queue.put(device)
-    with ProcessPoolExecutor(len(devices), context, _take_device, (queue,)) as pool:
-        longest_first = sorted(sources, key=lambda s: -(s.frames or 0))
-        futures = {pool.submit(_score_on_mine, source, plan): source for source in longest_first}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            end_children()  # or their videos would be finished before the error is seen
-            raise
+    longest_first = sorted(sources, key=lambda s: -(s.frames or 0))
+    yield from each_done(
+        partial(_score_on_mine, plan=plan), longest_first, len(devices), _take_device, queue
+    )
 
 
 _mine = "cpu"
@@ -186,9 +178,6 @@ _mine = "cpu"
 def _take_device(queue: Any) -> None:
     global _mine
     _mine = queue.get()
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def _score_on_mine(source: Source, plan: Plan) -> Row:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator
@@ -91,12 +90,3 @@ class StopSignals:
         if self._waiting is not None and not self._shields:
             number, self._waiting = self._waiting, None
             self._handle(number, None)
-
-
-def end_children() -> None:
-    """End this process's worker processes: what they are at is not wanted any more."""
-    children = multiprocessing.active_children()
-    for child in children:
-        child.kill()  # a worker that makes a video takes SIGTERM for a wish to end that video only
-    for child in children:
-        child.join()

@@ -1,7 +1,6 @@
 """Judges: a tiny random Qwen2.5-VL in this process and behind real HTTP, and the embedded world's reader."""
 
 import random
-import socket
 import time
 import urllib.request
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from narrlv_fixtures import NATURAL, TINY, tiny_qwen
 from PIL import Image
+from ports import free_port
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from miga_bench.backbones.tiny import world
@@ -48,9 +48,7 @@ def server(folder, tmp_path_factory):
     from transformers import dynamic_module_utils
     from transformers.cli.serve import Serve
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with pytest.MonkeyPatch.context() as patch:
         # the model's own processor is code, which is copied to where this points
         modules = str(tmp_path_factory.mktemp("modules"))
@@ -69,7 +67,7 @@ def server(folder, tmp_path_factory):
             log_level="error",
             non_blocking=True,
         )
-        for _ in range(600):
+        for _ in range(2400):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
                 break
@@ -186,10 +184,7 @@ def test_what_a_server_refuses_is_one_line(server, folder):
 
 
 def test_a_server_that_is_down_is_one_resumable_stop(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
-    judge = ServerJudge(url, "m", retries=1, concurrency=2)
+    judge = ServerJudge(f"http://127.0.0.1:{free_port()}/v1", "m", retries=1, concurrency=2)
     with pytest.raises(
         JudgeDownError, match=r"does not answer.*run the same command again"
     ) as error:

@@ -3,10 +3,10 @@
 import copy
 import math
 import pickle
-import socket
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -287,10 +287,9 @@ SHARES = [[[0, 1, 2], [3]], [[0, 1, 2, 3], []]]  # the second leaves a rank with
 
 
 def _score_shares(rank, port, queue):
-    import torch.distributed as dist
-
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     for shares in SHARES:
         score = SubjectConsistency(SmallEncoder())
         for k in shares[rank]:
@@ -302,15 +301,16 @@ def _score_shares(rank, port, queue):
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_processes_agree_with_one():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = torch.multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    workers = [context.Process(target=_score_shares, args=(r, port, queue)) for r in range(2)]
+    queue = context.Queue()
+    workers = [
+        context.Process(target=_score_shares, args=(rank, meeting.port, queue), daemon=True)
+        for rank in range(2)
+    ]
     for worker in workers:
         worker.start()
-    found = [queue.get() for _ in range(4)]
+    found = [queue.get(timeout=300) for _ in range(4)]
     for worker in workers:
         worker.join(60)
     alone = SubjectConsistency(SmallEncoder())

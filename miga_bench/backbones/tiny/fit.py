@@ -64,12 +64,18 @@ def in_processes(count: int, work: Callable[..., None], *arguments: Any) -> None
         context.Process(target=_on_one_thread, args=(work, part, *arguments))
         for part in range(count)
     ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-        if worker.exitcode:
-            raise RuntimeError("a process computing latents failed; its message is above")
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+            if worker.exitcode:
+                raise RuntimeError("a process computing latents failed; its message is above")
+    finally:
+        for worker in workers:
+            if worker.is_alive():  # the others' work is not wanted without the failed one's
+                worker.kill()
+                worker.join()
 
 
 def _on_one_thread(work: Callable[..., None], *arguments: Any) -> None:
