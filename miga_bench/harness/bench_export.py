@@ -97,6 +97,9 @@ def bench_export(models: tuple[str, ...], repeats: int, videos: bool) -> dict[st
                     start = (f"{c.export_seconds:.1f}", f"{c.start_seconds:.1f}")
                     ratio = f"{call['ratio']:.2f}"
                     table.add_row(model, c.name, rows, f"{call['seconds']:.4f}", ratio, *start)
+                    log.print(
+                        f"  {c.name}, {rows} rows: {call['seconds']:.4f} s, {ratio} times as fast"
+                    )
             if videos and model in BACKBONES:
                 measured["videos"] = _videos(contenders, Path(folder))
                 for name, video in measured["videos"].items():
