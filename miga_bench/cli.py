@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from miga_bench import __version__
 from miga_bench.errors import (
+    DoesNotFitError,
     ExportError,
     Notice,
     NumericalError,
@@ -26,6 +27,7 @@ from miga_bench.errors import (
 )
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
+FAILURES = (DoesNotFitError, ExportError, NumericalError, TeamError, TrackingError)
 
 EXAMPLES = """\
 examples:
@@ -496,7 +498,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in arguments:
             raise
-        if isinstance(error, (UserError, ExportError, NumericalError, TeamError, TrackingError)):
+        if isinstance(error, (UserError, *FAILURES)):
             _say(_one_line(error))
             return WRONG_INPUT if isinstance(error, UserError) else FAILED
         _say(f"{type(error).__name__}: {_one_line(error)} (--debug shows where)")

@@ -9,6 +9,10 @@ class NumericalError(RuntimeError):
     """The denoiser returned NaN or infinity; the command line exits with code 1."""
 
 
+class DoesNotFitError(RuntimeError):
+    """Memory ran out at the smallest piece of work; the command line exits with code 1."""
+
+
 class TeamError(RuntimeError):
     """The processes that make something together fell apart; the command line exits with code 1."""
 
