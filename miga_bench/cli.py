@@ -19,15 +19,24 @@ from miga_bench import __version__
 from miga_bench.errors import (
     DoesNotFitError,
     ExportError,
+    JudgeDownError,
     Notice,
     NumericalError,
     TeamError,
     TrackingError,
     UserError,
+    in_print,
 )
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
-FAILURES = (DoesNotFitError, ExportError, NumericalError, TeamError, TrackingError)
+FAILURES = (
+    DoesNotFitError,
+    ExportError,
+    JudgeDownError,
+    NumericalError,
+    TeamError,
+    TrackingError,
+)
 
 EXAMPLES = """\
 examples:
@@ -463,7 +472,8 @@ def _print_json(document: Mapping[str, Any]) -> None:
 
 def _one_line(error: BaseException | None) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
+        where = "" if error.filename is None else f" ({error.filename})"
+        return in_print(f"{error.strerror.lower()}{where}")
     return " ".join(str(error).split())
 
 
@@ -501,5 +511,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, (UserError, *FAILURES)):
             _say(_one_line(error))
             return WRONG_INPUT if isinstance(error, UserError) else FAILED
-        _say(f"{type(error).__name__}: {_one_line(error)} (--debug shows where)")
+        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+        _say(f"{kind}{_one_line(error)} (--debug shows where)")
         return FAILED

@@ -2,7 +2,19 @@
 
 
 class UserError(ValueError):
-    """Wrong input: what was wrong, the rule, what to do; the command line exits with code 2."""
+    """Wrong input: what was wrong, the rule, what to do; the command line exits with code 2.
+
+    Whatever names and answers from outside are in the text, it is one line, and a terminal shows it as it is.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(in_print(text))
+
+
+def in_print(text: str) -> str:
+    """Return the text on one line: white space as it is, what cannot be printed by its code."""
+    shown = (c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in text)
+    return "".join(shown).strip()
 
 
 class NumericalError(RuntimeError):
@@ -19,6 +31,10 @@ class TeamError(RuntimeError):
 
 class LostError(TeamError):
     """One of them is gone, and what they have begun cannot be gone on with."""
+
+
+class JudgeDownError(RuntimeError):
+    """A judge cannot be reached; the command line exits with code 1, and the same command goes on."""
 
 
 class TrackingError(RuntimeError):
