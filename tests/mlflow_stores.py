@@ -1,5 +1,6 @@
 """For tests of tracking: hand-made runs, real MLflow servers, and servers that are broken on purpose."""
 
+import hashlib
 import json
 import os
 import signal
@@ -75,7 +76,10 @@ def make_item(folder, score, scores):
     ]
     passes[-1]["search_windows"] = 3
     (folder / "passes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in passes))
-    files = {"video.mp4": {"bytes": 500, "sha256": "v"}, "sheet.png": {"bytes": 5, "sha256": "s"}}
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+        for name in ("video.mp4", "sheet.png")
+    }
     manifest = {
         "status": "done",
         "error": None,
@@ -96,11 +100,15 @@ def make_item(folder, score, scores):
         add_score(folder, "subject_consistency[tiny]", score)
 
 
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def add_score(folder, label, value):
     """Score an item, once more or for the first time."""
     (folder / "scores").mkdir(exist_ok=True)
     document = {
-        "video": "v",
+        "video": sha256(folder / "video.mp4"),
         "scores": {label: value},
         "reasons": {},
         "series": {label: [[0, 3, value], [4, 8, value - 0.1]]},

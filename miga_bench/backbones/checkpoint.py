@@ -34,8 +34,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}): fetch it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object, not a {type(content).__name__}")
     return content
@@ -53,11 +53,15 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
             continue
         if path.suffix != ".json":
             return [path]
-        shards = sorted(set(read_json(path).get("weight_map", {}).values()))
+        table = read_json(path).get("weight_map")
+        named = table.values() if isinstance(table, dict) else ()
+        if not all(isinstance(shard, str) and Path(shard).name == shard for shard in named):
+            raise UserError(f"{path} names what is no file beside it: fetch it again")
+        shards = sorted(set(named))
         lost = [shard for shard in shards if not (folder / shard).exists()]
         if lost or not shards:
             raise UserError(
-                f"{path} names files that are missing: {some_of(lost) or 'none at all'}"
+                f"{path} names files that are missing ({some_of(lost) or 'none at all'}): fetch them"
             )
         return [folder / shard for shard in shards]
     raise UserError(f"no weights in {folder}: {stem}.safetensors is missing (or its shards)")
@@ -110,7 +114,7 @@ def read_pickle(path: Path) -> Any:
             f"{path} is refused: it carries code ({code[1]}), not only weights; "
             "use a safetensors file or a checkpoint of plain tensors"
         ) from None
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, IndexError):
+    except Exception:  # a reader that is led astray by its input fails in any way
         raise UserError(damaged) from None
 
 

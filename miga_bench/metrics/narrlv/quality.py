@@ -74,7 +74,7 @@ def _keys(suite: Suite) -> dict[str, str]:
 def _records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     try:
         whole = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         whole = None
     if isinstance(whole, dict) and not {"item", "quality"} <= set(whole):
         yield from whole.items()
@@ -83,7 +83,7 @@ def _records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         try:
             record = json.loads(line)
             yield record["item"], record["quality"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
                 f"{path} line {number} is no quality; a line must be "
                 '{"item": KEY, "quality": 1 to 5}'
