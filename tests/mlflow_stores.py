@@ -180,3 +180,39 @@ def broken_server(answer):
         listening.close()
         for connection in held:
             connection.close()
+
+
+@contextmanager
+def mortal(uri):
+    """Stand before a server; yields an address that reaches it, and what makes it die."""
+    host, port = uri.removeprefix("http://").split(":")
+    listening = socket.create_server(("127.0.0.1", 0))
+    held = []
+
+    def pump(source, sink):
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        for end in (source, sink):
+            end.close()
+
+    def serve():
+        with suppress(OSError):
+            while True:
+                near, _ = listening.accept()
+                far = socket.create_connection((host, int(port)))
+                held.extend((near, far))
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    def die():
+        for end in (listening, *held):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", die
+    finally:
+        die()

@@ -30,7 +30,7 @@ def read(file: str) -> Mapping[str, Any]:
         raise UserError(f"{file} is not YAML ({error}): check it") from None
     if not isinstance(document, Mapping) or not all(isinstance(name, str) for name in document):
         raise UserError(
-            f"{file} is not a configuration: it has some of model, data, trainer, run, tracking"
+            f"{file} is not a configuration: give a mapping of any of model, data, trainer, run, tracking"
         )
     return document
 

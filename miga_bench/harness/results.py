@@ -123,30 +123,36 @@ def read_results(folder: Path) -> Results:
         document = yaml_of(path.read_text(encoding="utf-8"))
         made_of, items = document["made_of"], document["items"]
         arms = _arms(made_of)
-        _check_names([document["name"], *arms, *made_of["prompts"], *items.values()])
         store = Store(folder.parent)
-        scorers = list(document.get("scorers") or {})
+        scorers = list(_mapping(document, "scorers"))
+        _check_names([document["name"], *arms, *made_of["prompts"], *items.values(), *scorers])
+        configuration = _mapping(document, "configuration")
+        about = _mapping(_mapping(configuration, "run"), "about")
+        provenance = _mapping(document, "provenance")
+        model = {name: made_of["model"].get(name) for name in MODEL}
         rows = [
             _row(name, key, arms, made_of["prompts"], store, scorers) for name, key in items.items()
         ]
     except FileNotFoundError:
-        raise UserError(f"{folder} is no run: it has no run.yaml") from None
+        raise UserError(f"{folder} is no run: it has no run.yaml; runs lie in ROOT/NAME") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         problem = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise UserError(
             f"{path} cannot be read ({problem}): is it a run's? if so, make the run under another name"
         ) from None
-    configuration = document.get("configuration", {})
-    return Results(
-        folder,
-        document["name"],
-        (configuration.get("run") or {}).get("about") or {},
-        {name: made_of["model"].get(name) for name in MODEL},
-        arms,
-        rows,
-        document.get("provenance", {}),
-        configuration,
-    )
+    return Results(folder, document["name"], about, model, arms, rows, provenance, configuration)
+
+
+def _mapping(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a part of a document, which may be missing or empty.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    part = document.get(name) or {}
+    if not isinstance(part, Mapping):
+        raise ValueError(f"{name} is no mapping")
+    return part
 
 
 def _check_names(names: Sequence[object]) -> None:

@@ -212,7 +212,9 @@ def _read_prompts(path: Path) -> dict[str, str]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompts {path} cannot be read: {_plain(error)}") from error
+        raise UserError(
+            f"--prompts {path} cannot be read ({_plain(error)}): check its name, and save it as UTF-8"
+        ) from error
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError):

@@ -180,7 +180,9 @@ def read_answers(path: str | Path) -> tuple[dict[str, Any], dict[Slot, str]]:
     try:
         lines = _whole(path.read_bytes().splitlines(keepends=True))
     except OSError as error:
-        raise UserError(f"cannot read answers from {path}: {error.strerror}") from None
+        raise UserError(
+            f"cannot read answers from {path} ({error.strerror}): give the file that asking wrote"
+        ) from None
     provenance = _header(path, lines)
     return provenance, _parse(path, lines, provenance)
 

@@ -54,7 +54,7 @@ def read_quality(path: str | Path, suite: Suite) -> dict[str, float]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read qualities from {path}: {error}") from None
+        raise UserError(f"cannot read qualities from {path} ({error}): check --quality") from None
     keys = _keys(suite)
     found: dict[str, float] = {}
     for name, value in _records(path, text):

@@ -203,7 +203,9 @@ def fill(module: torch.nn.Module, state: Mapping[str, Tensor], network: str) -> 
         module.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"these are no weights of {network}: {reason}") from error
+        raise UserError(
+            f"these are no weights of {network} ({reason}): give its published file"
+        ) from error
     module.eval().requires_grad_(False)
 
 
