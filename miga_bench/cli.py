@@ -16,27 +16,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from miga_bench import __version__
-from miga_bench.errors import (
-    DoesNotFitError,
-    ExportError,
-    JudgeDownError,
-    Notice,
-    NumericalError,
-    TeamError,
-    TrackingError,
-    UserError,
-    in_print,
-)
+from miga_bench.errors import FailedError, Notice, UserError, in_print
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
-FAILURES = (
-    DoesNotFitError,
-    ExportError,
-    JudgeDownError,
-    NumericalError,
-    TeamError,
-    TrackingError,
-)
 
 EXAMPLES = """\
 examples:
@@ -508,7 +490,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in arguments:
             raise
-        if isinstance(error, (UserError, *FAILURES)):
+        if isinstance(error, (UserError, FailedError)):
             _say(_one_line(error))
             return WRONG_INPUT if isinstance(error, UserError) else FAILED
         kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "

@@ -17,32 +17,36 @@ def in_print(text: str) -> str:
     return "".join(shown).strip()
 
 
-class NumericalError(RuntimeError):
-    """The denoiser returned NaN or infinity; the command line exits with code 1."""
+class FailedError(RuntimeError):
+    """Work that failed; the command line says so in one line and exits with code 1."""
 
 
-class DoesNotFitError(RuntimeError):
-    """Memory ran out at the smallest piece of work; the command line exits with code 1."""
+class NumericalError(FailedError):
+    """The denoiser returned NaN or infinity."""
 
 
-class TeamError(RuntimeError):
-    """The processes that make something together fell apart; the command line exits with code 1."""
+class DoesNotFitError(FailedError):
+    """Memory ran out at the smallest piece of work."""
+
+
+class TeamError(FailedError):
+    """The processes that make something together fell apart."""
 
 
 class LostError(TeamError):
     """One of them is gone, and what they have begun cannot be gone on with."""
 
 
-class JudgeDownError(RuntimeError):
-    """A judge cannot be reached; the command line exits with code 1, and the same command goes on."""
+class JudgeDownError(FailedError):
+    """A judge cannot be reached; the same command goes on."""
 
 
-class TrackingError(RuntimeError):
-    """MLflow refused, or could not be reached; the command line exits with code 1."""
+class TrackingError(FailedError):
+    """MLflow refused, or could not be reached."""
 
 
-class ExportError(RuntimeError):
-    """A graph is not what it was exported from; the command line exits with code 1."""
+class ExportError(FailedError):
+    """A graph is not what it was exported from."""
 
 
 class Notice(UserWarning):

@@ -233,9 +233,9 @@ def test_a_run_goes_on_without_its_server(tmp_path, capsys, impatient, how):
     assert f"miga-bench sync {tmp_path / 'run'} --uri {uri} replays it" in lines[0]
 
 
-def test_a_server_that_dies_while_videos_are_made(
-    tmp_path, capsys, impatient, server, database, monkeypatch
-):
+def test_a_server_that_dies_while_videos_are_made(tmp_path, capsys, server, database, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # before it dies, it may be slow
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     config = configuration(tmp_path, data__limit=1, data__seeds=[0])
     whole = CountingBackbone._denoise
     with mortal(server) as (uri, die):
