@@ -16,14 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from miga_bench import __version__
-from miga_bench.errors import (
-    ExportError,
-    Notice,
-    NumericalError,
-    TeamError,
-    TrackingError,
-    UserError,
-)
+from miga_bench.errors import FailedError, Notice, UserError, in_print
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 
@@ -358,7 +351,8 @@ def _print_json(document: Mapping[str, Any]) -> None:
 
 def _one_line(error: BaseException | None) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
+        where = "" if error.filename is None else f" ({error.filename})"
+        return in_print(f"{error.strerror.lower()}{where}")
     return " ".join(str(error).split())
 
 
@@ -393,8 +387,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in arguments:
             raise
-        if isinstance(error, (UserError, ExportError, NumericalError, TeamError, TrackingError)):
+        if isinstance(error, (UserError, FailedError)):
             _say(_one_line(error))
             return WRONG_INPUT if isinstance(error, UserError) else FAILED
-        _say(f"{type(error).__name__}: {_one_line(error)} (--debug shows where)")
+        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+        _say(f"{kind}{_one_line(error)} (--debug shows where)")
         return FAILED

@@ -105,7 +105,9 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     options = list(args.arguments)
     name = options.pop(0) if options and not options[0].startswith("-") else None
     if name is None and not args.config:
-        raise UserError(f"name an experiment ({', '.join(experiments())}), or give --config FILE")
+        raise UserError(
+            f"no experiment is named: give one ({', '.join(experiments())}), or --config FILE"
+        )
     if name is None and args.on is not None:
         raise UserError("--on is for shipped experiments: say model.backbone in --config")
     parts: list[Mapping[str, Any]] = [read(config) for config in args.config]

@@ -117,7 +117,9 @@ def _narratives(args: argparse.Namespace) -> tuple[Document, list[str]]:
     from miga_bench.harness.score_narrlv import NarrativeRequest, score_narratives, show
 
     if len(args.videos) != 1:
-        raise UserError("--suite narrlv takes one folder of videos")
+        raise UserError(
+            f"{len(args.videos)} paths are given: --suite narrlv takes one folder of videos"
+        )
     devices = args.devices or ["auto"]
     request = NarrativeRequest(
         videos=args.videos[0],

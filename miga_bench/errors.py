@@ -2,27 +2,51 @@
 
 
 class UserError(ValueError):
-    """Wrong input: what was wrong, the rule, what to do; the command line exits with code 2."""
+    """Wrong input: what was wrong, the rule, what to do; the command line exits with code 2.
+
+    Whatever names and answers from outside are in the text, it is one line, and a terminal shows it as it is.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(in_print(text))
 
 
-class NumericalError(RuntimeError):
-    """The denoiser returned NaN or infinity; the command line exits with code 1."""
+def in_print(text: str) -> str:
+    """Return the text on one line: white space as it is, what cannot be printed by its code."""
+    shown = (c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in text)
+    return "".join(shown).strip()
 
 
-class TeamError(RuntimeError):
-    """The processes that make something together fell apart; the command line exits with code 1."""
+class FailedError(RuntimeError):
+    """Work that failed; the command line says so in one line and exits with code 1."""
+
+
+class NumericalError(FailedError):
+    """The denoiser returned NaN or infinity."""
+
+
+class DoesNotFitError(FailedError):
+    """Memory ran out at the smallest piece of work."""
+
+
+class TeamError(FailedError):
+    """The processes that make something together fell apart."""
 
 
 class LostError(TeamError):
     """One of them is gone, and what they have begun cannot be gone on with."""
 
 
-class TrackingError(RuntimeError):
-    """MLflow refused, or could not be reached; the command line exits with code 1."""
+class JudgeDownError(FailedError):
+    """A judge cannot be reached; the same command goes on."""
 
 
-class ExportError(RuntimeError):
-    """A graph is not what it was exported from, or no engine could be made; exit code 1."""
+class TrackingError(FailedError):
+    """MLflow refused, or could not be reached."""
+
+
+class ExportError(FailedError):
+    """A graph is not what it was exported from, or no engine could be made."""
 
 
 class Notice(UserWarning):

@@ -1,5 +1,6 @@
 """For tests of tracking: hand-made runs, real MLflow servers, and servers that are broken on purpose."""
 
+import hashlib
 import json
 import os
 import signal
@@ -76,7 +77,10 @@ def make_item(folder, score, scores):
     ]
     passes[-1]["search_windows"] = 3
     (folder / "passes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in passes))
-    files = {"video.mp4": {"bytes": 500, "sha256": "v"}, "sheet.png": {"bytes": 5, "sha256": "s"}}
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+        for name in ("video.mp4", "sheet.png")
+    }
     manifest = {
         "status": "done",
         "error": None,
@@ -97,11 +101,15 @@ def make_item(folder, score, scores):
         add_score(folder, "subject_consistency[tiny]", score)
 
 
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def add_score(folder, label, value):
     """Score an item, once more or for the first time."""
     (folder / "scores").mkdir(exist_ok=True)
     document = {
-        "video": "v",
+        "video": sha256(folder / "video.mp4"),
         "scores": {label: value},
         "reasons": {},
         "series": {label: [[0, 3, value], [4, 8, value - 0.1]]},
@@ -167,3 +175,39 @@ def broken_server(answer):
         listening.close()
         for connection in held:
             connection.close()
+
+
+@contextmanager
+def mortal(uri):
+    """Stand before a server; yields an address that reaches it, and what makes it die."""
+    host, port = uri.removeprefix("http://").split(":")
+    listening = socket.create_server(("127.0.0.1", 0))
+    held = []
+
+    def pump(source, sink):
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        for end in (source, sink):
+            end.close()
+
+    def serve():
+        with suppress(OSError):
+            while True:
+                near, _ = listening.accept()
+                far = socket.create_connection((host, int(port)))
+                held.extend((near, far))
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    def die():
+        for end in (listening, *held):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", die
+    finally:
+        die()

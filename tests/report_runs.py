@@ -1,5 +1,6 @@
 """Runs written by hand, with numbers that a test knows: what ``miga-bench report`` reads."""
 
+import hashlib
 import json
 import math
 
@@ -8,7 +9,6 @@ import yaml
 
 from miga_bench.media import VideoWriter
 
-SHA = "5" * 64
 SCORER = "suite-0123456789abcdef.json"
 PROVENANCE = {
     "started": "2026-01-02T03:04:05+00:00",
@@ -16,6 +16,10 @@ PROVENANCE = {
     "versions": {"python": "3.11.9", "torch": "2.9.0"},
     "hardware": {"device": "cpu", "cpu": "a CPU", "cores": 2},
 }
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def video(path, frames, size=32, rate=8, shade=0.5):
@@ -97,11 +101,14 @@ class RunFolder:
                 "total_seconds": sum(seconds.values()),
                 "peak_memory_mib": {"process": 500.0},
             },
-            "files": {n: {"bytes": (folder / n).stat().st_size, "sha256": SHA} for n in names},
+            "files": {
+                n: {"bytes": (folder / n).stat().st_size, "sha256": sha256(folder / n)}
+                for n in names
+            },
         }
         (folder / "manifest.json").write_text(json.dumps(manifest))
         document = {
-            "video": SHA,
+            "video": sha256(folder / "video.mp4") if error is None else None,
             "scores": scores or {},
             "reasons": reasons or {},
             "series": series or {},

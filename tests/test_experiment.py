@@ -98,10 +98,10 @@ def test_every_embedded_experiment_runs(tmp_path, name, one_layer, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "name an experiment (components, "),
+        ([], "no experiment is named: give one (components, "),
         (["componets"], "did you mean components?"),
         (["components", "--on", "tiny-van"], "--on tiny-van: did you mean tiny-wan?"),
-        (["--on", "tiny-wan"], "name an experiment"),
+        (["--on", "tiny-wan"], "no experiment is named"),
     ],
 )
 def test_wrong_words_get_one_line(arguments, says, capsys):

@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from mlflow_stores import add_score, broken_server, make_run, mlflow_server
+from mlflow_stores import add_score, broken_server, make_run, mlflow_server, mortal
 from ports import free_port
-from run_workers import configuration
+from run_workers import CountingBackbone, configuration
 
 from miga_bench.cli import main
 from miga_bench.errors import UserError
@@ -231,6 +232,40 @@ def test_a_run_goes_on_without_its_server(tmp_path, capsys, impatient, how):
     lines = [line for line in err.splitlines() if "tracking" in line]
     assert len(lines) == 1, err
     assert f"miga-bench sync {tmp_path / 'run'} --uri {uri} replays it" in lines[0]
+
+
+def test_a_server_that_dies_while_videos_are_made(tmp_path, capsys, server, database, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # before it dies, it may be slow
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    config = configuration(tmp_path, data__limit=1, data__seeds=[0])
+    whole = CountingBackbone._denoise
+    with mortal(server) as (uri, die):
+
+        def outliving(self, *inputs):
+            until = time.monotonic() + 120
+            while self.calls == 0 and time.monotonic() < until:
+                with suppress(Exception):
+                    (run,) = runs_of(database, "mortal")
+                    assert run.info.status == "RUNNING"
+                    break
+                time.sleep(0.2)
+            die()
+            return whole(self, *inputs)
+
+        monkeypatch.setattr(CountingBackbone, "_denoise", outliving)
+        options = ["--tracking.uri", uri, "--tracking.experiment", "mortal"]
+        code = main(["predict", "--config", str(config), *options])
+    out, err = capsys.readouterr()
+    status = json.loads(out.splitlines()[-1])
+    assert (code, status["status"], status["done"]) == (0, "done", 1)
+    assert status["tracking"]["status"] == "failed"
+    (line,) = [line for line in err.splitlines() if "tracking" in line]
+    assert f"miga-bench sync {tmp_path / 'run'} --uri {uri} replays it" in line
+    (run,) = runs_of(database, "mortal")
+    assert run.info.status == "RUNNING"  # nobody could tell it better, until it is replayed
+    told(tmp_path / "run", database, "mortal")
+    parent = next(r for r in runs_of(database, "mortal") if r.info.run_id == run.info.run_id)
+    assert parent.info.status == "FINISHED"
 
 
 def test_a_followed_run_is_logged_and_can_be_replayed(tmp_path, capsys, database):

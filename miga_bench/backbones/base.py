@@ -208,7 +208,9 @@ class Backbone(ABC):
         Raises:
             UserError: The denoiser's attention cannot be reached, for example in a compiled engine.
         """
-        raise UserError(f"{self.name} does not let a method change its attention over frames")
+        raise UserError(
+            f"{self.name} does not let a method change its attention over frames: use fifo or miga"
+        )
 
     @property
     def can_cut(self) -> bool:

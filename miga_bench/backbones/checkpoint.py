@@ -33,11 +33,13 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+        raise UserError(f"{path} is missing: fetch it, or give the folder that has it") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}): fetch it again") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object, not a {type(content).__name__}")
+        raise UserError(
+            f"{path} must hold a JSON object, not a {type(content).__name__}: fetch it again"
+        )
     return content
 
 
@@ -53,11 +55,15 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
             continue
         if path.suffix != ".json":
             return [path]
-        shards = sorted(set(read_json(path).get("weight_map", {}).values()))
+        table = read_json(path).get("weight_map")
+        named = table.values() if isinstance(table, dict) else ()
+        if not all(isinstance(shard, str) and Path(shard).name == shard for shard in named):
+            raise UserError(f"{path} names what is no file beside it: fetch it again")
+        shards = sorted(set(named))
         lost = [shard for shard in shards if not (folder / shard).exists()]
         if lost or not shards:
             raise UserError(
-                f"{path} names files that are missing: {some_of(lost) or 'none at all'}"
+                f"{path} names files that are missing ({some_of(lost) or 'none at all'}): fetch them"
             )
         return [folder / shard for shard in shards]
     raise UserError(f"no weights in {folder}: {stem}.safetensors is missing (or its shards)")
@@ -80,7 +86,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as opened:
             return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
     except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
+        raise UserError(f"{path} is missing: fetch it, or give the folder that has it") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is truncated or damaged ({error}); fetch it again") from None
 
@@ -101,7 +107,7 @@ def read_pickle(path: Path) -> Any:
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
+        raise UserError(f"{path} is missing: fetch it, or give the folder that has it") from None
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code is None:
@@ -110,7 +116,7 @@ def read_pickle(path: Path) -> Any:
             f"{path} is refused: it carries code ({code[1]}), not only weights; "
             "use a safetensors file or a checkpoint of plain tensors"
         ) from None
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, IndexError):
+    except Exception:  # a reader that is led astray by its input fails in any way
         raise UserError(damaged) from None
 
 
@@ -119,7 +125,7 @@ def named_tensors(content: Any, source: str) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     ):
-        raise UserError(f"{source} does not hold a table of named tensors")
+        raise UserError(f"{source} does not hold a table of named tensors: give a file of weights")
     return dict(content)
 
 
@@ -134,7 +140,9 @@ def construct(kind: Callable[..., T], config: Mapping[str, Any], source: str) ->
         with torch.device("meta"):
             return kind(**{key: value for key, value in config.items() if key in known})
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError, IndexError) as error:
-        raise UserError(f"{source} has an unusable configuration: {_line(error)}") from None
+        raise UserError(
+            f"{source} has an unusable configuration ({_line(error)}): fetch it again"
+        ) from None
 
 
 def fill(
@@ -180,7 +188,9 @@ def fill(
     ]
     if faults:
         kind = type(module).__name__
-        raise UserError(f"{source} does not fit {kind}: of its keys are " + ", ".join(faults))
+        raise UserError(
+            f"{source} does not fit {kind}: of its keys are {', '.join(faults)}; is it of another model?"
+        )
 
     def kept(key: str) -> bool:
         return any(part in keep_float32 for part in key.split("."))

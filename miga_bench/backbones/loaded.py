@@ -58,7 +58,8 @@ class LoadedBackbone(Backbone):
         if not config.in_channels == config.out_channels == latents:
             raise UserError(
                 f"{self.name}: the denoiser takes {config.in_channels} channels and gives "
-                f"{config.out_channels}, but the autoencoder's latents have {latents}"
+                f"{config.out_channels}, but the autoencoder's latents have {latents}; take all parts from"
+                " one model"
             )
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
@@ -67,7 +68,7 @@ class LoadedBackbone(Backbone):
         if text.shape[-1] != self.text_width:
             raise UserError(
                 f"{self.name}: the text encoder gives {text.shape[-1]} numbers per token, "
-                f"the denoiser reads {self.text_width}"
+                f"the denoiser reads {self.text_width}; take both from one model"
             )
         return text.to(self._residence.device, self._dtype)
 

@@ -82,7 +82,9 @@ class VideoCrafterSource:
         folder = self.root / "vae"
         config, state = read_json(folder / "config.json"), read_state(weight_files(folder, STEM))
         if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
-            raise UserError(f"{folder} holds a {config['_class_name']}, not an AutoencoderKL")
+            raise UserError(
+                f"{folder} holds a {config['_class_name']}, not an AutoencoderKL: give VideoCrafter2's"
+            )
         return make_vae(config, convert_vae(state), str(folder), dtype, device)
 
     def text_encoder(self, dtype: torch.dtype, device: torch.device) -> CLIPTextModel:
@@ -90,7 +92,7 @@ class VideoCrafterSource:
         folder = self.root / "text_encoder"
         config = read_json(folder / "config.json")
         if config.get("model_type") != "clip_text_model":
-            raise UserError(f"{folder} holds a {config.get('model_type')} model, CLIP's is needed")
+            raise UserError(f"{folder} holds a {config.get('model_type')} model; CLIP's is needed")
         state = read_state(self.text_files())
         return make_text_encoder(CLIPTextConfig(**config), state, str(folder), dtype, device)
 
@@ -248,7 +250,9 @@ def make_unet(
     """
     kind = config.get("_class_name", "")
     if "UNet2D" in kind or "Motion" in kind:
-        raise UserError(f"{source} holds a {kind}, not VideoCrafter2's denoiser")
+        raise UserError(
+            f"{source} holds a {kind}, not VideoCrafter2's denoiser: give its own folder"
+        )
     model: Any = construct(VideoCrafterUNet, config, source)
     return fill(model, state, source, dtype, device, KEEP_FLOAT32)
 

@@ -288,7 +288,9 @@ def split_checkpoint(
         *([f"{len(unknown)} unknown keys ({some_of(unknown)})"] if unknown else []),
     ]
     if faults:
-        raise UserError(f"{source} is not VideoCrafter2's checkpoint: it has {', '.join(faults)}")
+        raise UserError(
+            f"{source} is not VideoCrafter2's checkpoint: it has {', '.join(faults)}; give its model.ckpt"
+        )
     return parts[UNET], parts[VAE], parts[TEXT]
 
 
@@ -312,5 +314,5 @@ def _need(state: Mapping[str, Tensor], keys: tuple[str, ...], source: str, what:
     if missing or not keys:
         raise UserError(
             f"{source} does not hold a {what}: it has no {some_of(missing)} among its "
-            f"{len(state)} keys"
+            f"{len(state)} keys; give VideoCrafter2's model.ckpt"
         )

@@ -143,7 +143,7 @@ class DiffusersFolder(WanSource):
         folder = self.root / "text_encoder"
         config = read_json(folder / "config.json")
         if config.get("model_type") != "umt5":
-            raise UserError(f"{folder} holds a {config.get('model_type')} model, UMT5 is needed")
+            raise UserError(f"{folder} holds a {config.get('model_type')} model; UMT5 is needed")
         state = read_state(self.text_files())
         return make_text_encoder(UMT5Config(**config), state, str(folder), dtype, device)
 
@@ -176,7 +176,10 @@ class DiffusersFolder(WanSource):
     def _config(self, part: str, kind: str) -> dict[str, Any]:
         config = read_json(self.root / part / "config.json")
         if config.get("_class_name", kind) != kind:
-            raise UserError(f"{self.root / part} holds a {config['_class_name']}, not a {kind}")
+            raise UserError(
+                f"{self.root / part} holds a {config['_class_name']}, not a {kind}: take all"
+                " parts from one model"
+            )
         return config
 
 
@@ -231,7 +234,7 @@ class OriginalFolder(WanSource):
     def _existing(self, *names: str) -> list[Path]:
         for name in names:
             if not (self.root / name).exists():
-                raise UserError(f"{self.root / name} is missing")
+                raise UserError(f"{self.root / name} is missing: fetch it again")
         return [self.root / name for name in names]
 
 
@@ -251,7 +254,9 @@ def make_transformer(
         raise UserError(f"{source} is an image-to-video Wan model; a text-to-video one is needed")
     model: Any = construct(WanTransformer3DModel, config, source)
     if model.config.patch_size[0] != 1:
-        raise UserError(f"{source} joins frames into patches {list(model.config.patch_size)}")
+        raise UserError(
+            f"{source} joins frames into patches {list(model.config.patch_size)}; Wan2.1 does not"
+        )
     fill(model, state, source, dtype, device, WanTransformer3DModel._keep_in_fp32_modules)
     # Its tables are not in the files; only the stock forward uses them.
     rope = model.config.attention_head_dim, model.config.patch_size, model.config.rope_max_seq_len
@@ -275,7 +280,9 @@ def make_vae(
         raise UserError(f"{source} is a Wan2.2 autoencoder; a Wan2.1 one is needed")
     model: Any = construct(AutoencoderKLWan, config, source)
     if not len(model.config.latents_mean) == len(model.config.latents_std) == model.config.z_dim:
-        raise UserError(f"{source} needs latents_mean and latents_std of its z_dim channels")
+        raise UserError(
+            f"{source} needs latents_mean and latents_std of its z_dim channels: fetch its config.json again"
+        )
     return fill(model, state, source, dtype, device)
 
 
@@ -295,7 +302,9 @@ def make_text_encoder(
     # Some transformers 5 versions leave the encoder's own table unset, which makes garbage videos.
     model.encoder.embed_tokens = model.shared
     if any(parameter.is_meta for parameter in model.parameters()):
-        raise UserError(f"{source} left parameters of the text encoder empty")
+        raise UserError(
+            f"{source} left parameters of the text encoder empty: try another version of transformers"
+        )
     return model
 
 
@@ -323,7 +332,9 @@ def transformer_config(
     width, area = patch[0], patch[2] * patch[3] * patch[4]
     heads = int(side.get("num_heads", width // 128))
     if heads < 1 or width % heads:
-        raise UserError(f"{source} is {width} wide, which {heads} heads do not divide")
+        raise UserError(
+            f"{source} is {width} wide, which {heads} heads do not divide: fetch its config.json again"
+        )
     return {
         "patch_size": tuple(patch[2:]),
         "num_attention_heads": heads,
@@ -394,5 +405,5 @@ def _need(state: Mapping[str, Tensor], keys: tuple[str, ...], source: str, what:
     if missing:
         raise UserError(
             f"{source} is not an original {what}: it has no {', '.join(missing)} "
-            f"among its {len(state)} keys"
+            f"among its {len(state)} keys; give Wan2.1's own files"
         )

@@ -107,14 +107,16 @@ class WanText:
         keep: bool = True,
     ) -> None:
         if not tokenizer.is_dir():
-            raise UserError(f"{tokenizer} is missing: the tokenizer belongs there")
+            raise UserError(f"{tokenizer} is missing: the tokenizer belongs there, fetch it again")
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(
                 str(tokenizer), local_files_only=True
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{tokenizer} holds no tokenizer that can be read: {reason}") from None
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{tokenizer} holds no tokenizer that can be read ({reason}): fetch it again"
+            ) from None
         limit = int(self.tokenizer.model_max_length)
         self.length = limit if 0 < limit <= TEXT_LENGTH else TEXT_LENGTH
         self.dtype = dtype

@@ -64,7 +64,7 @@ class Facts:
             raise UserError(
                 f"{folder} is no export: {FACTS} is missing; make one by miga-bench export onnx"
             ) from None
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} cannot be used ({error}): export again") from None
 
     def operations(self, frames: int) -> int:

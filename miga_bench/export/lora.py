@@ -40,7 +40,7 @@ class Lora:
             raise UserError(f"--lora {path}: there is no such file") from None
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"--lora {path} is no safetensors file that can be read ({error})"
+                f"--lora {path} is no safetensors file that can be read ({error}): fetch it again"
             ) from None
         self.updates: dict[str, dict[str, Tensor]] = {}
         for key, tensor in _renamed(state).items():
@@ -54,7 +54,7 @@ class Lora:
             module = _WRAPPERS.sub("", key[: found.start()])
             self.updates.setdefault(module, {})[part] = tensor
         if not self.updates:
-            raise UserError(f"--lora {path} is empty")
+            raise UserError(f"--lora {path} is empty: give a file that updates weights")
         self._alpha = _stated_alpha(about)
 
     def merge(self, network: nn.Module) -> None:

@@ -127,7 +127,7 @@ class OnnxText:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain ones
-            raise UserError(f"{path} is no tokenizer that can be read ({error})") from None
+            raise UserError(f"{path} is no tokenizer that can be read ({error}): export again") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._known: dict[str, Tensor] = {}

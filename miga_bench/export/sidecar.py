@@ -157,7 +157,7 @@ class Sidecar:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"{folder} holds no exported {graph}: {path.name} is missing") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path} cannot be read ({error}): {again}") from None
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise UserError(f"{path} is not an export's record of format {FORMAT}: {again}")
@@ -165,11 +165,25 @@ class Sidecar:
             for key in ("inputs", "outputs"):
                 content[key] = {name: Port(**port) for name, port in content[key].items()}
             sidecar = cls(folder, **content)
-        except (TypeError, KeyError, AttributeError) as error:
+            sidecar._check_names()
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise UserError(f"{path} is not an export's record ({error}): {again}") from None
         if sidecar.graph != graph:
             raise UserError(f"{path} is the record of a {sidecar.graph}, not of a {graph}: {again}")
         return sidecar
+
+    def _check_names(self) -> None:
+        """Let no file lie elsewhere, and none be without a hash.
+
+        Raises:
+            ValueError: One does, or is.
+        """
+        files = [self.onnx, *self.external_data]
+        for name in {*files, *self.sha256}:
+            if not isinstance(name, str) or not name or Path(name).name != name:
+                raise ValueError(f"{name!r} is no file beside it")
+        if not {*files} <= {*self.sha256}:
+            raise ValueError("a file without a hash")
 
     def check(self) -> None:
         """Hold all files against their hashes.

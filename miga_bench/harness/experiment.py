@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from miga_bench.errors import UserError
+from miga_bench.errors import Notice, UserError
 from miga_bench.harness.configurations import merge
 from miga_bench.harness.predict import predict
 
@@ -43,7 +44,16 @@ def experiment(parts: Sequence[Mapping[str, Any]], options: Sequence[str]) -> di
     status = predict(["--config", yaml.safe_dump(whole, sort_keys=False), *options])
     if status is None or not status["done"]:
         return status
-    return {**status, "report": _report(Path(status["run"]))}
+    try:
+        return {**status, "report": _report(Path(status["run"]))}
+    except OSError as error:  # what was made is told all the same
+        warnings.warn(
+            f"the report cannot be written ({error.strerror}): make room, then the same command writes it",
+            Notice,
+            stacklevel=2,
+        )
+        ended = "failed" if status["status"] == "done" else status["status"]
+        return {**status, "status": ended, "report": None}
 
 
 def _report(folder: Path) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from miga_bench.backbones.base import Backbone
-from miga_bench.errors import NumericalError, UserError
+from miga_bench.errors import DoesNotFitError, NumericalError, UserError
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.opening import open_model
 from miga_bench.harness.flops import FlopMeter
@@ -155,7 +155,7 @@ def generate(
         backbone: An already loaded backbone to use instead of the request's name.
 
     Returns:
-        How it ended. What was written before a stop, a full disk or a NaN is kept and playable.
+        How it ended. What was written before a stop, a NaN, a full disk or memory is kept and playable.
 
     Raises:
         UserError: Wrong input; nothing was written.
@@ -244,7 +244,7 @@ class Video:
     def write(self, path: Path, sheet: Path, watcher: Watcher, stop: StopSignals) -> GenerateResult:
         """Make the planned video and its contact sheet.
 
-        What was written before a stop, a full disk or a NaN is kept and playable.
+        What was written before a stop, a NaN, a full disk or memory is kept and playable.
 
         Args:
             path: The mp4.
@@ -273,7 +273,7 @@ class Video:
             if not writer.frames_written:
                 raise
             result.status, result.signal = "stopped", request_to_stop.signal
-        except (NumericalError, OSError) as error:
+        except (NumericalError, DoesNotFitError, OSError) as error:
             result.keep_first(error)
         self._clock.lap("write")
         result.frames = writer.frames_written

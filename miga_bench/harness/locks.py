@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO
@@ -26,7 +26,7 @@ class FileLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
 
     def acquire(self, wait: bool = False) -> None:
         """Take the lock.
@@ -38,7 +38,8 @@ class FileLock:
             HeldError: Somebody has it, and we do not wait.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - closed by release()
+        # unbuffered: what does not fit on the disk must not be tried again when the file is closed
+        file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - closed by release()
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -49,16 +50,17 @@ class FileLock:
         except BaseException:
             file.close()
             raise
-        file.truncate(0)
-        since = datetime.now().astimezone().isoformat(timespec="seconds")
-        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": since}, file)
-        file.flush()
         self._file = file
+        since = datetime.now().astimezone().isoformat(timespec="seconds")
+        told = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+        with suppress(OSError):  # on a full disk it is a lock all the same
+            file.truncate(0)
+            file.write(json.dumps(told).encode())
 
     def holder(self) -> str | None:
         """Return who has the lock, None if nobody does; nothing is written."""
         try:
-            with open(self.path, encoding="utf-8") as file:
+            with open(self.path, "rb") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -70,9 +72,10 @@ class FileLock:
     def release(self) -> None:
         """Let go; letting go twice does nothing."""
         if self._file is not None:
-            self._file.truncate(0)
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            with suppress(OSError):
+                file.truncate(0)
+            file.close()
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -84,9 +87,9 @@ class FileLock:
             self.release()
 
 
-def _describe(text: str) -> str:
+def _describe(text: bytes) -> str:
     try:
         holder = json.loads(text)
-    except json.JSONDecodeError:  # it has just taken the lock, and not said so yet
-        return "another process"
-    return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
+        return f"process {holder['pid']:d} on {holder['host']:.64s}, since {holder['since']:.32s}"
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return "another process"  # it has just taken the lock, and not said so yet

@@ -88,10 +88,13 @@ class LongVideoModule(LightningModule):
         self._denoiser = DenoiserChoice.parse(denoiser)
         if isinstance(method, Sampler):
             if preset is not None or settings:
-                raise UserError("a method given by class_path has its settings in init_args")
+                raise UserError(
+                    "model.preset and model.settings are for methods by name: one given by class_path has its"
+                    " settings in init_args"
+                )
             if arms or grid is not None:
                 raise UserError(
-                    "model.arms and model.grid need a method by name, not by class_path"
+                    "model.arms and model.grid need a method by name: give model.method one, not a class_path"
                 )
         else:
             base = ArmPlan(method, preset, {k: as_text(v) for k, v in (settings or {}).items()})
@@ -108,7 +111,10 @@ class LongVideoModule(LightningModule):
                 "a backbone given by class_path runs its own denoiser: leave out denoiser"
             )
         if isinstance(backbone, Backbone) and not (height is width is None and not offload):
-            raise UserError("a backbone given by class_path has size and offload in init_args")
+            raise UserError(
+                "model.height, model.width and model.offload are for backbones by name: one given by"
+                " class_path has them in init_args"
+            )
         self.backbone: Backbone
         self.samplers: dict[str, Sampler[Any]]  # by arm
         self._arm_of: dict[str, str] = {}  # by item key

@@ -17,6 +17,7 @@ from miga_bench.errors import LostError, UserError
 from miga_bench.harness.data import PromptDataModule
 from miga_bench.harness.lifeline import GONE
 from miga_bench.harness.module import LongVideoModule
+from miga_bench.harness.ranks import Gathering
 from miga_bench.harness.tracking import Tracking
 from miga_bench.harness.writer import RunWriter
 
@@ -58,6 +59,7 @@ def predict(arguments: Sequence[str]) -> dict[str, Any] | None:
     writer.configuration = {
         k: v for k, v in configuration.items() if k not in ("config", "tracking")
     }
+    writer.gathering = Gathering(trainer)
     try:
         with tracking.following(trainer, writer):
             trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
@@ -72,6 +74,8 @@ def predict(arguments: Sequence[str]) -> dict[str, Any] | None:
         if trainer.is_global_zero:
             raise
         sys.exit(2)  # rank 0 has said it
+    finally:
+        writer.gathering.done()
     if writer.status is None or tracking.outcome is None:
         return writer.status
     return {**writer.status, "tracking": tracking.outcome}

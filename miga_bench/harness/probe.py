@@ -20,6 +20,7 @@ from torch import Tensor
 from miga_bench.backbones.base import Backbone, FrameAttention
 from miga_bench.errors import UserError
 from miga_bench.sampling.estimate import Call, Estimate
+from miga_bench.sampling.fitting import is_out_of_memory
 
 REPEATS = 3
 PATIENCE = 60.0  # seconds; kinds that are not timed by then are taken to be like the nearest
@@ -102,7 +103,9 @@ class Probe:
         try:
             with self._around(), attending:
                 return self._median(lambda: backbone.denoiser(latents, timesteps, texts))
-        except torch.cuda.OutOfMemoryError:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             raise UserError(
                 f"a denoiser call of {rows} rows of {frames} latents does not fit into the memory of"
                 f" {backbone.device}: give a smaller settings.batch, or fewer frames"

@@ -57,7 +57,7 @@ class ProgressBar(Watcher):
 
     def noticed(self, line: str) -> None:
         """Print the line above the bar, also where there is no bar."""
-        self._bar.console.print(f"note: {line}", highlight=False, markup=False)
+        self._bar.console.print(f"note: {line}", highlight=False, markup=False, soft_wrap=True)
 
     def passed(self, report: PassReport) -> None:
         """Advance to the windows done; searches may take more than was planned."""

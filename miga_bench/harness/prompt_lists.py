@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
 from miga_bench.errors import UserError
+from miga_bench.harness.configurations import yaml_of
 from miga_bench.harness.request import DEFAULT_FRAMES, PromptAt, check_prompts
 from miga_bench.harness.runs import NAME, NAME_RULE
 from miga_bench.sampling.presets import near
@@ -121,10 +120,9 @@ def _read(name: str) -> tuple[str, object]:
     try:
         if path.suffix == ".jsonl":
             return name, [json.loads(line) for line in lines]
-        return name, yaml.safe_load(text)  # JSON is YAML
-    except (ValueError, yaml.YAMLError) as error:
-        problem = str(error).splitlines()[0]
-        raise UserError(f"{path} is not {path.suffix[1:].upper()}: {problem}") from None
+        return name, yaml_of(text)  # JSON is YAML
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not {path.suffix[1:].upper()} ({error}): check it") from None
 
 
 def _wish(where: str, number: int, entry: object) -> Wish:

@@ -106,7 +106,10 @@ def write_text(path: Path, text: str) -> None:
     """Write a file atomically: readers see the old one or the whole new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # or a machine that fails next could leave an empty file
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,6 +15,9 @@ from torch import distributed
 from miga_bench.errors import LostError
 
 T = TypeVar("T")
+
+# Seconds for all processes to come, which is to import what they need, beside whatever a machine does.
+START = 300.0
 
 # A rank may be at its last video for hours after the others; a rank that dies is noticed at once.
 PATIENCE = timedelta(days=30)
@@ -35,6 +41,38 @@ def agree(trainer: Any, decide: Callable[[], T]) -> T:
         raise value
     result: T = value
     return result
+
+
+class Gathering:
+    """Ends this process if not all processes of the run come to the meeting that Lightning holds first.
+
+    One of them may have died on the way, or may never have been started. Torch would wait half an hour
+    for it, in a call that hears nothing.
+
+    Args:
+        trainer: Lightning's, before it does anything.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._ranks = trainer.world_size
+        self._timer = threading.Timer(START, self._give_up)
+        if self._ranks > 1:
+            self._timer.daemon = True
+            self._timer.start()
+
+    def done(self) -> None:
+        """All are there."""
+        self._timer.cancel()
+
+    def _give_up(self) -> None:
+        print(
+            f"miga-bench: not all of the {self._ranks} processes of the run came within {START:.0f} s:"
+            " see why the others did not start (their output, trainer.devices, the network); nothing"
+            " was made yet, and the same command begins again",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # the main thread is deep in native code, and nothing is held yet
 
 
 class Together:

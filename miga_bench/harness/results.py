@@ -6,16 +6,15 @@ folder holds its manifest and, under ``scores/``, a file for each scorer the run
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
 from miga_bench.errors import UserError
-from miga_bench.harness.store import SCORES, VIDEO, Store
+from miga_bench.harness.configurations import yaml_of
+from miga_bench.harness.runs import NAME
+from miga_bench.harness.store import VIDEO, Store
 
 Series = dict[str, list[list[float]]]
 
@@ -121,30 +120,50 @@ def read_results(folder: Path) -> Results:
     """
     path = folder / "run.yaml"
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml_of(path.read_text(encoding="utf-8"))
         made_of, items = document["made_of"], document["items"]
         arms = _arms(made_of)
         store = Store(folder.parent)
-        scorers = list(document.get("scorers") or {})
+        scorers = list(_mapping(document, "scorers"))
+        _check_names([document["name"], *arms, *made_of["prompts"], *items.values(), *scorers])
+        configuration = _mapping(document, "configuration")
+        about = _mapping(_mapping(configuration, "run"), "about")
+        provenance = _mapping(document, "provenance")
+        model = {name: made_of["model"].get(name) for name in MODEL}
         rows = [
             _row(name, key, arms, made_of["prompts"], store, scorers) for name, key in items.items()
         ]
     except FileNotFoundError:
-        raise UserError(f"{folder} is no run: it has no run.yaml") from None
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be read ({problem}): is it a run's?") from None
-    configuration = document.get("configuration", {})
-    return Results(
-        folder,
-        document["name"],
-        (configuration.get("run") or {}).get("about") or {},
-        {name: made_of["model"].get(name) for name in MODEL},
-        arms,
-        rows,
-        document.get("provenance", {}),
-        configuration,
-    )
+        raise UserError(f"{folder} is no run: it has no run.yaml; runs lie in ROOT/NAME") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        problem = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} cannot be read ({problem}): is it a run's? if so, make the run under another name"
+        ) from None
+    return Results(folder, document["name"], about, model, arms, rows, provenance, configuration)
+
+
+def _mapping(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a part of a document, which may be missing or empty.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    part = document.get(name) or {}
+    if not isinstance(part, Mapping):
+        raise ValueError(f"{name} is no mapping")
+    return part
+
+
+def _check_names(names: Sequence[object]) -> None:
+    """Refuse what would name a file elsewhere.
+
+    Raises:
+        ValueError: A name is none of a file.
+    """
+    for name in names:
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise ValueError(f"{name!r} names no file of a run")
 
 
 MODEL = ("backbone", "weights_hash", "precision", "height", "width")
@@ -207,12 +226,9 @@ def _row(
     }
     found: Any = {"scores": {}, "reasons": {}, "series": {}}
     for scorer in scorers:
-        file = store.folder(key) / SCORES / scorer
-        if not file.exists():
-            continue
-        document = json.loads(file.read_text(encoding="utf-8"))
-        if document["video"] != manifest["files"].get(VIDEO, {}).get("sha256"):
-            continue  # of a video that was here before
+        document = store.scores(key, scorer, manifest["files"].get(VIDEO, {}).get("sha256"))
+        if document is None:
+            continue  # broken, or of a video that was here before
         for part, values in found.items():
             values |= document[part]
     return Row(**row, **found)

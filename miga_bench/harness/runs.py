@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import re
+import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -17,7 +19,8 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from miga_bench.errors import UserError
+from miga_bench.errors import Notice, UserError
+from miga_bench.harness.configurations import yaml_of
 from miga_bench.harness.items import Item
 from miga_bench.harness.locks import FileLock, HeldError
 from miga_bench.harness.provenance import git_state, hardware, versions, write_json, write_text
@@ -57,7 +60,7 @@ class Run:
         self.fail_on_error = fail_on_error
         check_writable(self.folder, "run.root")
         self._lock = FileLock(self.folder / ".lock")
-        self._began = datetime.now(UTC)
+        self._began, self._clock = datetime.now(UTC), time.monotonic()
 
     def acquire(self) -> None:
         """Become the run's only writer.
@@ -145,10 +148,22 @@ class Run:
         }
         write_json(self.folder / "prompts.json", prompts)
         done = [name for name, key in keys.items() if self.store.is_done(key)]
+        self._tell_of_damage({name: key for name, key in keys.items() if name not in done})
         for name in done:
             self.link(name, items[name])
         whole = {name for name in done if not self.store.unscored(keys[name], scorers)}
         return [name for name in keys if name not in whole]
+
+    def _tell_of_damage(self, keys: Mapping[str, str]) -> None:
+        found = [(name, damage) for name, key in keys.items() if (damage := self.store.damage(key))]
+        if found:
+            (name, damage), number = found[0], len(found)
+            warnings.warn(
+                f"{number} finished video{'s are' if number > 1 else ' is'} broken and made again; the"
+                f" first is {name}: {damage}",
+                Notice,
+                stacklevel=2,
+            )
 
     def look(self, made_of: Mapping[str, Any], items: Mapping[str, Item]) -> bool:
         """Tell whether the run was begun already; nothing is written.
@@ -174,10 +189,13 @@ class Run:
 
     def _compare(self, path: Path, made_of: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            document: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+            document: dict[str, Any] = yaml_of(path.read_text(encoding="utf-8"))
             before = document["made_of"]
-        except (yaml.YAMLError, KeyError, TypeError):
-            raise UserError(f"{path} cannot be read: choose another run.name") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} cannot be read ({error}), and says what the run is made of: choose another"
+                " run.name (finished videos are found again), or put a copy of it back"
+            ) from None
         changes = differences(before, made_of)
         if changes:
             more = f"; and {len(changes) - MOST_SHOWN} more" if len(changes) > MOST_SHOWN else ""
@@ -190,8 +208,8 @@ class Run:
     def link(self, name: str, item: Item) -> None:
         """Show a finished item under its name in ``videos/``."""
         link = self.folder / "videos" / f"{name}.mp4"
-        link.parent.mkdir(exist_ok=True)
-        with suppress(FileExistsError):
+        with suppress(OSError):  # there already, or no room for it; the next command makes it
+            link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(os.path.relpath(self.store.folder(item.key) / VIDEO, link.parent))
 
     def close(
@@ -226,7 +244,6 @@ class Run:
             if name not in failed and name not in missing and self.store.unscored(item.key, scorers)
         ]
         bad = len(failed) + len(unscored) > most or bool(missing)
-        now = datetime.now(UTC)
         status = {
             "run": str(self.folder),
             "status": "stopped" if signal else "failed" if bad else "done",
@@ -237,10 +254,16 @@ class Run:
             "unscored": unscored,
             "fail_on_error": allowed,
             "signal": signal,
-            "ended": now.isoformat(timespec="seconds"),
-            "seconds": round((now - self._began).total_seconds(), 1),
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - self._clock, 1),
         }
-        write_json(self.folder / "status.json", status)
+        try:
+            write_json(self.folder / "status.json", status)
+        except OSError as error:  # the videos are whole all the same
+            where = f"{self.folder / 'status.json'} cannot be written"
+            warnings.warn(
+                f"{where} ({error.strerror}): go by what is said here", Notice, stacklevel=2
+            )
         return status
 
 

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache, partial
 from importlib.metadata import version
@@ -19,6 +20,7 @@ from miga_bench.harness.pool import each_done
 from miga_bench.harness.provenance import hardware, versions, write_json
 from miga_bench.harness.score_request import Plan, ScoreRequest
 from miga_bench.harness.score_sources import Source, TruncatedError, find_videos, with_prompts
+from miga_bench.harness.seals import opened, sealed
 from miga_bench.metrics.suites import fast_encoders, make_scores
 
 Row = dict[str, Any]
@@ -59,7 +61,7 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
             _write_line(journal, {"plan": asdict(plan), "version": __version__})
         for source, row in _score_all(waiting, plan, request.devices):
             row = {"key": keys[source.name], **row}
-            _write_line(journal, row)
+            _write_line(journal, sealed(row))
             rows[row["key"]] = row
             done += 1
             progress(done, len(sources), source.name)
@@ -122,7 +124,7 @@ def _known(journal: Path, plan: Plan) -> Iterator[tuple[str, Row]]:
         return
     try:
         head = json.loads(lines[0])
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         head = None
     mine = json.loads(json.dumps(asdict(plan)))
     if not isinstance(head, dict) or head.get("plan") != mine:
@@ -131,11 +133,10 @@ def _known(journal: Path, plan: Plan) -> Iterator[tuple[str, Row]]:
             "another -o"
         )
     for line in lines[1:]:
-        try:
-            row = json.loads(line)
-            yield row["key"], row
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue
+        with suppress(ValueError):  # a line that is broken is a video to score
+            row = opened(line)
+            if isinstance(row.get("key"), str) and isinstance(row.get("scores"), dict):
+                yield row["key"], row
 
 
 def _whole_lines(journal: Path) -> bytes:

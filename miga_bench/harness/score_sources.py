@@ -212,10 +212,12 @@ def _read_prompts(path: Path) -> dict[str, str]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompts {path} cannot be read: {_plain(error)}") from error
+        raise UserError(
+            f"--prompts {path} cannot be read ({_plain(error)}): check its name, and save it as UTF-8"
+        ) from error
     try:
         whole = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         whole = None
     entries: list[tuple[Any, Any]]
     if isinstance(whole, dict) and "video" not in whole:
@@ -224,7 +226,7 @@ def _read_prompts(path: Path) -> dict[str, str]:
         try:
             lines = [json.loads(line) for line in text.splitlines() if line.strip()]
             entries = [(line["video"], line["prompt"]) for line in lines]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"--prompts {path}: {rule} ({_plain(error)})") from error
     table: dict[str, str] = {}
     for name, prompt in entries:
@@ -240,7 +242,7 @@ def _recorded(video: Path) -> str | None:
     try:
         record: Any = json.loads(video.with_suffix(".json").read_text(encoding="utf-8"))
         texts = [str(prompt["text"]) for prompt in record["prompts"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return " / ".join(texts) or None
 

@@ -102,7 +102,7 @@ class SuiteScores(ItemScorer):
             raise UserError(f"metrics: unknown suite {suite!r}: there are {', '.join(SUITES)}")
         if suite == "tiny" and networks == "vbench":
             raise UserError(
-                "metrics: suite tiny is the embedded networks: with networks vbench say suite vbench"
+                f"metrics: suite {suite} is the embedded networks: with networks vbench say suite vbench"
             )
         request = ScoreRequest((), suite, networks, dimensions, development=development)
         self.plan, self._device = request.plan, "cpu"
@@ -179,7 +179,10 @@ class WorldScores(ItemScorer):
         frames = torch.stack([frame.float() / 255 for frame in read_video(video)])
         if frames.shape[1:] != (3, 64, 64):
             size = "x".join(map(str, frames.shape[2:]))
-            raise UserError(f"WorldScores reads the embedded models' 64x64 frames, not {size}")
+            raise UserError(
+                f"WorldScores reads the embedded models' 64x64 frames, not {size}: leave it out of"
+                " model.metrics"
+            )
         try:
             asked = parse_caption(item.prompts[0].text)
         except UserError:

@@ -2,18 +2,20 @@
 
 ``ROOT/items/KEY`` holds ``video.mp4``, ``sheet.png``, ``passes.jsonl``, for a failure ``error.txt``, and
 ``manifest.json``, which is written last and whole: a folder without it is unfinished work, and is made
-anew. Scores of the video come later, a file per scorer in ``scores/``. All that differs between two makings
-of the same item lies under the manifest's ``timings``.
+anew. So is one whose files are not those that the manifest vouches for, or whose manifest is not as it was
+written. Scores of the video come later, a file per scorer in ``scores/``. All that differs between two
+makings of the same item lies under the manifest's ``timings`` and in its seal.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -27,6 +29,7 @@ from miga_bench.harness.items import Item
 from miga_bench.harness.locks import FileLock, HeldError
 from miga_bench.harness.provenance import write_json, write_text
 from miga_bench.harness.scorers import ItemScorer
+from miga_bench.harness.seals import opened, sealed
 from miga_bench.harness.stop import StopRequested, StopSignals
 from miga_bench.harness.teams import Teamwork
 from miga_bench.sampling.base import PassReport
@@ -40,6 +43,18 @@ VIDEO, SHEET, PASSES, ERROR, MANIFEST = (
     "manifest.json",
 )
 SCORES = "scores"
+# With these errors no other item would fare better.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# What every manifest has, and of which kind; what else is in it is for the record.
+_KINDS: dict[str, Any] = {
+    "status": str,
+    "error": (str, type(None)),
+    "frames": int,
+    "frame_rate": (int, float),
+    "cost": dict,
+    "files": dict,
+    "timings": dict,
+}
 Manifest = dict[str, Any]
 
 
@@ -82,21 +97,60 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._hashed: dict[Path, tuple[tuple[int, ...], str]] = {}
 
     def folder(self, key: str) -> Path:
         """Return where an item lies."""
         return self.root / "items" / key
 
     def manifest(self, key: str) -> Manifest | None:
-        """Return an item's manifest, None if the item is unfinished or one of its files is gone."""
-        folder = self.folder(key)
+        """Return an item's manifest, None if the item is unfinished or something in it is broken."""
         try:
-            manifest: Manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            sizes = {name: (folder / name).stat().st_size for name in manifest["files"]}
-        except (OSError, ValueError, KeyError):
+            return self._manifest(self.folder(key))
+        except (OSError, ValueError):
             return None
-        whole = all(facts["bytes"] == sizes[name] for name, facts in manifest["files"].items())
-        return manifest if whole else None
+
+    def damage(self, key: str) -> str | None:
+        """Return what is broken in an item that was finished, None if nothing is or it never was."""
+        try:
+            self._manifest(self.folder(key))
+        except FileNotFoundError as error:
+            name = Path(error.filename).name
+            return None if name == MANIFEST else f"{name} is gone"
+        except OSError as error:
+            return f"{Path(error.filename or MANIFEST).name} cannot be read"
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def _manifest(self, folder: Path) -> Manifest:
+        """Read a manifest and hold the files against it.
+
+        Raises:
+            OSError: It or one of the files cannot be read.
+            ValueError: It or one of them is broken; the text says which.
+        """
+        raw = (folder / MANIFEST).read_bytes()
+        try:
+            manifest = opened(raw)
+            facts = _files_of(manifest)
+        except ValueError:
+            raise ValueError(f"{MANIFEST} is damaged") from None
+        for name, (size, digest) in facts.items():
+            if (folder / name).stat().st_size != size or self._sha256(folder / name) != digest:
+                raise ValueError(f"{name} is not what was written")
+        return manifest
+
+    def _sha256(self, path: Path) -> str:
+        """Return a file's hash; each is read once by a process, as long as it is not written anew."""
+        facts = path.stat()
+        stamp = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
+        known = self._hashed.get(path)
+        if known is None or known[0] != stamp:
+            with open(path, "rb") as file:
+                known = stamp, hashlib.file_digest(file, "sha256").hexdigest()
+            self._hashed[path] = known
+        return known[1]
 
     def is_done(self, key: str) -> bool:
         """Tell whether an item is made and whole; a failed one is not."""
@@ -107,14 +161,23 @@ class Store:
         """Return the scorers whose scores of an item are not there; scores of another file do not count."""
         manifest = self.manifest(key)
         sha = None if manifest is None else manifest["files"].get(VIDEO, {}).get("sha256")
-        return [scorer for scorer in scorers if not self._is_scored(key, scorer, sha)]
+        return [scorer for scorer in scorers if self.scores(key, scorer.file, sha) is None]
 
-    def _is_scored(self, key: str, scorer: ItemScorer, sha: str | None) -> bool:
+    def scores(self, key: str, file: str, sha: str | None) -> dict[str, Any] | None:
+        """Return what a scorer found, None if it lies there broken, of another video, or not at all.
+
+        Args:
+            key: The item's.
+            file: The scorer's ``file``.
+            sha: The video's hash, None if there is no video.
+        """
         try:
-            text = (self.folder(key) / SCORES / scorer.file).read_text(encoding="utf-8")
-            return bool(sha is not None and json.loads(text)["video"] == sha)
-        except (OSError, ValueError, KeyError):
-            return False
+            found = opened((self.folder(key) / SCORES / file).read_bytes())
+        except (OSError, ValueError):
+            return None
+        parts = ("scores", "reasons", "series")
+        good = sha is not None and found.get("video") == sha
+        return found if good and all(isinstance(found.get(n), dict) for n in parts) else None
 
     def score(self, item: Item, scorers: Sequence[ItemScorer], stop: StopSignals) -> None:
         """Score an item that is done, by those scorers that have not scored it.
@@ -148,7 +211,7 @@ class Store:
                     "series": found.series,
                 }
                 with stop.shielded():
-                    write_text(folder / SCORES / scorer.file, json.dumps(document) + "\n")
+                    write_text(folder / SCORES / scorer.file, json.dumps(sealed(document)) + "\n")
         if problem is not None:
             raise problem
 
@@ -174,7 +237,7 @@ class Store:
 
         Raises:
             StopRequested: Stopped before the item was whole.
-            OSError: Not even the manifest could be written.
+            OSError: The disk takes no more, or not even the manifest could be written.
             LostError: Another process of the team is gone.
         """
         team = team or Teamwork()
@@ -188,7 +251,9 @@ class Store:
             result = _make(video, folder, watcher, stop, team)
             manifest = _manifest(item, folder, result, video, team.size)
             with stop.shielded():
-                write_json(folder / MANIFEST, manifest)
+                write_json(folder / MANIFEST, sealed(manifest))
+            if isinstance(result.error, OSError) and result.error.errno in FULL:
+                raise result.error
             return manifest
 
     @contextmanager
@@ -253,6 +318,25 @@ def _manifest(
         "files": {name: _facts(folder / name) for name in names if (folder / name).exists()},
         "timings": {**timings, "processes": processes, "hardware": record["hardware"]},
     }
+
+
+def _files_of(manifest: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
+    """Return size and hash of each file of a manifest.
+
+    Raises:
+        ValueError: It is no manifest, or names a file that no item has.
+    """
+    if not all(isinstance(manifest.get(name), kind) for name, kind in _KINDS.items()):
+        raise ValueError("no manifest")
+    try:
+        files = {n: (int(f["bytes"]), str(f["sha256"])) for n, f in manifest["files"].items()}
+    except (TypeError, KeyError, ValueError):
+        raise ValueError("no list of files") from None
+    if not files.keys() <= {VIDEO, SHEET, PASSES, ERROR}:
+        raise ValueError("a file of something else")
+    if manifest["status"] == "done" and VIDEO not in files:
+        raise ValueError("no video")
+    return files
 
 
 def _facts(path: Path) -> dict[str, Any]:

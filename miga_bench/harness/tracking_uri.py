@@ -34,7 +34,7 @@ def tracking_uri(given: str | None, root: Path) -> str:
         parts = urlsplit(uri)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise UserError(f"tracking URI {uri!r}: {error}; {RULE}") from None
+        raise UserError(f"tracking URI {shown(uri)!r}: {error}; {RULE}") from None
     kind = parts.scheme.partition("+")[0]
     if kind in ("http", "https"):
         good = bool(host) and port != 0

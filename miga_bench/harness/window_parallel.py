@@ -160,7 +160,7 @@ class WindowParallel:
         for rank, word in enumerate(heard):
             who = f"process {rank} of the {self.size} that make this video together"
             if word[0] == _FAILS:
-                raise TeamError(f"{who} stopped on an error of its own, which it tells")
+                raise TeamError(f"{who} stopped on an error of its own: see what it says")
             if word[0] == _LEAVES:
                 raise TeamError(f"{who} left before the others: all must take as many latents")
             if word[0] != heard[0][0] or (doing == _CALLS and word != heard[0]):

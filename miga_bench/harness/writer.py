@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -10,16 +11,17 @@ from typing import Any
 
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from miga_bench.errors import UserError
+from miga_bench.errors import UserError, in_print
 from miga_bench.harness.deal import deal
 from miga_bench.harness.generate import Video, Watcher
 from miga_bench.harness.items import Item
 from miga_bench.harness.lifeline import Lifeline
 from miga_bench.harness.progress import RunProgress
-from miga_bench.harness.ranks import Together, agree
+from miga_bench.harness.ranks import Gathering, Together, agree
 from miga_bench.harness.runs import Run
 from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.stop import StopSignals
+from miga_bench.harness.store import FULL
 from miga_bench.harness.teams import Teamwork, check_size
 from miga_bench.sampling.presets import near
 
@@ -60,6 +62,7 @@ class RunWriter(BasePredictionWriter):
     Attributes:
         run: The run.
         window_parallel: As given.
+        gathering: Waits no longer than it should for the other ranks; None waits as torch does.
         lifeline: Ends a rank when rank 0 is gone.
         configuration: Goes into run.yaml for the record.
         status: What is in status.json, on rank 0 and after the run.
@@ -78,6 +81,7 @@ class RunWriter(BasePredictionWriter):
         _check_about(about or {})
         self.run = Run(Path(root), name, fail_on_error)
         self.window_parallel = window_parallel
+        self.gathering: Gathering | None = None
         self.lifeline: Lifeline | None = None
         self.configuration: Mapping[str, Any] = {}
         self.status: dict[str, Any] | None = None
@@ -91,6 +95,7 @@ class RunWriter(BasePredictionWriter):
         self._open = ExitStack()
         self._together: Together | None = None
         self._team = Teamwork()
+        self._is_full = False
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Become the run's only writer, all ranks together.
@@ -98,6 +103,8 @@ class RunWriter(BasePredictionWriter):
         Raises:
             UserError: Somebody else is, or the processes cannot form the teams.
         """
+        if self.gathering is not None:
+            self.gathering.done()
         check_size(self.window_parallel, trainer.world_size)
         self._together, self.lifeline = Together(), Lifeline(trainer)
         self._team = Teamwork(self.window_parallel, self._stop)
@@ -145,24 +152,39 @@ class RunWriter(BasePredictionWriter):
             return
         try:
             with self._team.turn():
+                if self._is_full:
+                    return
                 manifest = self.run.store.make(
                     item, prediction.video, self._watcher, self._stop, self._team
                 )
-        except OSError as error:  # a disk so full that not even the failure could be written
-            self._watcher.noticed(f"{name}: {error.strerror or error}")
+        except OSError as error:
+            if not self._gives_up(error):
+                self._watcher.noticed(f"{name} failed: {in_print(str(error))}")
             return
         if manifest["status"] == "done":
             self.run.link(name, item)
             self._score(name, item)
         else:
-            self._watcher.noticed(f"{name} failed: {manifest['error']}")
+            self._watcher.noticed(f"{name} failed: {in_print(str(manifest['error']))}")
+
+    def _gives_up(self, error: Exception) -> bool:
+        """Pass over all further items if an error says that nothing can be written any more; tell so."""
+        if isinstance(error, OSError) and error.errno in FULL:
+            self._is_full = True
+            root = self.run.store.root
+            self._watcher.noticed(
+                f"{root} takes no more ({os.strerror(error.errno)}): nothing further is begun; make room"
+                " there, then the same command makes what is missing"
+            )
+        return self._is_full
 
     def _score(self, name: str, item: Item) -> None:
         """Score the video; what goes wrong is said, and tried again by the same command."""
         try:
             self.run.store.score(item, self._scorers, self._stop)
         except Exception as error:
-            self._watcher.noticed(f"{name} is not scored: {' '.join(str(error).split())}")
+            if not self._gives_up(error):
+                self._watcher.noticed(f"{name} is not scored: {in_print(str(error))}")
 
     def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
         """Part with the ranks that made videos together with this one."""

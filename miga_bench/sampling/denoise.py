@@ -13,6 +13,7 @@ from torch import Tensor
 from miga_bench.backbones.base import Backbone
 from miga_bench.errors import NumericalError
 from miga_bench.sampling.base import CommonSettings, Cost, PassCallback, PromptSchedule
+from miga_bench.sampling.fitting import FittingDenoiser
 from miga_bench.sampling.noise import NoiseSource
 from miga_bench.sampling.queue import Queue
 from miga_bench.sampling.schedule import Schedule
@@ -83,7 +84,7 @@ class WindowDenoiser:
         batch: int,
         cost: Cost,
     ) -> None:
-        self.denoiser: Any = backbone.denoiser
+        self.denoiser: Any = FittingDenoiser(backbone.denoiser)
         self.device = backbone.device
         self.prompts = prompts
         self.solver = solver

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -97,10 +98,14 @@ def _parse(name: str, text: object, kind: Any) -> Any:
             raise UserError(f"{name} is {text!r}: it must be true or false")
         return words[word]
     try:
-        return kind(word)
-    except ValueError:
-        rule = "a whole number" if kind is int else "a number"
-        raise UserError(f"{name} is {text!r}: it must be {rule}") from None
+        number = kind(word)
+        finite = math.isfinite(number)
+    except (ValueError, OverflowError):
+        finite = False
+    if not finite:
+        rule = "a whole number" if kind is int else "a finite number"
+        raise UserError(f"{name} is {text[:40]!r}: it must be {rule}")
+    return number
 
 
 def resolve(

@@ -180,7 +180,9 @@ def read_answers(path: str | Path) -> tuple[dict[str, Any], dict[Slot, str]]:
     try:
         lines = _whole(path.read_bytes().splitlines(keepends=True))
     except OSError as error:
-        raise UserError(f"cannot read answers from {path}: {error.strerror}") from None
+        raise UserError(
+            f"cannot read answers from {path} ({error.strerror}): give the file that asking wrote"
+        ) from None
     provenance = _header(path, lines)
     return provenance, _parse(path, lines, provenance)
 
@@ -319,7 +321,7 @@ def _starts_header(line: bytes) -> bool:
 def _header(path: Path, lines: Sequence[bytes]) -> dict[str, Any]:
     try:
         record = json.loads(lines[0])
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, RecursionError):
         record = None
     if not isinstance(record, dict) or record.get("kind") != KIND:
         raise UserError(f"{path} is not a file of answers; give another path")
@@ -343,11 +345,13 @@ def _parse(path: Path, lines: Sequence[bytes], provenance: Mapping[str, Any]) ->
             record = json.loads(line)
             slot = Slot(*(record[name] for name in Slot._fields))
             answer = record["answer"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
                 f"{path} is damaged in line {number}; remove that line and run again"
             ) from None
-        if not isinstance(answer, str) or not isinstance(slot.vote, int):
+        kinds = (str, str, int, int)  # of a slot's parts
+        good = all(isinstance(part, kind) for part, kind in zip(slot, kinds, strict=True))
+        if not good or not isinstance(answer, str):
             raise UserError(f"{path} is damaged in line {number}; remove that line and run again")
         answers.setdefault(slot, answer)
     return answers

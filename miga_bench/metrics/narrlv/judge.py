@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from miga_bench.errors import UserError
+from miga_bench.errors import JudgeDownError, UserError
 from miga_bench.metrics.narrlv.suite import FIRST_FRAME
 
 if TYPE_CHECKING:
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 SUFFIX = " Only answer with yes or no, no additional explanation needed."
 SYSTEM = "You are a helpful assistant."
 FRAMES = 10
-
-
-class JudgeDownError(UserError):
-    """The judge cannot be reached; what was answered is kept and the same command goes on from there."""
 
 
 class Judge(Protocol):

@@ -54,7 +54,7 @@ def read_quality(path: str | Path, suite: Suite) -> dict[str, float]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read qualities from {path}: {error}") from None
+        raise UserError(f"cannot read qualities from {path} ({error}): check --quality") from None
     keys = _keys(suite)
     found: dict[str, float] = {}
     for name, value in _records(path, text):
@@ -74,7 +74,7 @@ def _keys(suite: Suite) -> dict[str, str]:
 def _records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     try:
         whole = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         whole = None
     if isinstance(whole, dict) and not {"item", "quality"} <= set(whole):
         yield from whole.items()
@@ -83,7 +83,7 @@ def _records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         try:
             record = json.loads(line)
             yield record["item"], record["quality"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
                 f"{path} line {number} is no quality; a line must be "
                 '{"item": KEY, "quality": 1 to 5}'

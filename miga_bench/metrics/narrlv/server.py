@@ -99,7 +99,7 @@ class ServerJudge:
 
         Raises:
             JudgeDownError: No answer after all retries.
-            UserError: The server refuses the request.
+            UserError: The server refuses the request, or what it answers is no reply of the protocol.
         """
         import openai
 
@@ -135,7 +135,30 @@ class ServerJudge:
                 f"the judge at {self.url} refuses the request ({_said(error)}); check the model's "
                 f"name {self.model!r}, the key and the dialect {self.dialect!r}"
             ) from None
-        return (reply.choices[0].message.content or "") if reply.choices else ""
+        except ValueError as error:  # of JSON that is none
+            raise self._nonsense(first_line(error)) from None
+        return self._answer(reply)
+
+    def _answer(self, reply: Any) -> str:
+        """Return what a reply says; one that says nothing is an answer, too.
+
+        Raises:
+            UserError: It is no reply of this protocol, and nothing to keep as an answer.
+        """
+        try:
+            content = reply.choices[0].message.content
+        except (AttributeError, IndexError, KeyError, TypeError):
+            what = reply if isinstance(reply, str) else "a reply without a message"
+            raise self._nonsense(first_line(what)) from None
+        if content is not None and not isinstance(content, str):
+            raise self._nonsense(f"a message of type {type(content).__name__}")
+        return content or ""
+
+    def _nonsense(self, what: str) -> UserError:
+        return UserError(
+            f"the judge at {self.url} answers what is no chat completion ({what}); check its address,"
+            " which ends in /v1 as a rule; answers so far are kept"
+        )
 
     def _penalty(self) -> dict[str, float]:
         if self.dialect == "vllm":

@@ -178,7 +178,7 @@ def _files(path: Path, notes: list[str]) -> dict[tuple[str, int], Path]:
 def _read_file(file: Path, raw: bytes, factor: str, tna: int, notes: list[str]) -> list[Item]:
     try:
         groups = json.loads(raw.decode("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not JSON ({error}); it must be a suite file") from None
     if not isinstance(groups, dict) or not groups:
         raise UserError(

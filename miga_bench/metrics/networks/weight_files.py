@@ -203,7 +203,9 @@ def fill(module: torch.nn.Module, state: Mapping[str, Tensor], network: str) -> 
         module.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"these are no weights of {network}: {reason}") from error
+        raise UserError(
+            f"these are no weights of {network} ({reason}): give its published file"
+        ) from error
     module.eval().requires_grad_(False)
 
 
@@ -216,8 +218,8 @@ def _read(path: Path, file: WeightFile) -> Mapping[str, Any]:
                 return torch.jit.load(path, map_location="cpu").state_dict()
         with _numbers_allowed():
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # a reader that is led astray by its input fails in any way
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{path}: no tensors of {file.network} can be read from it ({reason}); "
             f"fetch it again from {file.url}"

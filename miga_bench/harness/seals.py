@@ -1,0 +1,41 @@
+"""Documents that tell whether they are as they were written: where a bit has flipped, the seal does not fit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+SEAL = "seal"
+
+
+def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the document with a seal over all that is in it, as its last entry."""
+    return {**document, SEAL: _digest(document)}
+
+
+def opened(text: str | bytes) -> dict[str, Any]:
+    """Return what a JSON text holds.
+
+    What has no seal passes: it was written before there were any.
+
+    Raises:
+        ValueError: It is no JSON object, or its seal does not fit.
+    """
+    try:
+        document = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested without end") from None
+    if not isinstance(document, dict):
+        raise ValueError("no JSON object")
+    seal = document.pop(SEAL, None)
+    if seal is not None and seal != _digest(document):
+        raise ValueError("the seal does not fit")
+    return document
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    plain = json.loads(json.dumps(document))  # as it will be read back: keys are texts
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -1,0 +1,87 @@
+"""Denoiser calls that run out of memory are made again in smaller ones.
+
+How many rows fit is an estimate on a GPU, and another program may take memory meanwhile. Rows do not depend
+on each other, so a call that fails is made in halves, and no later call of the video is larger. The numbers
+are those of the whole call to float tolerance. Processes that share a call each do so with their own rows.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from miga_bench.backbones.base import Denoiser
+from miga_bench.errors import DoesNotFitError, Notice
+
+# What allocators say that have no exception of their own: torch's on a CPU, ONNX Runtime's.
+_SIGNS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "Failed to allocate memory for requested buffer",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory ran out, on whatever device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(sign in str(error) for sign in _SIGNS)
+
+
+class FittingDenoiser:
+    """A denoiser whose calls get smaller when they do not fit; see ``Denoiser``.
+
+    Args:
+        denoiser: The one that is called.
+
+    Attributes:
+        most: Rows that a call may have, None as long as all fitted.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self._denoiser: Any = denoiser
+        self.most: int | None = None
+
+    def __call__(self, latents: Tensor, timesteps: Tensor, text: Tensor, **more: Any) -> Tensor:
+        """Predict, in as many calls as it takes.
+
+        Raises:
+            DoesNotFitError: Not even a single row fits.
+        """
+        parts: list[Tensor] = []
+        done = 0
+        while done < len(latents):
+            rows = slice(done, done + min(self.most or len(latents), len(latents) - done))
+            try:
+                part = self._denoiser(latents[rows], timesteps[rows], text[rows], **more)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                part = None
+            if part is None:  # only now is the error gone, and with it what the failed call held
+                self._shrink(rows.stop - rows.start, latents)
+                continue
+            parts.append(part)
+            done = rows.stop
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _shrink(self, rows: int, latents: Tensor) -> None:
+        if latents.is_cuda:
+            torch.cuda.empty_cache()
+        frames, height, width = latents.shape[2:]
+        if rows == 1:
+            raise DoesNotFitError(
+                f"memory of {latents.device} ran out at a denoiser call of a single row ({frames} latent"
+                f" frames of {height}x{width}): free some there, choose a smaller --height and --width or"
+                " --offload, or fewer frames where a method makes the whole video at once"
+            )
+        self.most = -(-rows // 2)
+        warnings.warn(
+            f"memory of {latents.device} ran out at a denoiser call of {rows} rows: the video goes on"
+            f" with {self.most} a call; a smaller batch (--set batch=N) begins so",
+            Notice,
+            stacklevel=2,
+        )

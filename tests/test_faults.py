@@ -1,0 +1,318 @@
+"""What breaks outside of us: disks, bits, clocks, signals. What the user sees, what stays, what comes next.
+
+About 12 s. ``tests/README.md`` has all faults with their tests.
+"""
+
+import datetime
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+import warnings
+from contextlib import contextmanager
+
+import pytest
+import run_workers
+import torch
+import yaml
+from run_workers import configuration
+from simple_backbone import SimpleBackbone
+from test_generate import request
+from test_runs import item, video
+
+from miga_bench.cli import main
+from miga_bench.errors import Notice
+from miga_bench.harness import runs
+from miga_bench.harness.generate import Watcher, generate
+from miga_bench.harness.locks import FileLock, HeldError
+from miga_bench.harness.results import read_results
+from miga_bench.harness.runs import Run
+from miga_bench.harness.seals import sealed
+from miga_bench.harness.stop import StopSignals
+from miga_bench.harness.store import Store
+from miga_bench.media import count_frames
+
+FEW = {"data__seeds": [0], "data__limit": 2}
+
+
+def flip(path, dice):
+    """Turn over one bit of a file."""
+    content = bytearray(path.read_bytes())
+    place = dice.randrange(8 * len(content))
+    content[place // 8] ^= 1 << place % 8
+    path.write_bytes(content)
+
+
+def predict(capsys, config, *options, verb="predict"):
+    """Run the command; return its exit code, its JSON, and what it said, line by line."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        code = main([verb, "--config", str(config), *options])
+    out, err = capsys.readouterr()
+    return code, json.loads(out.splitlines()[-1]) if out else None, err.splitlines()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """An item on disk, and what its manifest says."""
+    store = Store(tmp_path_factory.mktemp("store"))
+    with StopSignals() as stop:
+        store.make(item(), video(item()), Watcher(), stop)
+    return store, store.manifest(item().key)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "video.mp4", "sheet.png", "passes.jsonl"])
+def test_a_flipped_bit_is_never_taken_for_a_finished_video(made, name):
+    store, manifest = made
+    path, dice = store.folder(item().key) / name, random.Random(name)
+    whole = path.read_bytes()
+    refused = 0
+    for _ in range(60):
+        flip(path, dice)
+        found = store.manifest(item().key)
+        # a bit of the seal's own name, or a line break that became a space: all else is as it was
+        assert found is None or (name == "manifest.json" and {**manifest, **found} == found)
+        refused += found is None
+        if found is None:
+            assert store.damage(item().key).startswith(name)
+        path.write_bytes(whole)
+    assert refused > 50
+    assert store.manifest(item().key) == manifest
+    assert store.damage(item().key) is None
+
+
+def test_broken_videos_are_made_again_and_said_in_one_line(tmp_path, capsys):
+    config, dice = configuration(tmp_path, **FEW), random.Random(0)
+    code, status, _ = predict(capsys, config)
+    assert (code, status["done"]) == (0, 2)
+    first, second = sorted((tmp_path / "items").glob("[0-9a-f]*"))
+    before = {p: p.read_bytes() for f in (first, second) for p in f.glob("*.mp4")}
+    stays = (second / "manifest.json").stat().st_mtime_ns
+    flip(first / "video.mp4", dice)
+    assert [row.status for row in read_results(tmp_path / "run").rows].count("missing") == 1
+    code, status, said = predict(capsys, config)
+    assert (code, status["done"]) == (0, 2)
+    assert len(said) == 1, said
+    assert said[0].startswith(
+        "miga-bench: 1 finished video is broken and made again; the first is p"
+    )
+    assert said[0].endswith("video.mp4 is not what was written")
+    assert {p: p.read_bytes() for p in before} == before
+    assert (second / "manifest.json").stat().st_mtime_ns == stays
+
+
+def test_broken_scores_are_no_scores(made):
+    class Scorer:
+        file = "count-1.json"
+
+    store, manifest = made
+    sha = manifest["files"]["video.mp4"]["sha256"]
+    path, dice = store.folder(item().key) / "scores" / Scorer.file, random.Random(1)
+    path.parent.mkdir()
+    text = json.dumps(sealed({"video": sha, "scores": {"a": 0.25}, "reasons": {}, "series": {}}))
+    for number in range(60):
+        path.write_text(text)
+        assert store.unscored(item().key, [Scorer]) == []
+        if number:
+            flip(path, dice)
+        found = store.scores(item().key, Scorer.file, sha)
+        assert found is None or found["scores"] == {"a": 0.25}
+    path.write_text("{")
+    assert store.unscored(item().key, [Scorer]) == [Scorer]
+
+
+@contextmanager
+def small_disk(folder, size):
+    """Mount a file system of that size, which only root may."""
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
+    )
+    if made.returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        yield lambda *options: subprocess.run(
+            ["mount", "-o", ",".join(("remount", *options)), folder], check=True
+        )
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_an_experiment_on_a_full_disk_stops_clearly_and_goes_on(tmp_path, capsys):
+    with small_disk(tmp_path / "disk", "200k") as remount:
+        root = tmp_path / "disk" / "runs"
+        config = configuration(
+            tmp_path,
+            model__arms={"one": {}, "two": {"settings": {"zigzag": 3}}},
+            run__root=str(root),
+        )
+        options = ("--tracking.enabled", "false")
+        code, status, said = predict(capsys, config, *options, verb="experiment")
+        assert (code, status["status"]) == (1, "failed")
+        assert 0 < status["done"] < status["items"] == 24
+        assert said[0] == (
+            f"note: {root} takes no more (No space left on device): nothing further is begun; make"
+            " room there, then the same command makes what is missing"
+        )
+        assert said[1:] == [
+            "miga-bench: the report cannot be written (No space left on device): make room, then the"
+            " same command writes it"
+        ]
+        # it ended at once: what was not begun is missing, not failed
+        assert len(status["failed"]) <= 1
+        assert len(status["missing"]) + len(status["failed"]) == 24 - status["done"]
+        whole = {p: p.stat().st_mtime_ns for p in done_manifests(root)}
+        assert len(whole) == status["done"]
+        remount("size=16m")
+        code, status, _ = predict(capsys, config, *options, verb="experiment")
+        assert (code, status["status"], status["done"]) == (0, "done", 24)
+        assert (root / "run" / "report" / "report.html").exists()
+        assert {p: p.stat().st_mtime_ns for p in whole} == whole  # none of them made again
+
+
+def done_manifests(root):
+    found = (root / "items").glob("*/manifest.json")
+    return [path for path in found if json.loads(path.read_text())["status"] == "done"]
+
+
+def test_a_disk_that_may_only_be_read_is_refused_before_work(tmp_path, capsys):
+    with small_disk(tmp_path / "disk", "1m") as remount:
+        remount("ro")
+        config = configuration(tmp_path, run__root=str(tmp_path / "disk" / "runs"))
+        code, status, said = predict(capsys, config)
+        assert (code, status) == (2, None)
+        assert said == [
+            f"miga-bench: cannot write in {tmp_path / 'disk'} (Read-only file system): choose another"
+            " run.root"
+        ]
+
+
+def test_a_status_that_cannot_be_written_is_said(tmp_path, monkeypatch):
+    run = Run(tmp_path, "mine")
+    (tmp_path / "mine").mkdir()
+    with StopSignals() as stop:
+        run.store.make(item(), video(item()), Watcher(), stop)
+
+    def full(*arguments):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(runs, "write_json", full)
+    with pytest.warns(Notice, match=r"status\.json cannot be written \(No space left"):
+        assert run.close({"a": item()})["status"] == "done"
+
+
+def test_a_lock_on_a_full_disk_is_one(tmp_path):
+    with small_disk(tmp_path / "disk", "4k") as _:
+        (tmp_path / "disk" / "all").write_bytes(bytes(4096))
+        lock, other = (FileLock(tmp_path / "disk" / "lock") for _ in range(2))
+        lock.acquire()
+        with pytest.raises(HeldError, match="another process"):
+            other.acquire()
+        lock.release()
+        other.acquire()
+        other.release()
+
+
+def test_a_clock_that_jumps_changes_no_duration(tmp_path, monkeypatch):
+    class Jumping(datetime.datetime):
+        hours = iter([0, -5, 3, -1, 8] * 99)
+
+        @classmethod
+        def now(cls, zone=None):
+            return super().now(zone) + datetime.timedelta(hours=next(cls.hours))
+
+    hours = iter([0.0, -5e4, 3e4] * 9999)
+    real = time.time
+    monkeypatch.setattr(runs, "datetime", Jumping)
+    monkeypatch.setattr("miga_bench.harness.generate.datetime", Jumping)
+    monkeypatch.setattr("miga_bench.harness.locks.datetime", Jumping)
+    monkeypatch.setattr(time, "time", lambda: real() + next(hours))
+    began = time.monotonic()
+    run = Run(tmp_path, "mine")
+    run.acquire()
+    with StopSignals() as stop:
+        manifest = run.store.make(item(), video(item()), Watcher(), stop)
+    status = run.close({"a": item()})
+    run.release()
+    passed = time.monotonic() - began + 0.1
+    assert 0 <= status["seconds"] <= passed
+    assert 0 < manifest["timings"]["total_seconds"] <= passed
+    assert all(0 <= seconds <= passed for seconds in manifest["timings"]["seconds"].values())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_ends_the_video_with_its_place(tmp_path, value):
+    backbone = SimpleBackbone()
+    clean, calls = backbone.denoiser, iter(range(9999))
+
+    def poisoned(*inputs):
+        out = clean(*inputs)
+        if next(calls) == 300:
+            out[0, 0, 0, 0, 0] = value
+        return out
+
+    backbone.denoiser = poisoned
+    result = generate(request(tmp_path, frames=400), backbone=backbone)
+    assert result.status == "failed"
+    assert "returned NaN or infinity at latent frame" in str(result.error)
+    assert 0 < result.frames == count_frames(tmp_path / "out.mp4") < 400
+
+
+def test_a_run_that_is_asked_to_stop_says_so_and_goes_on(tmp_path, capsys, monkeypatch):
+    config = configuration(tmp_path, **FEW)
+    whole, stops = run_workers.CountingBackbone._denoise, iter([signal.SIGTERM])
+
+    def stopping(self, *inputs):
+        if done_manifests(tmp_path) and next(stops, None):  # in the second video
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole(self, *inputs)
+
+    monkeypatch.setattr(run_workers.CountingBackbone, "_denoise", stopping)
+    code, status, said = predict(capsys, config)
+    assert (code, status["status"], status["signal"]) == (143, "stopped", 15)
+    assert said[-1] == f"miga-bench: stopped: {tmp_path / 'run'} has {status['done']} of 2 videos"
+    (folder,) = [p.parent for p in done_manifests(tmp_path)]
+    before = (folder / "manifest.json").stat().st_mtime_ns
+    code, status, _ = predict(capsys, config)
+    assert (code, status["status"], status["done"]) == (0, "done", 2)
+    assert (folder / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_a_rank_that_never_comes_is_waited_for_so_long_and_said_in_one_line(tmp_path):
+    """Two processes are said, one is started."""
+    config = configuration(tmp_path, trainer__devices=2, trainer__strategy="ddp")
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    said = tmp_path / "said"
+    task = (str(config), run_workers.torchrun(0, 2, store.port), str(said))
+    process = run_workers.context().Process(target=run_workers.alone, args=task)
+    process.start()
+    process.join(run_workers.WAIT)
+    assert process.exitcode == 1
+    (line,) = [one for one in said.read_text().splitlines() if one.startswith("miga-bench")]
+    assert "not all of the 2 processes of the run came within 2 s" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_yaml_with_a_flipped_bit_is_a_good_one_or_one_line(tmp_path, capsys):
+    config = configuration(tmp_path, **FEW)
+    assert predict(capsys, config)[0] == 0
+    path, dice = tmp_path / "run" / "run.yaml", random.Random(2)
+    whole = path.read_bytes()
+    made_of = yaml.safe_load(whole)["made_of"]
+    outcomes = set()
+    for _ in range(60):
+        flip(path, dice)
+        run = Run(tmp_path, "run")
+        run.acquire()
+        try:
+            run._compare(path, made_of)
+            outcomes.add("good")
+        except ValueError as error:
+            assert "\n" not in str(error)  # noqa: PT017 - either is good
+            outcomes.add("refused")
+        finally:
+            run.release()
+            path.write_bytes(whole)
+    assert outcomes == {"good", "refused"}

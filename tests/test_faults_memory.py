@@ -1,0 +1,113 @@
+"""Memory that runs out in a denoiser call: smaller calls, the same video, one line. About 2 s."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from simple_backbone import SimpleBackbone
+from test_generate import SMALL, request
+
+from miga_bench.cli import main
+from miga_bench.errors import DoesNotFitError, Notice
+from miga_bench.harness import generate as page
+from miga_bench.harness.generate import generate
+from miga_bench.media import count_frames, read_video
+from miga_bench.sampling.fitting import FittingDenoiser, is_out_of_memory
+
+ERRORS = {
+    # torch's own words: nobody has a pebibyte
+    "cpu": lambda: torch.empty(1 << 50, dtype=torch.uint8),
+    "gpu": lambda: _raise(
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    ),
+    "onnx": lambda: _raise(Exception("Failed to allocate memory for requested buffer of size 9")),
+}
+
+
+def _raise(error):
+    raise error
+
+
+class TightBackbone(SimpleBackbone):
+    """Has memory for so many rows of a denoiser call."""
+
+    def __init__(self, rows, kind="cpu"):
+        super().__init__()
+        self.rows, self.kind, self.asked = rows, kind, []
+
+    def _denoise(self, latents, timesteps, text):
+        self.asked.append(len(latents))
+        if len(latents) > self.rows:
+            ERRORS[self.kind]()
+        return super()._denoise(latents, timesteps, text)
+
+
+def pixels(path):
+    return torch.stack(list(read_video(path))).float()
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_a_batch_that_does_not_fit_is_halved_and_the_video_is_the_same(tmp_path, kind):
+    roomy, tight = TightBackbone(99), TightBackbone(2, kind)
+    whole = generate(request(tmp_path, lossless=True), backbone=roomy)
+    expected = pixels(tmp_path / "out.mp4")
+    assert max(roomy.asked) == 8  # four windows with guidance
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        result = generate(request(tmp_path, lossless=True, overwrite=True), backbone=tight)
+    assert result.status == "done"
+    assert (pixels(tmp_path / "out.mp4") - expected).abs().max() <= 1  # a rounding to 255 may turn
+    # what failed is not tried again: 6 rows, then 3, then 2 for all that is left
+    assert [rows for rows in tight.asked if rows > 2] == [6, 3]
+    lines = [str(one.message) for one in said if issubclass(one.category, Notice)]
+    assert len(lines) == 2
+    assert "ran out at a denoiser call of 6 rows: the video goes on with 3 a call" in lines[0]
+    assert result.record["cost"]["nfe"] == whole.record["cost"]["nfe"]
+
+
+def test_not_even_a_row_fits(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(page, "open_model", lambda *a, **k: TightBackbone(0))
+    settings = [part for name, value in SMALL.items() for part in ("--set", f"{name}={value}")]
+    files = ["-o", str(tmp_path / "out.mp4"), "--frames", "5", "--quiet"]
+    code = main(["generate", "a", *files, *settings])
+    out, err = capsys.readouterr()
+    last = err.splitlines()[-1]
+    assert (code, json.loads(out.splitlines()[-1])["status"]) == (1, "failed")
+    assert last.startswith("miga-bench: memory of cpu ran out at a denoiser call of a single row")
+    assert "choose a smaller --height" in last
+    assert last.endswith("nothing was kept")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_that_runs_out_later_keeps_the_video_so_far(tmp_path):
+    backbone = TightBackbone(99)
+
+    class Fuller(page.Watcher):
+        def wrote(self, frames, total):
+            if total > 20:
+                backbone.rows = 0
+
+    result = generate(request(tmp_path, frames=400), Fuller(), backbone)
+    assert result.status == "failed"
+    assert isinstance(result.error, DoesNotFitError)
+    assert 20 < result.frames == count_frames(tmp_path / "out.mp4") < 400
+
+
+def test_each_process_of_a_team_makes_its_own_rows_fit():
+    """One that runs short tells nobody: below the split, its share is made in pieces."""
+    backbone = TightBackbone(2)
+    share = FittingDenoiser(backbone.denoiser)
+    rows = torch.randn(7, 3, 2, 4, 4), torch.full((7, 2), 500.0), torch.zeros(7, 1, 1)
+    with pytest.warns(Notice, match="goes on with 2 a call"):
+        found = share(*rows)
+    assert backbone.asked == [7, 4, 2, 2, 2, 1]
+    torch.testing.assert_close(found, TightBackbone(99).denoiser(*rows))
+
+
+def test_other_errors_are_no_lack_of_memory():
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    fitting = FittingDenoiser(lambda *inputs: _raise(RuntimeError("of its own")))
+    with pytest.raises(RuntimeError, match="of its own"):
+        fitting(torch.zeros(2, 3, 2, 4, 4), torch.zeros(2, 2), torch.zeros(2, 1, 1))
+    assert fitting.most is None
