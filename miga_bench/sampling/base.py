@@ -14,6 +14,17 @@ from miga_bench.backbones.base import Backbone
 from miga_bench.sampling.noise import NoiseSource
 
 SettingsT = TypeVar("SettingsT", bound="CommonSettings")
+DefaultT = TypeVar("DefaultT")
+
+
+def later(*, default: DefaultT) -> DefaultT:
+    """Return the field of a setting that came after videos had been made without it.
+
+    At its default, which is how those were made, no description of settings has it (see ``describe``),
+    so that they keep their keys.
+    """
+    made: DefaultT = field(default=default, kw_only=True, metadata={"later": True})
+    return made
 
 
 @dataclass(frozen=True)
