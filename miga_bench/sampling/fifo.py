@@ -9,13 +9,13 @@ noisier half and reads the cleaner half before it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from miga_bench.backbones.base import Backbone
-from miga_bench.sampling.base import CommonSettings, PassCallback, PromptSchedule, Sampler, later
+from miga_bench.sampling.base import LATER, CommonSettings, PassCallback, PromptSchedule, Sampler
 from miga_bench.sampling.denoise import WindowDenoiser
 from miga_bench.sampling.noise import NoiseSource
 from miga_bench.sampling.queue import Queue
@@ -34,7 +34,7 @@ class FifoSettings(CommonSettings):
     """
 
     lookahead: bool = True
-    released: bool = later(default=False)
+    released: bool = field(default=False, kw_only=True, metadata=LATER)
 
 
 def check_fifo(s: CommonSettings, backbone: Backbone, length: int | None) -> None:
@@ -43,7 +43,7 @@ def check_fifo(s: CommonSettings, backbone: Backbone, length: int | None) -> Non
     Raises:
         UserError: A rule is broken; the message names it.
     """
-    check_common(s.steps, s.guidance_scale, s.batch, length)
+    check_common(s, length)
     require(
         s.steps >= backbone.window,
         f"steps is {s.steps}: FIFO needs at least the {backbone.window} latents of a window on "
