@@ -59,10 +59,15 @@ def test_short_clip_is_the_released_base_clip(family):
 
 def test_fifo_is_the_released_loop():
     backbone = AnalyticBackbone("videocrafter2")
-    made = Fifo(FifoSettings(64, 12.0)).sample(backbone, PROMPTS, PatternNoise(), 24)
+    released = FifoSettings(64, 12.0, released=True)
+    made = Fifo(released).sample(backbone, PROMPTS, PatternNoise(), 24)
     assert relative(made, golden("fifo_vc2", "emitted")[48:]) < 1e-4
     base_calls = 2 * 63  # the golden count leaves the opening clip out
     assert backbone.denoiser.calls - base_calls == golden("fifo_vc2", "calls")
+    lean = AnalyticBackbone("videocrafter2")
+    assert torch.equal(Fifo(FifoSettings(64, 12.0)).sample(lean, PROMPTS, PatternNoise(), 24), made)
+    # Of 8 windows the last pass needs 1, the one before 2, and so on.
+    assert backbone.denoiser.calls - lean.denoiser.calls == 2 * (7 + 6 + 5 + 4 + 3 + 2 + 1)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,17 @@ def video(wanted, backbone=None):
     return Video(wanted.request(), backbone, sampler)
 
 
+def test_settings_that_came_later_leave_old_keys_alone():
+    """Breaks if a run made before a setting existed would be made again."""
+    assert item().key == "c8829132fe4df6b7"
+    fifo = [
+        describe(resolve("fifo", SimpleBackbone(), None, {"steps": "8", "released": text}))
+        for text in ("false", "true")
+    ]
+    assert item(method="fifo", settings=fifo[0]).key == "c96b6373f31888fd"
+    assert fifo[1] == {**fifo[0], "released": True}
+
+
 def test_a_key_is_the_content():
     assert item().key == Item.of(json.loads(json.dumps(item().spec()))).key
     assert len(item().key) == 16

@@ -67,7 +67,7 @@ def search(backbone=None, reward=None, cost=None, **changes):
 @pytest.mark.parametrize("lookahead", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nothing_to_search_is_fifo_bit_for_bit(family, lookahead):
-    fifo = Fifo(FifoSettings(12, 3.0, lookahead))
+    fifo = Fifo(FifoSettings(12, 3.0, lookahead, released=True))
     backbone = AnalyticBackbone(family, window=8)
     reports, expected = [], []
     made = scaling_noise(backbone=backbone, lookahead=lookahead, callback=reports.append, **NEUTRAL)
@@ -366,7 +366,7 @@ def test_the_estimate_leaves_the_search_out():
     expected = estimate_windows(sampler, backbone, 20)
     assert reports[-1].windows - reports[-1].search_windows == expected
     assert backbone.denoiser.calls == 2 * reports[-1].windows
-    assert estimate_windows(Fifo(FifoSettings(12, 3.0)), backbone, 20) == expected
+    assert estimate_windows(Fifo(FifoSettings(12, 3.0, released=True)), backbone, 20) == expected
 
 
 @pytest.mark.parametrize(

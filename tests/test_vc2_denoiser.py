@@ -114,6 +114,20 @@ def test_rows_of_a_batch_are_alone(denoiser, inputs, plain):
     torch.testing.assert_close(alone, plain[1:], rtol=1e-5, atol=1e-5)
 
 
+def test_text_is_projected_once_for_all_frames(denoiser, inputs, plain):
+    """Breaks if frames have keys and values of their own again, or read another row's text."""
+    rows = []
+    to_k = denoiser.network.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
+    hook = to_k.register_forward_hook(lambda _, given, __: rows.append(len(given[0])))
+    latents, timesteps, text = inputs
+    changed = torch.stack([text[0], text[1] + 1])
+    out = denoiser(latents, timesteps, changed)
+    hook.remove()
+    assert rows == [BATCH]
+    torch.testing.assert_close(out[0], plain[0], rtol=1e-5, atol=1e-5)
+    assert (out[1] - plain[1]).abs().amax((0, 2, 3)).min() > 1e-4, "every frame reads the text"
+
+
 def test_the_frame_rate_is_felt_and_may_differ_by_row(denoiser, inputs, plain):
     """Breaks if the rate is ignored, or one number and one per row are not the same."""
     assert (denoiser(*inputs, fps=24.0) - plain).abs().max() > 1e-4

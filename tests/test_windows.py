@@ -10,6 +10,7 @@ from miga_bench.sampling.windows import (
     independent_groups,
     miga_windows,
     partition,
+    windows_of_last_passes,
 )
 
 
@@ -46,6 +47,26 @@ def test_miga_windows_write_every_slot_once_and_read_inside(geometry, growing):
         guides = w.reads[: w.offset]
         assert list(guides) == sorted(guides)
         assert all(slot < w.writes.start for slot in guides), "guidance frames are cleaner"
+
+
+@given(st.integers(2, 12), st.booleans(), st.integers(0, 30))
+def test_windows_of_last_passes_hold_all_that_is_handed_out(window, lookahead, more):
+    """Breaks if a window is left out that a later latent depends on, or one of the last pass is not."""
+    context = window - window // 2 if lookahead else 0
+    length = window + more + context
+    plan = fifo_windows(length, window, context)
+    counts = windows_of_last_passes(plan, context)
+    assert counts == sorted(counts)
+    whole = {}  # by frame: whether no pass was left out of it, nor of what it was made from
+    for left in reversed(range(len(counts) + 2)):
+        before = dict(whole)
+        for number, w in enumerate(plan):
+            made = left >= len(counts) or number < counts[left]
+            # A slot's number falls by one with every pass, and so does the number of passes left.
+            read = all(before.get(slot - left, True) for slot in w.reads)
+            whole.update(dict.fromkeys((slot - left for slot in w.writes), made and read))
+        assert whole[context - left], "it is handed out behind this pass"
+    assert not counts or counts[0] == 1
 
 
 @given(st.integers(2, 24), st.data())

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as nnf
 from diffusers import UNet3DConditionModel
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from torch import Tensor, nn
@@ -54,6 +55,24 @@ class _Call:
     rows: int
     timesteps: Tensor
     attention: FrameAttention | None
+
+
+class TextAttention(AttnProcessor2_0):
+    """Attention of images ``[N, P, d]`` to texts ``[B, S, D]``, one for each of B clips.
+
+    The images of a clip share the keys and values of its text, so they are one sequence of places.
+    """
+
+    def __call__(  # noqa: D102 - the interface is diffusers'
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        # Its views go by the number of texts and thereby join a clip's places.
+        out: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask)
+        return out.view(hidden_states.shape)
 
 
 class VideoCrafterUNet(UNet3DConditionModel):
@@ -112,6 +131,10 @@ class VideoCrafterUNet(UNet3DConditionModel):
         width = block_out_channels[0]
         net: Any = self
         net.fps_embedding = TimestepEmbedding(width, 4 * width)
+        for block in (*net.down_blocks, net.mid_block, *net.up_blocks):
+            for transformer in getattr(block, "attentions", ()):
+                for layer in transformer.transformer_blocks:
+                    layer.attn2.set_processor(TextAttention())
         if temporal_heads != net.transformer_in.num_attention_heads:
             net.transformer_in = TransformerTemporalModel(
                 num_attention_heads=temporal_heads,
@@ -156,8 +179,7 @@ class VideoCrafterUNet(UNet3DConditionModel):
         dtype = net.conv_in.weight.dtype
         call = _Call(frames, cut % frames, rows, timesteps, attention)
         embedded = self._embed(timesteps, fps).to(dtype)  # [N, 4 * width]
-        # Not repeat_interleave: exported with a dynamic count it fails for batches above one.
-        context = text.to(dtype)[:, None].expand(-1, frames, -1, -1).flatten(0, 1)  # [N, S, D]
+        context = text.to(dtype)
 
         hidden = net.conv_in(latents.to(dtype).transpose(1, 2).flatten(0, 1))
         hidden = _attend_over_time(net.transformer_in, hidden, call)

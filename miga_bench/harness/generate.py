@@ -72,7 +72,8 @@ class Tally:
     """What one video took, added up from the passes' reports."""
 
     windows: int = 0
-    latents: int = 0
+    nfe: int = 0
+    nfe_latents: int = 0
     search_windows: int = 0
     triggers: int = 0
     accepted: int = 0
@@ -81,7 +82,7 @@ class Tally:
     def add(self, report: PassReport) -> None:
         """Count one pass."""
         self.windows, self.search_windows = report.windows, report.search_windows
-        self.latents = report.latents
+        self.nfe, self.nfe_latents = report.nfe, report.nfe_latents
         self.triggers += report.triggered
         self.accepted += report.accepted
         self.passes[report.stage] = self.passes.get(report.stage, 0) + 1
@@ -332,8 +333,6 @@ class Video:
     def record(self, result: GenerateResult) -> dict[str, Any]:
         """Return what was made, how, and what it took so far."""
         request, backbone, tally = self.request, self.backbone, self._tally
-        settings = describe(self.sampler.settings)
-        guided = settings.get("guidance_scale", 1.0) != 1.0
         seconds = self._clock.seconds
         return {
             "status": result.status,
@@ -344,7 +343,7 @@ class Video:
             "negative_prompt": negative_prompt(request.negative_prompt, backbone),
             "seed": request.seed,
             "method": request.method,
-            "settings": settings,
+            "settings": describe(self.sampler.settings),
             "backbone": {
                 "name": backbone.name,
                 "family": backbone.family,
@@ -355,8 +354,8 @@ class Video:
             },
             "cost": {
                 "windows": tally.windows,
-                "nfe": tally.windows * (2 if guided else 1),
-                "nfe_latents": tally.latents * (2 if guided else 1),
+                "nfe": tally.nfe,
+                "nfe_latents": tally.nfe_latents,
                 **self._meter.cost(),
                 "passes": tally.passes,
                 "reflection": {

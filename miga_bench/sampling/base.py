@@ -15,6 +15,10 @@ from miga_bench.sampling.noise import NoiseSource
 
 SettingsT = TypeVar("SettingsT", bound="CommonSettings")
 
+# Marks a setting that came after videos had been made without it. At its default, which is how those were
+# made, no description of settings has it (see ``describe``), so that they keep their keys.
+LATER = {"later": True}
+
 
 @dataclass(frozen=True)
 class CommonSettings:
@@ -28,8 +32,11 @@ class CommonSettings:
         grid: Training steps that the levels stand at, ``even`` or ``stock``; see ``ddpm_schedule``.
         rescale: Whether the schedule shrinks clean latents as the network was trained.
         fps: Frame rate that the network is told.
+        guidance_from: Lowest level with guidance; the denoiser's prediction for the prompt stands alone
+            below it. 0 is all levels.
+        guidance_to: Highest level with guidance, likewise; None is the top.
 
-    The last three are VideoCrafter2's; None leaves them to the backbone.
+    ``grid``, ``rescale`` and ``fps`` are VideoCrafter2's; None leaves them to the backbone.
     """
 
     steps: int
@@ -38,6 +45,15 @@ class CommonSettings:
     grid: Literal["even", "stock"] | None = field(default=None, kw_only=True)
     rescale: bool | None = field(default=None, kw_only=True)
     fps: float | None = field(default=None, kw_only=True)
+    guidance_from: int = field(default=0, kw_only=True, metadata=LATER)
+    guidance_to: int | None = field(default=None, kw_only=True, metadata=LATER)
+
+    @property
+    def guided_levels(self) -> range:
+        """The levels at which guidance is applied."""
+        return range(
+            self.guidance_from, 1 + (self.steps if self.guidance_to is None else self.guidance_to)
+        )
 
     def reading(self, backbone: Backbone) -> Backbone:
         """Return the backbone with these settings' answers to what its weights leave open."""
@@ -79,8 +95,7 @@ class PassReport:
         stage: ``base``, ``growth``, ``stage1``, ``stage2`` or ``queue``.
         index: Number of the pass within its stage, from 0.
         levels: Lowest and highest level in the queue after the pass.
-        windows: Windows denoised so far in the whole video (two network evaluations each with
-            classifier-free guidance, one without).
+        windows: Windows denoised so far in the whole video.
         finished: Latents handed out so far.
         similarity: Self-reflection's score of this pass, or the best candidate's reward in
             ScalingNoise, if there was one.
@@ -88,6 +103,8 @@ class PassReport:
         accepted: Whether the search's best candidate was adopted.
         search_windows: Windows spent on searches so far (part of ``windows``); what is left is as many
             as without a search.
+        nfe: Denoiser evaluations so far: one for every window, and another for each with guidance.
+        nfe_latents: Latents in all of these.
     """
 
     stage: str
@@ -99,7 +116,8 @@ class PassReport:
     triggered: bool = False
     accepted: bool = False
     search_windows: int = 0
-    latents: int = 0
+    nfe: int = 0
+    nfe_latents: int = 0
 
 
 @dataclass(frozen=True)
@@ -176,7 +194,8 @@ class Cost:
         callback: Told of every pass.
         windows: Windows denoised so far.
         search_windows: Those of them spent on searches.
-        latents: Latents in all the windows so far.
+        nfe: Denoiser evaluations so far; see ``PassReport``.
+        nfe_latents: Latents in all of these.
         finished: Latents handed out.
         passes: Passes so far by stage.
     """
@@ -184,7 +203,8 @@ class Cost:
     callback: PassCallback | None = None
     windows: int = 0
     search_windows: int = 0
-    latents: int = 0
+    nfe: int = 0
+    nfe_latents: int = 0
     finished: int = 0
     passes: dict[str, int] = field(default_factory=dict)
 
@@ -208,6 +228,7 @@ class Cost:
                 triggered=reflection.triggered,
                 accepted=reflection.accepted,
                 search_windows=self.search_windows,
-                latents=self.latents,
+                nfe=self.nfe,
+                nfe_latents=self.nfe_latents,
             )
         )

@@ -66,9 +66,11 @@ class WindowDenoiser:
             unconditional half.
         batch: Most windows in one denoiser call; with guidance the call holds twice as many. Processes
             that share a call hold as many each.
-        cost: Counts windows and their latents.
+        cost: Counts windows and denoiser evaluations.
 
     Attributes:
+        guided_levels: Levels with guidance. A window has an unconditional half if any slot that it writes
+            stands at one of them; frames that do not take the conditional prediction alone.
         anchors: Guidance frames of anchored windows.
         cut: Whether the denoiser is told how many frames of a window are guidance frames, so that
             they are no temporal neighbors of the others.
@@ -97,6 +99,7 @@ class WindowDenoiser:
         if backbone.meter is not None:
             self.denoiser = backbone.meter.metered(backbone.denoiser, self.denoiser)
         self.cost = cost
+        self.guided_levels = range(solver.schedule.steps + 1)
         self.anchors: Anchors | None = None
         self.cut = False
 
@@ -110,7 +113,7 @@ class WindowDenoiser:
         callback: PassCallback | None,
     ) -> WindowDenoiser:
         """Return the denoiser of one video: a method's settings, the backbone's solver, no cost yet."""
-        return cls(
+        denoiser = cls(
             backbone,
             prompts,
             backbone.solver(backbone.schedule(settings.steps)),
@@ -119,6 +122,8 @@ class WindowDenoiser:
             settings.batch,
             Cost(callback),
         )
+        denoiser.guided_levels = settings.guided_levels
+        return denoiser
 
     @property
     def schedule(self) -> Schedule:
@@ -150,7 +155,6 @@ class WindowDenoiser:
                     written = row[start : start + len(window.writes)]
                     results[job] = row if works[number].whole else written
         self.cost.windows += len(jobs)
-        self.cost.latents += sum(length * len(alike) for (length, _), alike in shapes.items())
         ends = [sum(len(work.windows) for work in works[: k + 1]) for k in range(len(works))]
         return [
             torch.cat(results[end - len(work.windows) : end])
@@ -163,9 +167,15 @@ class WindowDenoiser:
             return window.offset
         return window.offset + len(next(iter(self.anchors.sets.values())))
 
+    def _is_guided(self, queue: Queue, window: Window) -> bool:
+        """Tell whether a window needs an unconditional half."""
+        return self.guidance_scale != 1 and any(
+            queue.levels[slot] in self.guided_levels for slot in window.writes
+        )
+
     def _call(self, batch: Sequence[tuple[Queue, Window]], cut: int) -> Tensor:
         """Run one batch of equally long windows; ``[B, F, C, H, W]``."""
-        rows, levels, segments = [], [], []
+        rows, levels, segments, guided = [], [], [], []
         for queue, window in batch:
             segment = self.prompts.segment(queue.frames[window.writes[len(window.writes) // 2]])
             first, last = window.reads[window.offset], window.reads[-1]
@@ -183,22 +193,34 @@ class WindowDenoiser:
             rows.append(torch.cat(parts) if len(parts) > 1 else parts[0])
             levels.append(row_levels)
             segments.append(segment)
+            if self._is_guided(queue, window):
+                guided.append(len(rows) - 1)
         latents = torch.stack(rows).transpose(1, 2)
         timesteps = self.schedule.timesteps[torch.tensor(levels)].to(self.device)
         text = self.prompts.text[torch.tensor(segments)]
         more = {"cut": cut} if cut else {}
-        if self.guidance_scale == 1:
-            output = self.denoiser(latents, timesteps, text, **more)
-        else:
-            both = self.denoiser(
-                torch.cat([latents, latents]),
-                torch.cat([timesteps, timesteps]),
-                torch.cat([text, self.prompts.negative.expand_as(text)]),
-                **more,
-            )
-            conditional, unconditional = both.float().chunk(2)
-            output = torch.lerp(unconditional, conditional, self.guidance_scale)
-        return output.float().transpose(1, 2)
+        picked: Any = slice(None) if len(guided) == len(rows) else guided
+        if guided:
+            # The unconditional halves follow the windows.
+            latents = torch.cat([latents, latents[picked]])
+            timesteps = torch.cat([timesteps, timesteps[picked]])
+            text = torch.cat([text, self.prompts.negative.expand_as(text[picked])])
+        self.cost.nfe += len(latents)
+        self.cost.nfe_latents += len(latents) * latents.shape[2]
+        output = self.denoiser(latents, timesteps, text, **more).float()
+        if guided:
+            output, unconditional = output.split([len(rows), len(guided)])
+            conditional = output[picked]
+            mixed = torch.lerp(unconditional, conditional, self.guidance_scale)
+            inside = [[level in self.guided_levels for level in levels[row]] for row in guided]
+            if not all(map(all, inside)):
+                alone = ~torch.tensor(inside, device=mixed.device)
+                mixed = torch.where(alone[:, None, :, None, None], conditional, mixed)
+            if len(guided) < len(rows):
+                place = torch.tensor(guided, device=mixed.device)
+                mixed = output.index_copy(0, place, mixed)
+            output = mixed
+        return output.transpose(1, 2)
 
     def step(self, run: Queue, prediction: Tensor, purpose: str) -> Queue:
         """Take a run of slots down one level.

@@ -24,7 +24,7 @@ class Call:
     """A kind of denoiser call.
 
     Attributes:
-        rows: Windows in it, with guidance twice as many.
+        rows: Windows in it, and the unconditional halves of those with guidance.
         frames: Latents of each.
         attention: What stands in for the network's attention over frames.
     """

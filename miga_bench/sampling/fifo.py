@@ -9,18 +9,18 @@ noisier half and reads the cleaner half before it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from miga_bench.backbones.base import Backbone
-from miga_bench.sampling.base import CommonSettings, PassCallback, PromptSchedule, Sampler
+from miga_bench.sampling.base import LATER, CommonSettings, PassCallback, PromptSchedule, Sampler
 from miga_bench.sampling.denoise import WindowDenoiser
 from miga_bench.sampling.noise import NoiseSource
 from miga_bench.sampling.queue import Queue
 from miga_bench.sampling.rules import check_common, require
-from miga_bench.sampling.windows import fifo_windows
+from miga_bench.sampling.windows import fifo_windows, windows_of_last_passes
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,12 @@ class FifoSettings(CommonSettings):
 
     Attributes:
         lookahead: Whether a window writes only its noisier half.
+        released: Make all windows of every pass, as the released code does. By default those of the
+            last passes that nothing handed out depends on are left out; the video is the same.
     """
 
     lookahead: bool = True
+    released: bool = field(default=False, kw_only=True, metadata=LATER)
 
 
 def check_fifo(s: CommonSettings, backbone: Backbone, length: int | None) -> None:
@@ -40,7 +43,7 @@ def check_fifo(s: CommonSettings, backbone: Backbone, length: int | None) -> Non
     Raises:
         UserError: A rule is broken; the message names it.
     """
-    check_common(s.steps, s.guidance_scale, s.batch, length)
+    check_common(s, length)
     require(
         s.steps >= backbone.window,
         f"steps is {s.steps}: FIFO needs at least the {backbone.window} latents of a window on "
@@ -93,8 +96,12 @@ class Fifo(Sampler[FifoSettings]):
         context = window - window // 2 if s.lookahead else 0
         queue = seed_queue(denoiser, window, context)
         plan = fifo_windows(len(queue), window, context)
+        ending = [] if s.released else windows_of_last_passes(plan, context)
         while length is None or cost.finished < length:
-            denoiser.denoise(queue, plan, "fifo step", in_place=False)
+            # The front leaves behind this pass, a later frame behind each of the ``left`` that follow.
+            left = len(ending) if length is None else length - 1 - queue.frames[context]
+            needed = plan[: ending[left]] if left < len(ending) else plan
+            denoiser.denoise(queue, needed, "fifo step", in_place=False)
             cost.report("queue", queue.levels)
             front = queue[context : context + 1]
             # The slots before the front are context: what left the queue last, still clean.

@@ -121,7 +121,7 @@ def check_miga(s: MigaSettings, backbone: Backbone, length: int | None) -> None:
     Raises:
         UserError: A rule is broken; the message names it.
     """
-    check_common(s.steps, s.guidance_scale, s.batch, length)
+    check_common(s, length)
     window, clean = backbone.window, backbone.schedule(s.steps).clean
     require(
         1 <= s.zigzag <= window,

@@ -105,7 +105,7 @@ PRESETS: dict[str, dict[str, dict[str, Values]]] = {
         },
         "videocrafter2": {
             "short": _VC2_STOCK,
-            "fifo": {**_VC2_PLAIN, **_UNSCALED},
+            "fifo": {**_VC2_PLAIN, **_UNSCALED, "released": True},
             "scaling-noise": {**_VC2_PLAIN, **_UNSCALED, **_SEARCH, "released": True},
             "freelong": {**_VC2_STOCK, **_LOW_PASS},
             "freepca": {**_VC2_STOCK, "stride": 4},

@@ -145,5 +145,9 @@ def settings_class(method: type[Sampler]) -> Any:
 
 
 def describe(settings: object) -> dict[str, Any]:
-    """Return settings as plain values, for files and tables."""
-    return dataclasses.asdict(settings)  # type: ignore[call-overload]
+    """Return settings as plain values, for files, tables and keys; see ``LATER``."""
+    values = dataclasses.asdict(settings)  # type: ignore[call-overload]
+    for setting in dataclasses.fields(settings):  # type: ignore[arg-type]
+        if setting.metadata.get("later") and values[setting.name] == setting.default:
+            del values[setting.name]
+    return values

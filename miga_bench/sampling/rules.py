@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from miga_bench.errors import UserError
+from miga_bench.sampling.base import CommonSettings
 
 
 def require(holds: bool, message: str) -> None:
@@ -13,16 +14,27 @@ def require(holds: bool, message: str) -> None:
         raise UserError(message)
 
 
-def check_common(steps: int, guidance_scale: float, batch: int, length: int | None) -> None:
+def check_common(s: CommonSettings, length: int | None) -> None:
     """Check what all methods share.
 
     Raises:
         UserError: A value is out of range.
     """
-    require(2 <= steps <= 1000, f"steps is {steps}: it must be from 2 to 1000")
+    require(2 <= s.steps <= 1000, f"steps is {s.steps}: it must be from 2 to 1000")
     require(
-        math.isfinite(guidance_scale) and guidance_scale >= 0,
-        f"guidance_scale is {guidance_scale}: it must be a number of at least 0 (1 turns it off)",
+        math.isfinite(s.guidance_scale) and s.guidance_scale >= 0,
+        f"guidance_scale is {s.guidance_scale}: it must be a number of at least 0 (1 turns it off)",
     )
-    require(batch >= 0, f"batch is {batch}: it must be at least 1, or 0 to choose from free memory")
+    require(
+        0 <= s.guidance_from <= s.steps,
+        f"guidance_from is {s.guidance_from}: it must be a level from 0 to the {s.steps} steps",
+    )
+    require(
+        s.guidance_to is None or s.guidance_from <= s.guidance_to <= s.steps,
+        f"guidance_to is {s.guidance_to}: it must be a level from guidance_from's {s.guidance_from} to the "
+        f"{s.steps} steps (guidance_scale=1 leaves guidance out)",
+    )
+    require(
+        s.batch >= 0, f"batch is {s.batch}: it must be at least 1, or 0 to choose from free memory"
+    )
     require(length is None or length >= 1, f"{length} latents asked for: at least 1 must be")

@@ -37,7 +37,7 @@ class Short(Sampler[ShortSettings]):
         """Yield up to ``backbone.window`` latents; see ``Sampler.stream``."""
         s = self.settings
         backbone = s.reading(backbone)
-        check_common(s.steps, s.guidance_scale, s.batch, length)
+        check_common(s, length)
         if length is None or length > backbone.window:
             raise UserError(
                 f"short makes at most {backbone.window} latents ({backbone.frames_of(backbone.window)}"

@@ -54,7 +54,7 @@ class WholeVideo(Sampler[SettingsT]):
         """Yield ``length`` latents, the first after the last step; see ``Sampler.stream``."""
         s = self.settings
         backbone = s.reading(backbone)
-        check_common(s.steps, s.guidance_scale, s.batch, length)
+        check_common(s, length)
         if length is None:
             raise UserError(
                 f"{self.name} denoises the whole video at once, so it cannot go on for ever: "

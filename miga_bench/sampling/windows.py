@@ -124,6 +124,30 @@ def fifo_windows(length: int, window: int, context: int) -> list[Window]:
     return plan[::-1]
 
 
+def windows_of_last_passes(plan: list[Window], front: int) -> list[int]:
+    """Return how many windows, from the front, the last passes of a queue take; no result changes.
+
+    The queue moves up one slot behind every pass and slot ``front`` is handed out. So nothing that comes
+    out of the last pass matters but that slot, nothing of the pass before but that slot and what the last
+    pass reads, and so on.
+
+    Args:
+        plan: The windows of every pass, front to back.
+        front: Slot that is handed out behind a pass.
+
+    Returns:
+        Counts by the number of passes that are still to come; where they end, all windows are needed.
+    """
+    counts: list[int] = []
+    wanted = {front}
+    while True:
+        count = 1 + max(k for k, window in enumerate(plan) if not wanted.isdisjoint(window.writes))
+        if count == len(plan):
+            return counts
+        counts.append(count)
+        wanted = {slot + 1 for slot in wanted.union(*(window.reads for window in plan[:count]))}
+
+
 def independent_groups(plan: list[Window], in_place: bool) -> list[list[Window]]:
     """Split a plan into runs of windows that may share one batch.
 
