@@ -63,16 +63,20 @@ class TextAttention(AttnProcessor2_0):
     The images of a clip share the keys and values of its text, so they are one sequence of places.
     """
 
-    def __call__(  # noqa: D102 - the interface is diffusers'
+    def __call__(  # type: ignore[override]  # noqa: D102 - the interface is diffusers'
         self,
         attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        # Its views go by the number of texts and thereby join a clip's places.
-        out: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask)
-        return out.view(hidden_states.shape)
+        places = hidden_states
+        if encoder_hidden_states is not None:
+            places = hidden_states.reshape(
+                encoder_hidden_states.shape[0], -1, hidden_states.shape[-1]
+            )
+        out: Tensor = super().__call__(attn, places, encoder_hidden_states, attention_mask)
+        return out.reshape(hidden_states.shape)
 
 
 class VideoCrafterUNet(UNet3DConditionModel):
