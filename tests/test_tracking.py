@@ -263,7 +263,7 @@ def test_a_server_that_dies_while_videos_are_made(tmp_path, capsys, server, data
     assert f"miga-bench sync {tmp_path / 'run'} --uri {uri} replays it" in line
     (run,) = runs_of(database, "mortal")
     assert run.info.status == "RUNNING"  # nobody could tell it better, until it is replayed
-    told(tmp_path / "run", database, "mortal")
+    told(tmp_path / "run", server, "mortal")
     parent = next(r for r in runs_of(database, "mortal") if r.info.run_id == run.info.run_id)
     assert parent.info.status == "FINISHED"
 
