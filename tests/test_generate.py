@@ -214,7 +214,7 @@ def test_memory_does_not_grow_with_length(tmp_path):
 
 
 def test_names_are_checked_before_a_model_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "load_backbone", lambda *a, **k: pytest.fail("loaded"))
+    monkeypatch.setattr(page, "open_model", lambda *a, **k: pytest.fail("loaded"))
     with pytest.raises(UserError, match="unknown method 'mga': did you mean miga"):
         generate(request(tmp_path, method="mga"))
     with pytest.raises(UserError, match="unknown preset 'paperr': did you mean paper"):

@@ -262,7 +262,7 @@ def test_curves_over_a_setting(tmp_path, capsys):
         (["first", "first"], "given twice"),
         (["first", "-o", "full"], "full has report.md: choose another folder, or --force"),
         (["first", "-o", "file"], "file is a file"),
-        (["first", "--prompts-shown", "-1"], "--prompts-shown -1: 0 or more"),
+        (["first", "--prompts-shown", "-1"], "--prompts-shown -1: it is 0 or more"),
         (["first", "--baseline", "fiffo"], "first has no arm 'fiffo': it has fifo, miga"),
         (["first", "--forse"], "did you mean --force?"),
         ([], "RUN"),

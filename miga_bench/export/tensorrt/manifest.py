@@ -97,7 +97,7 @@ class Manifest:
         except FileNotFoundError:
             raise UserError(f"{engine} has no record: {path.name} is missing") from None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{path} is not the record of an engine ({error})") from None
+            raise UserError(f"{path} is not the record of an engine ({error}): build it again with --force") from None
 
     def is_of(self, engine: Path) -> bool:
         """Return whether a file is, byte for byte, the engine that this record is of."""
@@ -163,7 +163,7 @@ def find(
         manifest = Manifest.read(where)
         reason = _foreign(manifest, installed, capability)
         if reason:
-            raise UserError(f"{where} {reason}")
+            raise UserError(f"{where} {reason}; build one for it: miga-bench export tensorrt DIR")
         return where, manifest
     export = where.absolute().parent.parent
     if where.absolute().parent.name != FOLDER or not (export / "denoiser.json").is_file():

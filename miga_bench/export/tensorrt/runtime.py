@@ -243,7 +243,7 @@ class TensorRTDenoiser:
         if "fps" not in self.inputs:
             return None
         if fps is None:
-            raise UserError("this engine's network is told a frame rate: give fps")
+            raise UserError(f"the network in {self.loaded.path} is told a frame rate: give fps")
         return fps
 
     def _tables(self) -> Any:
