@@ -23,7 +23,7 @@ from miga_bench.sampling import METHODS
 FEW = {
     "short": {"steps": 2},
     "fifo": {"steps": 21},
-    "scaling-noise": {"steps": 21, "reward": "latent", "beams": 2, "candidates": 2},
+    "scaling-noise": {"steps": 21, "reward": "latent"},
     "freelong": {"steps": 2},
     "freepca": {"steps": 2},
     "miga": {"steps": 8, "stage2_steps": 2, "renoise": 0, "reflection_level": 7},
@@ -103,11 +103,12 @@ def refused(capsys, *arguments):
         (["--model.preset", "anchord"], "did you mean anchored"),
         (["--model.compil", "true"], "model.compil"),
         (
-            ["--model.lossless", "maybe"],
-            "model.lossless: Expected a <class 'bool'>. Got value: maybe",
+            ["--model.offload", "maybe"],
+            "model.offload: Expected a <class 'bool'>. Got value: maybe",
         ),
-        (["--model.denoiser", "compil"], "unknown denoiser 'compil': did you mean compile?"),
         (["--model.denoiser", "compile"], "cannot be compiled"),
+        (["--model.denoiser", "onxx"], "did you mean onnx?"),
+        (["--model.denoiser", "onnx:."], "class_path runs its own denoiser"),
         (["--data.limit", "0"], "data.limit is 0"),
         (["--data.frames", "0"], "data.frames is 0"),
         (["--data.seeds", "[1, 1]"], "a seed is in it twice"),
@@ -235,9 +236,9 @@ def test_lightning_starts_its_own_processes(tmp_path):
 
 def test_torchrun_starts_plain_processes(tmp_path):
     config = configuration(tmp_path, data__seeds=[0])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
     command += ["-m", "miga_bench", "predict", "--config", str(config)]
-    command += ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    command += ["--trainer.devices=4", "--trainer.strategy=ddp"]
     paths = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin"}
     done = subprocess.run(command, capture_output=True, text=True, env=paths, check=False)
     assert done.returncode == 0, done.stderr
