@@ -1,6 +1,7 @@
 # Every verb does its own set-up: `make demo` and `make test` run from a bare Python 3.11.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-mlflow-postgres test-vbench lint type bench bench-export bench-scores train-tiny clean
+.PHONY: help setup demo test test-mlflow-postgres test-vbench lint type bench bench-export bench-scores endurance \
+  endurance-hour train-tiny clean
 
 PY ?= python3
 VENV := .venv
@@ -65,6 +66,13 @@ bench: $(STAMP)  ## Measure overhead, speed against a plain loop, memory and sta
 
 bench-export: $(STAMP)  ## Measure eager, torch.compile and ONNX Runtime side by side; JSON last
 	$(BIN)/python -m miga_bench.harness.bench_export --videos
+
+endurance: $(STAMP)  ## 20,000 frames of MIGA on each embedded model: memory, files, threads, playing; JSON last
+	$(BIN)/python -m miga_bench.harness.endurance --backbone tiny-wan
+	$(BIN)/python -m miga_bench.harness.endurance --backbone tiny-videocrafter2
+
+endurance-hour: $(STAMP)  ## The same of an endless run that is stopped after an hour
+	$(BIN)/python -m miga_bench.harness.endurance --hours 1
 
 train-tiny: $(STAMP)  ## Train the embedded model from scratch on this machine
 	$(BIN)/python -m miga_bench.backbones.tiny.train

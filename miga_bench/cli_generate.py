@@ -77,9 +77,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--denoiser",
         metavar="WHAT",
-        default="torch",
         help="torch, compile, onnx:FOLDER, onnx+PROVIDER:FOLDER (cpu, cuda, tensorrt, tensorrt-rtx) or"
-        " tensorrt:FOLDER; see miga-bench export --help (torch)",
+        " tensorrt:FOLDER; see miga-bench export --help (torch; for long videos of an embedded model on a"
+        " CPU an export, which is made once)",
     )
     model.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps")
     model.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float16")
@@ -123,7 +123,7 @@ def asked(args: argparse.Namespace) -> GenerateRequest:
     )
 
 
-def _of_export(denoiser: str) -> str | None:
+def _of_export(denoiser: str | None) -> str | None:
     """Return the name of the backbone that an export is of."""
-    root = DenoiserChoice.parse(denoiser).root
+    root = None if denoiser is None else DenoiserChoice.parse(denoiser).root
     return None if root is None else Facts.read(root).name

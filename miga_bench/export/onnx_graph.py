@@ -102,7 +102,7 @@ def write_graph(
         outputs=_outputs(model),
         operators=dict(operators.most_common()),
         sha256={name: sha256(folder / name) for name in (path.name, *external)},
-        code=_code(),
+        code=made_by(),
         parity=[],
         tolerance=graph.tolerance,
         lora=lora,
@@ -198,7 +198,7 @@ def _outputs(model: onnx.ModelProto) -> dict[str, Port]:
     return ports
 
 
-def _code() -> dict[str, str]:
+def made_by() -> dict[str, str]:
     """Return the versions that made a graph, and a hash of the sources that decide it."""
     package = Path(miga_bench.__file__).parent
     sources = sorted([*package.glob("export/*.py"), *package.glob("backbones/*.py")])

@@ -133,7 +133,7 @@ def open_backbone(request: GenerateRequest) -> Backbone:
     check_names(request.backbone, request.method, request.preset, request.overrides)
     return open_model(
         request.backbone,
-        DenoiserChoice.parse(request.denoiser),
+        DenoiserChoice() if request.denoiser is None else DenoiserChoice.parse(request.denoiser),
         device=request.device,
         dtype=request.dtype,
         offload=request.offload,
@@ -167,9 +167,12 @@ def generate(
     clock = Stopwatch()
     with StopSignals() as stop:
         backbone = backbone or open_backbone(request)
-        clock.lap("load")
         settings = resolve(request.method, backbone, request.preset, request.overrides)
-        video = Video(request, backbone, METHODS[request.method](settings), clock)
+        sampler = METHODS[request.method](settings)
+        if request.leaves_denoiser_open:
+            backbone = _faster(request, backbone, sampler)
+        clock.lap("load")
+        video = Video(request, backbone, sampler, clock)
         video.plan(watcher)
         result = video.write(request.output, request.contact_sheet, watcher, stop)
         with suppress(StopRequested), stop.shielded():
@@ -185,6 +188,14 @@ def generate(
                 except OSError as error:
                     result.keep_first(error)
     return result
+
+
+def _faster(request: GenerateRequest, backbone: Backbone, sampler: Sampler[Any]) -> Backbone:
+    """Return the backbone, run by what is done with the video first."""
+    from miga_bench.export.automatic import faster
+
+    frames = length(request, sampler, backbone)
+    return faster(backbone, sampler, None if frames is None else backbone.latents_for(frames))
 
 
 class Video:

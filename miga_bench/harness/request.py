@@ -41,7 +41,7 @@ class GenerateRequest:
         device: As torch names it; None lets the backbone choose.
         dtype: Precision of the denoiser; None is the family's policy.
         offload: Keep only the part in use on the GPU.
-        denoiser: What runs it, see ``DenoiserChoice``.
+        denoiser: What runs it, see ``DenoiserChoice``; None is what is done first, see ``automatic``.
         height: Frame height in pixels; None is the backbone's own.
         width: Frame width in pixels; None is the backbone's own.
         overwrite: Replace files that exist.
@@ -61,11 +61,17 @@ class GenerateRequest:
     device: str | None = None
     dtype: str | None = None
     offload: bool = False
-    denoiser: str = "torch"
+    denoiser: str | None = "torch"
     height: int | None = None
     width: int | None = None
     overwrite: bool = False
     lossless: bool = False
+
+    @property
+    def leaves_denoiser_open(self) -> bool:
+        """Whether anything may run the denoiser that gives the same video but for rounding."""
+        changed = (self.denoiser, self.dtype, self.height, self.width)
+        return not self.offload and all(value is None for value in changed)
 
     @property
     def contact_sheet(self) -> Path:
@@ -88,7 +94,8 @@ class GenerateRequest:
         for name, size in (("height", self.height), ("width", self.width)):
             if size is not None and size <= 0:
                 raise UserError(f"--{name} {size}: a size is at least 1 pixel")
-        DenoiserChoice.parse(self.denoiser)
+        if self.denoiser is not None:
+            DenoiserChoice.parse(self.denoiser)
         _check_output(self.output)
         if not self.overwrite:
             for path in (self.output, self.contact_sheet, self.record):

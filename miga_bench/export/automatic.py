@@ -1,0 +1,92 @@
+"""What runs the denoiser where the user leaves it open: PyTorch, or for much work on a CPU an export.
+
+ONNX Runtime runs the embedded models sooner than PyTorch does, but they have to be exported first. That is done
+where it pays within the one video that is asked for, and kept for later ones. Whether it is done depends on what
+is asked alone and not on what is kept, so that the same command makes the same video.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+from miga_bench.backbones.base import Backbone
+from miga_bench.backbones.wan_text import cache_folder
+from miga_bench.errors import Notice, UserError
+from miga_bench.export.choice import DenoiserChoice
+from miga_bench.export.onnx_folder import export_onnx
+from miga_bench.export.onnx_graph import made_by
+from miga_bench.export.opening import open_model
+from miga_bench.export.request import OnnxRequest
+from miga_bench.export.sidecar import Sidecar
+from miga_bench.sampling.base import Sampler
+from miga_bench.sampling.estimate import estimate
+
+# Denoiser evaluations from which exporting pays, by embedded model: `make bench-export` on two cores of an AMD EPYC.
+PAYS_FROM = {"tiny-wan": 1900, "tiny-videocrafter2": 0}
+
+
+def faster(backbone: Any, sampler: Sampler[Any], latents: int | None) -> Backbone:
+    """Return the backbone, or one that runs on its export if that is done sooner.
+
+    Args:
+        backbone: One by PyTorch, as it comes; returned if it is no embedded model.
+        sampler: The method.
+        latents: To be made; None is without end.
+
+    Raises:
+        ExportError: The export is not what it is of.
+        UserError: A setting breaks a rule of the method.
+    """
+    if not _pays(backbone, sampler, latents):
+        return backbone
+    folder = cache_folder().with_name("onnx") / f"{backbone.name}-{_identity(backbone)}"
+    try:
+        if not _is_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            warnings.warn(
+                f"{backbone.name} is exported first, once, which pays at this length; --denoiser torch"
+                " goes without",
+                Notice,
+                stacklevel=2,
+            )
+            export_onnx(OnnxRequest(backbone.name, folder))
+    except OSError as error:
+        warnings.warn(
+            f"{folder} cannot be written ({error.strerror}): PyTorch runs the denoiser; set"
+            " MIGA_BENCH_CACHE to a folder of yours",
+            Notice,
+            stacklevel=2,
+        )
+        return backbone
+    return open_model(backbone.name, DenoiserChoice("onnx", folder), device="cpu")
+
+
+def _pays(backbone: Any, sampler: Sampler[Any], latents: int | None) -> bool:
+    """Tell whether a video is so much work that an export saves more than it takes."""
+    least = PAYS_FROM.get(backbone.name)
+    if least is None or backbone.denoiser_identity != "torch" or backbone.device != "cpu":
+        return False
+    if not sampler.endless or getattr(sampler.settings, "guidance_cut", False):
+        return False  # methods that change the network's inside
+    # a latent takes an evaluation at least, so that more of them need not be walked through
+    walked = least if latents is None else min(latents, least)
+    return estimate(sampler, backbone, walked, batch=1).nfe >= least
+
+
+def _identity(backbone: Any) -> str:
+    return f"{backbone.weights_hash[:16]}-{made_by()['source'][:16]}"
+
+
+def _is_whole(folder: Path) -> bool:
+    """Tell whether an export is there as it was written."""
+    if not folder.is_dir():
+        return False
+    try:
+        for graph in ("denoiser", "text_encoder"):
+            Sidecar.read(folder, graph).check()
+    except UserError:
+        return False
+    return True

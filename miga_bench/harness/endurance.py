@@ -1,0 +1,226 @@
+"""Endurance: a very long video takes the memory of a short one, holds no more files, and plays to its end.
+
+    python -m miga_bench.harness.endurance --backbone tiny-wan --frames 20000
+    python -m miga_bench.harness.endurance --hours 1        (an endless run, stopped as by Ctrl-C)
+
+Each video is made by ``miga-bench generate`` in a process of its own, which is looked at from outside. The
+table says what was asked for and what was seen; exit code 1 if they differ. The last line is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from miga_bench.backbones.tiny.drift import measure
+from miga_bench.backbones.tiny.grammar import parse_caption
+from miga_bench.backbones.tiny.world import CLIP_FRAMES
+from miga_bench.harness.provenance import hardware, versions
+from miga_bench.media import read_video
+
+PROMPT = "a red circle moves right on a blue field"
+# Few steps, so that thousands of frames end soon; what is held in memory does not depend on them.
+BRIEF = ("steps=12", "stage2_steps=2", "renoise=2", "reflection=off", "guidance_scale=1")
+SHORT = 500
+EVERY = 0.5  # seconds from look to look
+SETTLED = 0.2  # of the looks belong to starting up and filling the queue
+CURVE = 20  # points of the drift curve
+MEMORY_TARGET = 1.02
+
+
+@dataclass
+class Watched:
+    """What one process that made a video was seen to hold, and what it left.
+
+    Attributes:
+        record: What it says of the video.
+        video: The file.
+        files: Open file descriptors, look by look.
+        threads: Likewise.
+    """
+
+    record: dict[str, Any]
+    video: Path
+    files: list[int] = field(default_factory=list)
+    threads: list[int] = field(default_factory=list)
+
+    @property
+    def peak_mib(self) -> float:
+        """Its peak memory."""
+        return float(self.record["cost"]["peak_memory_mib"]["process"])
+
+
+def watch(
+    backbone: str, frames: int | None, settings: Sequence[str], folder: Path, seconds: float = 0.0
+) -> Watched:
+    """Make a video in a process of its own and look at it meanwhile.
+
+    Args:
+        backbone: An embedded model.
+        frames: To be made; None goes on for so many ``seconds``.
+        settings: ``NAME=VALUE``, over the preset.
+        folder: For the video.
+        seconds: From its first frame until an endless run is stopped.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    video = folder / f"{frames or 'endless'}.mp4"
+    command = [sys.executable, "-m", "miga_bench", "generate", PROMPT, "--quiet"]
+    command += ["--backbone", backbone, "--device", "cpu", "--denoiser", "torch", "-o", str(video)]
+    command += ["--endless"] if frames is None else ["--frames", str(frames)]
+    for setting in settings:
+        command += ["--set", setting]
+    watched = Watched({}, video)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    own, end = Path("/proc") / str(process.pid), None
+    while process.poll() is None:
+        try:
+            watched.files.append(len(os.listdir(own / "fd")))
+            watched.threads.append(len(os.listdir(own / "task")))
+        except OSError:  # it ended just now
+            continue
+        if frames is None and end is None and video.exists():  # its first frame is written
+            end = time.monotonic() + seconds
+        if end is not None and time.monotonic() > end:
+            process.send_signal(signal.SIGINT)
+            end = float("inf")
+        time.sleep(EVERY)
+    out, error = process.communicate()
+    if process.returncode not in (0, 130 if frames is None else 0):
+        raise RuntimeError(f"generate failed: {error.strip()}")
+    watched.record = json.loads(out.splitlines()[-1])
+    return watched
+
+
+def growth(looks: Sequence[int]) -> int:
+    """Return how much more the last looks saw than the first after the start, by their medians."""
+    settled = looks[round(SETTLED * len(looks)) :]
+    part = max(1, len(settled) // 4)
+    return round(statistics.median(settled[-part:]) - statistics.median(settled[:part]))
+
+
+def drift_curve(video: Path, frames: int) -> tuple[int, list[dict[str, Any]]]:
+    """Return how many frames play, and how far they have strayed from the opening by when.
+
+    Args:
+        video: Of the embedded world.
+        frames: How many there should be.
+    """
+    size = max(CLIP_FRAMES, frames // CURVE)
+    opening: Tensor | None = None
+    played, curve = 0, []
+    for part in _parts(video, size):
+        opening = part[:CLIP_FRAMES] if opening is None else opening
+        drift = measure(
+            torch.cat([opening, part]).float() / 255, parse_caption(PROMPT), len(opening)
+        )
+        curve.append({"frame": played, **drift.as_dict()})
+        played += len(part)
+    return played, curve
+
+
+def _parts(video: Path, size: int) -> Iterator[Tensor]:
+    held: list[Tensor] = []
+    for frame in read_video(video):
+        held.append(frame)
+        if len(held) == size:
+            yield torch.stack(held)
+            held = []
+    if held:
+        yield torch.stack(held)
+
+
+def endurance(
+    backbone: str, frames: int | None, settings: Sequence[str], hours: float, folder: Path
+) -> dict[str, Any]:
+    """Make the short and the long video, and return what was seen.
+
+    ``failed`` names what is not as it should be.
+    """
+    say = Console(stderr=True, highlight=False).print
+    say(f"{SHORT} frames of {backbone} ...")
+    short = watch(backbone, SHORT, settings, folder)
+    say(f"{frames} frames ..." if frames else f"{hours:g} hours ...")
+    long = watch(backbone, frames, settings, folder, hours * 3600)
+    written = int(long.record["frames"])
+    say(f"playing {written} frames ...")
+    played, curve = drift_curve(long.video, written)
+    ratio = long.peak_mib / short.peak_mib
+    rows = [
+        (
+            "peak memory, long / short",
+            f"{ratio:.3f}",
+            f"<= {MEMORY_TARGET}",
+            ratio <= MEMORY_TARGET,
+        ),
+        ("files opened and kept", str(growth(long.files)), "0", growth(long.files) <= 0),
+        ("threads started and kept", str(growth(long.threads)), "0", growth(long.threads) <= 0),
+        ("frames that play", str(played), str(frames or written), played == (frames or written)),
+    ]
+    table = Table("measurement", "seen", "wanted", title=f"{backbone}, {written} frames")
+    for name, seen, wanted, _ in rows:
+        table.add_row(name, seen, wanted)
+    Console(width=None if Console().is_terminal else 120).print(table)
+    return {
+        "backbone": backbone,
+        "settings": list(settings),
+        "frames": written,
+        "seconds": long.record["cost"]["total_seconds"],
+        "peak_mib": {"short": short.peak_mib, "long": long.peak_mib},
+        "memory_ratio": round(ratio, 4),
+        "files": {"first": long.files[0], "most": max(long.files), "growth": growth(long.files)},
+        "threads": {"most": max(long.threads), "growth": growth(long.threads)},
+        "played": played,
+        "drift": curve,
+        "failed": [name for name, _, _, good in rows if not good],
+        "hardware": hardware("cpu"),
+        "versions": versions(),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what the options say; the last line is one JSON document."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--backbone", default="tiny-wan", help="an embedded model (tiny-wan)")
+    parser.add_argument("--frames", type=int, default=20_000, help="of the long video (20000)")
+    parser.add_argument("--hours", type=float, help="instead of --frames: an endless run, stopped")
+    parser.add_argument(
+        "--set",
+        action="append",
+        dest="settings",
+        metavar="NAME=VALUE",
+        help=f"a setting; several times ({' '.join(BRIEF)})",
+    )
+    options = parser.parse_args(arguments)
+    if not Path("/proc/self/fd").is_dir():
+        parser.error("processes are looked at through /proc, which is not here: use Linux")
+    if options.frames < SHORT:
+        parser.error(f"--frames {options.frames}: a long video has more than {SHORT} frames")
+    frames = None if options.hours else options.frames
+    with tempfile.TemporaryDirectory() as folder:
+        found = endurance(
+            options.backbone, frames, options.settings or BRIEF, options.hours or 0.0, Path(folder)
+        )
+    print(json.dumps(found))
+    return 1 if found["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Where the user leaves open what runs the denoiser: what is chosen, and that it is only made once."""
+
+import shutil
+
+import pytest
+from onnx_fixtures import embedded_wan
+
+from miga_bench.backbones import load_backbone
+from miga_bench.cli import main
+from miga_bench.errors import Notice
+from miga_bench.export import automatic
+from miga_bench.sampling import METHODS, resolve
+
+LONG = 60  # latents
+PAYS = 200  # evaluations, which LONG takes and a short clip does not
+
+
+@pytest.fixture(scope="module")
+def wan():
+    return load_backbone("tiny-wan", device="cpu")
+
+
+@pytest.fixture
+def exports(tmp_path, monkeypatch):
+    """Let exporting copy what was exported before, and list what was exported; with a cache of its own."""
+    made = []
+
+    def copy(request):
+        made.append(request.output)
+        shutil.copytree(embedded_wan(), request.output)
+
+    monkeypatch.setenv("MIGA_BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(automatic, "export_onnx", copy)
+    monkeypatch.setattr(automatic, "PAYS_FROM", {"tiny-wan": PAYS})
+    return made
+
+
+def chosen(backbone, latents, method="fifo", **settings):
+    sampler = METHODS[method](resolve(method, backbone, overrides={"steps": "21", **settings}))
+    return automatic.faster(backbone, sampler, latents)
+
+
+def test_a_long_video_is_exported_for_once(wan, exports):
+    with pytest.warns(Notice, match="exported first, once"):
+        assert chosen(wan, LONG).denoiser_identity.startswith("onnx:fp32:")
+    assert chosen(wan, None).denoiser_identity.startswith("onnx:fp32:")
+    assert len(exports) == 1
+
+
+def test_the_length_decides_and_not_what_is_kept(wan, exports):
+    with pytest.warns(Notice, match="exported first"):
+        chosen(wan, LONG)
+    assert chosen(wan, 8) is wan
+
+
+@pytest.mark.parametrize(
+    "change", [{"method": "freelong"}, {"method": "miga", "guidance_cut": "true"}]
+)
+def test_what_changes_the_networks_inside_stays_with_pytorch(wan, exports, change):
+    assert chosen(wan, LONG, **change) is wan
+    assert not exports
+
+
+def test_a_damaged_export_is_made_again(wan, exports):
+    with pytest.warns(Notice, match="exported first"):
+        chosen(wan, LONG)
+    graph = exports[0] / "denoiser.onnx"
+    graph.write_bytes(graph.read_bytes()[:1000])
+    with pytest.warns(Notice, match="exported first"):
+        assert chosen(wan, LONG) is not wan
+    assert len(exports) == 2
+
+
+def test_without_a_place_for_it_pytorch_goes_on(wan, exports, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MIGA_BENCH_CACHE", str(tmp_path / "file"))
+    with pytest.warns(Notice) as notices:
+        assert chosen(wan, LONG) is wan
+    assert "cannot be written" in str(notices[-1].message)
+
+
+@pytest.mark.parametrize(
+    ("options", "identity"),
+    [
+        ((), "onnx:fp32:"),
+        (("--denoiser", "torch"), "torch"),
+        (("--dtype", "bfloat16"), "torch"),
+    ],
+)
+def test_generate_asks_only_where_it_is_open(
+    exports, monkeypatch, tmp_path, capsys, options, identity
+):
+    monkeypatch.setattr(automatic, "PAYS_FROM", {"tiny-wan": 1})
+    quick = ["--method", "fifo", "--frames", "5", "--set", "steps=21", "--quiet"]
+    assert main(["generate", "a red circle", "-o", str(tmp_path / "a.mp4"), *quick, *options]) == 0
+    assert f'"denoiser": "{identity}' in capsys.readouterr().out
+    assert len(exports) == (identity != "torch")

@@ -1,0 +1,58 @@
+"""The endurance run: what it sees of a process, and that it says so when that is wrong."""
+
+import json
+
+import pytest
+import torch
+
+from miga_bench.harness import endurance
+from miga_bench.media import VideoWriter
+
+
+def test_a_file_kept_open_every_while_is_growth():
+    assert endurance.growth([3, 8, 12, *[12] * 40]) == 0
+    assert endurance.growth([12 + look // 10 for look in range(100)]) > 3
+
+
+def test_every_frame_is_played_and_every_part_held_against_the_opening(tmp_path):
+    with VideoWriter(tmp_path / "a.mp4", 16, lossless=True) as writer:
+        writer.push(torch.full((90, 3, 64, 64), 0.5))
+        writer.push(torch.full((90, 3, 64, 64), 0.8))
+    played, curve = endurance.drift_curve(tmp_path / "a.mp4", 180)
+    assert played == 180
+    assert curve[0]["field_drift"] < 0.01 < 0.2 < curve[-1]["field_drift"]
+
+
+def test_a_video_that_breaks_off_is_told(monkeypatch, capsys, tmp_path):
+    def watch(backbone, frames, settings, folder, seconds=0.0):
+        video = folder / f"{frames}.mp4"
+        with VideoWriter(video, 16) as writer:
+            writer.push(torch.rand(min(frames, 600), 3, 64, 64))
+        peak = 100.0 + frames / 100
+        cost = {"peak_memory_mib": {"process": peak}, "total_seconds": 1.0}
+        return endurance.Watched({"frames": frames, "cost": cost}, video, [9, 9, 9], [4, 4, 4])
+
+    monkeypatch.setattr(endurance, "watch", watch)
+    assert endurance.main(["--frames", "700"]) == 1
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["failed"] == ["frames that play"]
+    assert endurance.main(["--frames", "600"]) == 0
+    assert endurance.main(["--frames", "900"]) == 1
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["failed"] == ["peak memory, long / short", "frames that play"]
+
+
+def test_a_real_process_is_looked_at_and_stopped(tmp_path):
+    settings = ("steps=9", "stage2_steps=1", "renoise=1", "reflection=off", "guidance_scale=1")
+    watched = endurance.watch("tiny-wan", None, settings, tmp_path, seconds=1)
+    assert watched.record["status"] == "stopped"
+    assert endurance.drift_curve(watched.video, 40)[0] == watched.record["frames"] > 0
+    assert watched.peak_mib > 100
+    assert min(watched.threads) >= 1
+    assert max(watched.files) >= 3
+
+
+def test_too_short_a_long_video_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        endurance.main(["--frames", "100"])
+    assert "more than 500 frames" in capsys.readouterr().err
