@@ -126,7 +126,8 @@ class CachedCall:
         for number, entries in self._found.items():
             row = self._rows[number]
             assert row is not None
-            self._cache.entries.update(zip(row.keys, entries, strict=False))  # none of a row cut short
+            # a row that was cut short has none
+            self._cache.entries.update(zip(row.keys, entries, strict=False))
         return self.skipped
 
     def __call__(self, before: Tensor, after: Tensor, rest: Callable[[Rows], Tensor]) -> Tensor:
