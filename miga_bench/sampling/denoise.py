@@ -122,6 +122,8 @@ class WindowDenoiser:
         Raises:
             UserError: The settings ask for a cache, and the backbone's denoiser takes none.
         """
+        if settings.cache:
+            check_cache(settings.cache, backbone)
         denoiser = cls(
             backbone,
             prompts,
@@ -133,7 +135,6 @@ class WindowDenoiser:
         )
         denoiser.guided_levels = settings.guided_levels
         if settings.cache:
-            check_cache(settings.cache, backbone)
             denoiser.cache = BlockCache(settings.cache)
         return denoiser
 
