@@ -211,7 +211,7 @@ class VideoCrafterUNet(UNet3DConditionModel):
         net: Any = self
         hidden = skips[-1]
         for level, block in enumerate(net.down_blocks):
-            for layer in range(not level, len(block.resnets)):
+            for layer in range(0 if level else 1, len(block.resnets)):
                 hidden = _layer(block, layer, hidden, embedded, context, call)
                 skips.append(hidden)
             if block.downsamplers is not None:

@@ -142,7 +142,7 @@ class CachedCall:
             if needy:
                 picked = torch.tensor(needy, device=after.device)
                 last = rest(picked)
-                out.index_copy_(0, picked, last)
+                out.index_copy_(0, picked, last.to(out.dtype))
         for number, entries in kept.items():
             row = self._rows[number]
             assert row is not None
