@@ -20,6 +20,9 @@ belongs to a frame and to a branch of guidance, not to a place in a window:
 
 Windows of one pass write different frames, and read entries of their own only. So the video does not depend
 on how rows are batched, but for a change that equals the threshold to the last bits.
+
+A frame on its way takes two of the network's hidden states, twice that with guidance: 19 MB on Wan2.1 1.3B
+at 480x832 in bfloat16.
 """
 
 from __future__ import annotations
