@@ -64,6 +64,7 @@ class RunFolder:
         frames=24,
         passes=(),
         nfe=100,
+        skipped=None,
         seconds=None,
         error=None,
     ):
@@ -90,7 +91,8 @@ class RunFolder:
                 "nfe": nfe,
                 "nfe_latents": nfe * 16,
                 "windows": 50,
-                "flops": nfe * 2.5e9,
+                **({} if skipped is None else {"skipped": skipped}),
+                "flops": (nfe - (skipped or 0)) * 2.5e9,
                 "passes": {"stage1": len(passes)},
                 "reflection": {"triggers": 0, "accepted": 0, "search_windows": 10},
             },

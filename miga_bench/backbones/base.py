@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
@@ -92,6 +92,26 @@ class FrameAttention(Protocol):
 
         Returns:
             ``[B, F, P, heads, a]``.
+        """
+        ...
+
+
+Rows: TypeAlias = slice | Tensor  # of a denoiser call: all of them, or their numbers ``[n]``
+
+
+class Shortcut(Protocol):
+    """Stands between a denoiser's first block and all others, which it may leave out for some rows."""
+
+    def __call__(self, before: Tensor, after: Tensor, rest: Callable[[Rows], Tensor]) -> Tensor:
+        """Return what the output layers get.
+
+        Args:
+            before: ``[B, F, ...]``: what the first block was given, frame by frame.
+            after: As ``before``, what it made of it.
+            rest: Runs the further blocks for n of the rows, and returns ``[n, F, ...]``.
+
+        Returns:
+            ``[B, F, ...]``.
         """
         ...
 
@@ -219,6 +239,11 @@ class Backbone(ABC):
         Such frames are attended to, but convolutions and norms over time treat them as a clip of
         their own.
         """
+        return False
+
+    @property
+    def can_cache(self) -> bool:
+        """Whether the denoiser takes ``shortcut=S``, see ``Shortcut``."""
         return False
 
     def default_batch(self) -> int:

@@ -87,15 +87,24 @@ class LoadedBackbone(Backbone):
 
     def attending(self, attention: FrameAttention) -> AbstractContextManager[None]:
         """Return a context in which ``attention`` does the network's attention over frames."""
-        modules = (self.denoiser, getattr(self.denoiser, "network", None))
-        compiled = any(getattr(part, "_compiled_call_impl", None) is not None for part in modules)
-        if compiled or not self.is_ours():
+        if not self._is_open():
             raise UserError(
                 f"{self.name}: the attention of a compiled or exported denoiser cannot be changed; "
                 "load the model uncompiled, or use fifo or miga"
             )
         context: AbstractContextManager[None] = self.denoiser.attending(attention)
         return context
+
+    @property
+    def can_cache(self) -> bool:
+        """Whether the denoiser takes a shortcut: ours does, unless it is compiled."""
+        return self._is_open()
+
+    def _is_open(self) -> bool:
+        """Tell whether the denoiser runs our Python code, and neither a compiled graph nor an engine."""
+        modules = (self.denoiser, getattr(self.denoiser, "network", None))
+        compiled = any(getattr(part, "_compiled_call_impl", None) is not None for part in modules)
+        return not compiled and self.is_ours()
 
     def default_batch(self) -> int:
         """Return how many windows one denoiser call may hold in the memory that is free now."""

@@ -18,9 +18,9 @@ h, w the level's size, P = h * w, S text rows, D text width, a attention head wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from torch import Tensor, nn
 
-from miga_bench.backbones.base import AttentionSite, FrameAttention
+from miga_bench.backbones.base import AttentionSite, FrameAttention, Rows, Shortcut
 
 # Parts whose parameters stay float32 whatever the type of the rest: they see timesteps.
 KEEP_FLOAT32 = ("time_embedding", "fps_embedding")
@@ -157,6 +157,7 @@ class VideoCrafterUNet(UNet3DConditionModel):
         *,
         cut: int = 0,
         attention: FrameAttention | None = None,
+        shortcut: Shortcut | None = None,
     ) -> Tensor:
         """Predict eps.
 
@@ -167,6 +168,8 @@ class VideoCrafterUNet(UNet3DConditionModel):
             fps: The clip's frame rate, one number or ``[B]``.
             cut: The first ``cut`` frames are guidance frames, see the module.
             attention: Stands in for both attentions over frames of every temporal transformer.
+            shortcut: May leave out all between the first residual block, with the attentions that
+                follow it, and the output layers.
 
         Returns:
             ``[B, C, F, H, W]`` in the latents' type.
@@ -186,10 +189,29 @@ class VideoCrafterUNet(UNet3DConditionModel):
         context = text.to(dtype)
 
         hidden = net.conv_in(latents.to(dtype).transpose(1, 2).flatten(0, 1))
-        hidden = _attend_over_time(net.transformer_in, hidden, call)
-        skips = [hidden]
-        for block in net.down_blocks:
-            for layer in range(len(block.resnets)):
+        skips = [_attend_over_time(net.transformer_in, hidden, call)]
+        skips.append(_layer(net.down_blocks[0], 0, skips[0], embedded, context, call))
+        if shortcut is None:
+            hidden = self._rest(skips, embedded, context, call)
+        else:
+            hidden = self._shortened(shortcut, skips, embedded, context, call)
+
+        hidden = net.conv_out(nnf.silu(net.conv_norm_out(hidden)))
+        return hidden.unflatten(0, (batch, frames)).transpose(1, 2).to(latents.dtype)
+
+    def _rest(self, skips: list[Tensor], embedded: Tensor, context: Tensor, call: _Call) -> Tensor:
+        """Go from the first residual block on to the output layers, ``[N, C, H, W]``.
+
+        Args:
+            skips: What the first block was given and what it made of it; is emptied.
+            embedded: See ``_embed``.
+            context: ``[B, S, D]``.
+            call: Of the same rows.
+        """
+        net: Any = self
+        hidden = skips[-1]
+        for level, block in enumerate(net.down_blocks):
+            for layer in range(0 if level else 1, len(block.resnets)):
                 hidden = _layer(block, layer, hidden, embedded, context, call)
                 skips.append(hidden)
             if block.downsamplers is not None:
@@ -207,9 +229,29 @@ class VideoCrafterUNet(UNet3DConditionModel):
                 hidden = _layer(block, layer, hidden, embedded, context, call)
             if block.upsamplers is not None:
                 hidden = block.upsamplers[0](hidden)
+        return hidden
 
-        hidden = net.conv_out(nnf.silu(net.conv_norm_out(hidden)))
-        return hidden.unflatten(0, (batch, frames)).transpose(1, 2).to(latents.dtype)
+    def _shortened(
+        self,
+        shortcut: Shortcut,
+        begun: Sequence[Tensor],
+        embedded: Tensor,
+        context: Tensor,
+        call: _Call,
+    ) -> Tensor:
+        """Do as ``_rest``, or what ``shortcut`` does instead; ``begun`` are its ``skips``."""
+
+        def by_frame(images: Tensor) -> Tensor:
+            return images.unflatten(0, (-1, call.frames))
+
+        def rest(rows: Rows) -> Tensor:
+            some = [by_frame(images)[rows].flatten(0, 1) for images in (*begun, embedded)]
+            *skips, told = some
+            part = replace(call, timesteps=call.timesteps[rows])
+            return by_frame(self._rest(skips, told, context[rows], part))
+
+        before, after = begun
+        return shortcut(by_frame(before), by_frame(after), rest).flatten(0, 1)
 
     def _embed(self, timesteps: Tensor, fps: Tensor | float) -> Tensor:
         """Return the embeddings ``[N, 4 * width]`` of levels ``[B, F]`` and rates."""
@@ -320,6 +362,7 @@ class VideoCrafterDenoiser(nn.Module):
         *,
         cut: int = 0,
         fps: float | None = None,
+        shortcut: Shortcut | None = None,
     ) -> Tensor:
         """Predict eps.
 
@@ -330,12 +373,15 @@ class VideoCrafterDenoiser(nn.Module):
             cut: The first ``cut`` frames are guidance frames: all frames attend to them, but
                 convolutions and norms over time treat them as a clip of their own.
             fps: Frame rate to tell the network; None for this denoiser's own.
+            shortcut: See ``VideoCrafterUNet``.
 
         Returns:
             ``[B, C, F, H, W]`` in the latents' type.
         """
         rate = self.fps if fps is None else fps
-        return self.network(latents, timesteps, text, rate, cut=cut, attention=self._attention)
+        return self.network(
+            latents, timesteps, text, rate, cut=cut, attention=self._attention, shortcut=shortcut
+        )
 
     @property
     def attention(self) -> FrameAttention | None:

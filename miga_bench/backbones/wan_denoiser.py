@@ -10,8 +10,9 @@ S text rows, D text width, d model width, a attention head width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch.nn.functional as nnf
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
-from miga_bench.backbones.base import AttentionSite, FrameAttention
+from miga_bench.backbones.base import AttentionSite, FrameAttention, Rows, Shortcut
 from miga_bench.backbones.rotary import Rotary
 
 
@@ -65,6 +66,45 @@ def _by_frame(
     return attention(query, key, value, site).flatten(1, 2)
 
 
+@dataclass(frozen=True)
+class _Call:
+    """What all blocks need to know of one forward.
+
+    Attributes:
+        frames: F.
+        modulation: ``[B, F, 6, d]`` float32.
+        context: ``[B, S, d]``.
+        rotary: Cosines and sines, ``[1 or B, F * L, 1, a / 2]`` each.
+        site: Where self-attention is.
+        attention: Stands in for self-attention, if given.
+    """
+
+    frames: int
+    modulation: Tensor
+    context: Tensor
+    rotary: tuple[Tensor, Tensor]
+    site: AttentionSite
+    attention: FrameAttention | None
+
+    def of(self, rows: Rows) -> _Call:
+        """Return the same for some of the rows."""
+        cos, sin = self.rotary
+        return replace(
+            self,
+            modulation=self.modulation[rows],
+            context=self.context[rows],
+            rotary=self.rotary if len(cos) == 1 else (cos[rows], sin[rows]),
+            site=replace(self.site, timesteps=self.site.timesteps[rows]),
+        )
+
+    @property
+    def instead(self) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+        """What stands in for self-attention between the projections."""
+        if self.attention is None:
+            return None
+        return partial(_by_frame, attention=self.attention, site=self.site)
+
+
 class WanNetwork(nn.Module):
     """The network itself, rotary tables given: what is compiled and exported."""
 
@@ -80,6 +120,7 @@ class WanNetwork(nn.Module):
         cos: Tensor,
         sin: Tensor,
         attention: FrameAttention | None = None,
+        shortcut: Shortcut | None = None,
     ) -> Tensor:
         """Predict the velocity.
 
@@ -90,6 +131,7 @@ class WanNetwork(nn.Module):
             cos: ``[1 or B, F * L, 1, a / 2]`` float32, see ``Rotary``.
             sin: As ``cos``.
             attention: Stands in for every block's self-attention.
+            shortcut: May leave out all blocks but the first.
 
         Returns:
             ``[B, C, F, H, W]`` in the latents' type.
@@ -106,12 +148,12 @@ class WanNetwork(nn.Module):
             timesteps.flatten(), text.to(dtype), None, timestep_seq_len=frames
         )
         modulation = modulation.unflatten(2, (6, -1)).float()  # [B, F, 6, d]
-        instead = None
-        if attention is not None:
-            site = AttentionSite(rows, columns, True, patch_height, timesteps)
-            instead = partial(_by_frame, attention=attention, site=site)
-        for block in net.blocks:
-            hidden = self._block(block, hidden, modulation, context, (cos, sin), frames, instead)
+        site = AttentionSite(rows, columns, True, patch_height, timesteps)
+        call = _Call(frames, modulation, context, (cos, sin), site, attention)
+        if shortcut is None:
+            hidden = self._blocks(net.blocks, hidden, call)
+        else:
+            hidden = self._shortened(shortcut, hidden, call)
 
         # [B, F, 2, d] -> two of [B, F, 1, d]
         shift, scale = (net.scale_shift_table[:, None] + embedded[:, :, None]).chunk(2, dim=2)
@@ -136,25 +178,37 @@ class WanNetwork(nn.Module):
         update = update.float().unflatten(1, (frames, -1))
         return torch.addcmul(wide, update, gate).flatten(1, 2).type_as(hidden)
 
-    def _block(
-        self,
-        block: Any,
-        hidden: Tensor,
-        modulation: Tensor,
-        context: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        frames: int,
-        instead: Callable[[Tensor, Tensor, Tensor], Tensor] | None,
-    ) -> Tensor:
-        table = block.scale_shift_table[:, None] + modulation
+    def _blocks(self, blocks: Iterable[Any], hidden: Tensor, call: _Call) -> Tensor:
+        """Take ``[B, F * L, d]`` through blocks."""
+        for block in blocks:
+            hidden = self._block(block, hidden, call)
+        return hidden
+
+    def _shortened(self, shortcut: Shortcut, before: Tensor, call: _Call) -> Tensor:
+        """Take ``[B, F * L, d]`` through the first block, and through the others as ``shortcut`` has it."""
+        net: Any = self.transformer
+        first, *others = net.blocks
+        after = self._block(first, before, call)
+
+        def rest(rows: Rows) -> Tensor:
+            return by_frame(self._blocks(others, after[rows], call.of(rows)))
+
+        def by_frame(hidden: Tensor) -> Tensor:
+            return hidden.unflatten(1, (call.frames, -1))
+
+        return shortcut(by_frame(before), by_frame(after), rest).flatten(1, 2)
+
+    def _block(self, block: Any, hidden: Tensor, call: _Call) -> Tensor:
+        frames = call.frames
+        table = block.scale_shift_table[:, None] + call.modulation
         shift, scale, gate, shift_ff, scale_ff, gate_ff = table.chunk(6, dim=2)
 
         normed = self._modulate(block.norm1, hidden, shift, scale, frames)
-        attended = _attend(block.attn1, normed, normed, rotary, instead)
+        attended = _attend(block.attn1, normed, normed, call.rotary, call.instead)
         hidden = self._add_gated(hidden, attended, gate, frames)
 
         normed = block.norm2(hidden.float()).type_as(hidden)
-        hidden = hidden + _attend(block.attn2, normed, context, None)
+        hidden = hidden + _attend(block.attn2, normed, call.context, None)
 
         normed = self._modulate(block.norm3, hidden, shift_ff, scale_ff, frames)
         return self._add_gated(hidden, block.ffn(normed), gate_ff, frames)
@@ -184,7 +238,13 @@ class WanDenoiser(nn.Module):
         return self.network.transformer
 
     def forward(
-        self, latents: Tensor, timesteps: Tensor, text: Tensor, positions: Tensor | None = None
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: Tensor,
+        positions: Tensor | None = None,
+        *,
+        shortcut: Shortcut | None = None,
     ) -> Tensor:
         """Predict the velocity ``noise - clean``.
 
@@ -193,14 +253,15 @@ class WanDenoiser(nn.Module):
             timesteps: ``[B, F]`` float32 in ``[0, 1000]``, one per frame.
             text: ``[B, S, D]`` prompt embeddings.
             positions: ``[F]`` or ``[B, F]`` temporal positions; None for 0 to F - 1.
+            shortcut: May leave out all blocks but the first.
 
         Returns:
             ``[B, C, F, H, W]`` in the latents' type.
         """
         cos, sin = self.rotary(latents, positions)
-        if self._attention is None:
+        if self._attention is None and shortcut is None:
             return self.network(latents, timesteps, text, cos, sin)
-        return self.network(latents, timesteps, text, cos, sin, self._attention)
+        return self.network(latents, timesteps, text, cos, sin, self._attention, shortcut)
 
     @property
     def attention(self) -> FrameAttention | None:

@@ -74,6 +74,7 @@ class Tally:
     windows: int = 0
     nfe: int = 0
     nfe_latents: int = 0
+    skipped: int = 0
     search_windows: int = 0
     triggers: int = 0
     accepted: int = 0
@@ -82,7 +83,7 @@ class Tally:
     def add(self, report: PassReport) -> None:
         """Count one pass."""
         self.windows, self.search_windows = report.windows, report.search_windows
-        self.nfe, self.nfe_latents = report.nfe, report.nfe_latents
+        self.nfe, self.nfe_latents, self.skipped = report.nfe, report.nfe_latents, report.skipped
         self.triggers += report.triggered
         self.accepted += report.accepted
         self.passes[report.stage] = self.passes.get(report.stage, 0) + 1
@@ -367,6 +368,7 @@ class Video:
                 "windows": tally.windows,
                 "nfe": tally.nfe,
                 "nfe_latents": tally.nfe_latents,
+                **({"skipped": tally.skipped} if self.sampler.settings.cache else {}),
                 **self._meter.cost(),
                 "passes": tally.passes,
                 "reflection": {

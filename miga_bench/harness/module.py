@@ -22,7 +22,8 @@ from miga_bench.harness.prompt_lists import Wish
 from miga_bench.harness.ranks import agree
 from miga_bench.harness.request import check_prompts
 from miga_bench.harness.scorers import ItemScorer
-from miga_bench.harness.writer import Making, RunWriter
+from miga_bench.harness.teams import check_settings
+from miga_bench.harness.writer import Making, RunWriter, team_size
 from miga_bench.sampling import METHODS, Short, resolve
 from miga_bench.sampling.base import Sampler
 from miga_bench.sampling.estimate import BATCH, Estimate, estimate
@@ -179,7 +180,8 @@ class LongVideoModule(LightningModule):
         """Settle what each arm's settings are on the loaded backbone.
 
         Raises:
-            UserError: A setting is not what the backbone's family takes.
+            UserError: A setting is not what the backbone's family takes, or processes that make a video
+                together.
         """
         if isinstance(self._method, Sampler):
             self.samplers = {"": self._method}
@@ -190,6 +192,8 @@ class LongVideoModule(LightningModule):
                 )
                 for name, arm in self._arms.items()
             }
+        settings = [sampler.settings for sampler in self.samplers.values()]
+        check_settings(team_size(self.trainer), settings)
 
     def items(
         self, wishes: Sequence[Wish], seeds: Sequence[int], frames: int | None

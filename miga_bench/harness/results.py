@@ -51,8 +51,8 @@ class Row:
         frames: In the file; 0 if there is none.
         frame_rate: Frames a second; 0 if unknown.
         error: Why it failed.
-        cost: ``nfe``, ``nfe_latents``, ``flops``, ``windows``, ``passes``, ``reflection`` and, measured,
-            ``seconds`` by stage, ``total_seconds``, ``peak_memory_mib``.
+        cost: ``nfe``, ``nfe_latents``, ``flops``, ``windows``, ``passes``, ``reflection``, ``skipped`` where
+            there is a cache, and, measured, ``seconds`` by stage, ``total_seconds``, ``peak_memory_mib``.
         scores: By label; None where there is a reason instead.
         reasons: Why a score is None, by label.
         series: By label, the score over the video: ``[first, last, mean]`` of each bin.

@@ -14,7 +14,7 @@ one is told to all, fails the item, and the team goes on; a rank that is gone en
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +28,7 @@ from miga_bench.harness.generate import Video, Watcher
 from miga_bench.harness.ranks import PATIENCE
 from miga_bench.harness.stop import StopRequested, StopSignals
 from miga_bench.harness.window_parallel import WindowParallel
+from miga_bench.sampling.base import CommonSettings
 
 # A team's ranks are never further apart within a video than a decoded latent, or a compilation.
 SILENCE = timedelta(minutes=30)
@@ -47,6 +48,20 @@ def check_size(size: int, world: int) -> None:
         raise UserError(
             f"run.window_parallel is {size}: it divides the number of processes, which is {world}"
             f" (trainer.devices times trainer.num_nodes); it may be {', '.join(good)}"
+        )
+
+
+def check_settings(size: int, settings: Iterable[CommonSettings]) -> None:
+    """Refuse settings that a team of this size cannot work by.
+
+    Raises:
+        UserError: They ask for a cache, whose entries would be spread over the processes.
+    """
+    cache = max((one.cache for one in settings), default=0)
+    if size > 1 and cache:
+        raise UserError(
+            f"cache is {cache:g} and run.window_parallel is {size}: processes that make a video together"
+            " have no cache in common; leave one of the two out"
         )
 
 

@@ -159,6 +159,9 @@ def _cost(rows: Sequence[Row]) -> Metrics:
         if len(known) == len(rows):
             metrics[f"cost/{called}_per_video"] = fmean(known)
             metrics[f"cost/{called}_per_frame"] = sum(known) / frames
+    if nfe := sum(row.cost.get("nfe") or 0 for row in rows if "skipped" in row.cost):
+        skipped = sum(row.cost.get("skipped") or 0 for row in rows)
+        metrics["cost/skipped_share_of_nfe"] = skipped / nfe
     for stage in sorted({stage for row in rows for stage in row.cost.get("seconds") or {}}):
         spent = [float((row.cost.get("seconds") or {}).get(stage, 0)) for row in rows]
         metrics[f"seconds_per_video/{plain(stage)}"] = fmean(spent)

@@ -35,6 +35,8 @@ class CommonSettings:
         guidance_from: Lowest level with guidance; the denoiser's prediction for the prompt stands alone
             below it. 0 is all levels.
         guidance_to: Highest level with guidance, likewise; None is the top.
+        cache: Change of a frame, in what the denoiser's first block makes of it, below which the other
+            blocks are not run again; see ``cache.py``. 0 always runs them.
 
     ``grid``, ``rescale`` and ``fps`` are VideoCrafter2's; None leaves them to the backbone.
     """
@@ -47,6 +49,7 @@ class CommonSettings:
     fps: float | None = field(default=None, kw_only=True)
     guidance_from: int = field(default=0, kw_only=True, metadata=LATER)
     guidance_to: int | None = field(default=None, kw_only=True, metadata=LATER)
+    cache: float = field(default=0.0, kw_only=True, metadata=LATER)
 
     @property
     def guided_levels(self) -> range:
@@ -105,6 +108,7 @@ class PassReport:
             as without a search.
         nfe: Denoiser evaluations so far: one for every window, and another for each with guidance.
         nfe_latents: Latents in all of these.
+        skipped: Evaluations, part of ``nfe``, of which the cache left out all but the first block.
     """
 
     stage: str
@@ -118,6 +122,7 @@ class PassReport:
     search_windows: int = 0
     nfe: int = 0
     nfe_latents: int = 0
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -196,6 +201,7 @@ class Cost:
         search_windows: Those of them spent on searches.
         nfe: Denoiser evaluations so far; see ``PassReport``.
         nfe_latents: Latents in all of these.
+        skipped: Evaluations that were cut short.
         finished: Latents handed out.
         passes: Passes so far by stage.
     """
@@ -205,6 +211,7 @@ class Cost:
     search_windows: int = 0
     nfe: int = 0
     nfe_latents: int = 0
+    skipped: int = 0
     finished: int = 0
     passes: dict[str, int] = field(default_factory=dict)
 
@@ -230,5 +237,6 @@ class Cost:
                 search_windows=self.search_windows,
                 nfe=self.nfe,
                 nfe_latents=self.nfe_latents,
+                skipped=self.skipped,
             )
         )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from miga_bench.backbones.base import Backbone
-from miga_bench.errors import NumericalError
+from miga_bench.errors import NumericalError, UserError
 from miga_bench.sampling.base import CommonSettings, Cost, PassCallback, PromptSchedule
+from miga_bench.sampling.cache import BlockCache, CachedRow
 from miga_bench.sampling.fitting import FittingDenoiser
 from miga_bench.sampling.noise import NoiseSource
 from miga_bench.sampling.queue import Queue
@@ -47,11 +48,13 @@ class Work:
         windows: At least one.
         whole: Whether the predictions for all frames that a window reads are wanted, context
             included, not only those for the slots it writes.
+        cached: Whether the cache is about these slots. Of candidates for the same frames at most one may be.
     """
 
     queue: Queue
     windows: Sequence[Window]
     whole: bool = False
+    cached: bool = False
 
 
 class WindowDenoiser:
@@ -74,6 +77,7 @@ class WindowDenoiser:
         anchors: Guidance frames of anchored windows.
         cut: Whether the denoiser is told how many frames of a window are guidance frames, so that
             they are no temporal neighbors of the others.
+        cache: Cuts windows short in which little has changed; None runs all of them in full.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class WindowDenoiser:
         self.guided_levels = range(solver.schedule.steps + 1)
         self.anchors: Anchors | None = None
         self.cut = False
+        self.cache: BlockCache | None = None
 
     @classmethod
     def of(
@@ -112,7 +117,13 @@ class WindowDenoiser:
         noise: NoiseSource,
         callback: PassCallback | None,
     ) -> WindowDenoiser:
-        """Return the denoiser of one video: a method's settings, the backbone's solver, no cost yet."""
+        """Return the denoiser of one video: a method's settings, the backbone's solver, no cost yet.
+
+        Raises:
+            UserError: The settings ask for a cache, and the backbone's denoiser takes none.
+        """
+        if settings.cache:
+            check_cache(settings.cache, backbone)
         denoiser = cls(
             backbone,
             prompts,
@@ -123,6 +134,8 @@ class WindowDenoiser:
             Cost(callback),
         )
         denoiser.guided_levels = settings.guided_levels
+        if settings.cache:
+            denoiser.cache = BlockCache(settings.cache)
         return denoiser
 
     @property
@@ -146,9 +159,7 @@ class WindowDenoiser:
         for (_, cut), alike in shapes.items():
             for first in range(0, len(alike), self.batch):
                 batch = alike[first : first + self.batch]
-                output = self._call(
-                    [(works[jobs[job][0]].queue, jobs[job][1]) for job in batch], cut
-                )
+                output = self._call([(works[jobs[job][0]], jobs[job][1]) for job in batch], cut)
                 for row, job in zip(output, batch, strict=True):
                     number, window = jobs[job]
                     start = self._before(window)
@@ -173,10 +184,12 @@ class WindowDenoiser:
             queue.levels[slot] in self.guided_levels for slot in window.writes
         )
 
-    def _call(self, batch: Sequence[tuple[Queue, Window]], cut: int) -> Tensor:
+    def _call(self, batch: Sequence[tuple[Work, Window]], cut: int) -> Tensor:
         """Run one batch of equally long windows; ``[B, F, C, H, W]``."""
         rows, levels, segments, guided = [], [], [], []
-        for queue, window in batch:
+        known: list[CachedRow | None] = []
+        for work, window in batch:
+            queue = work.queue
             segment = self.prompts.segment(queue.frames[window.writes[len(window.writes) // 2]])
             first, last = window.reads[window.offset], window.reads[-1]
             local = queue.latents[first : last + 1]
@@ -193,21 +206,30 @@ class WindowDenoiser:
             rows.append(torch.cat(parts) if len(parts) > 1 else parts[0])
             levels.append(row_levels)
             segments.append(segment)
+            written = [queue.frames[slot] for slot in window.writes]
+            own = CachedRow(written, self._before(window), segment) if work.cached else None
+            known.append(own)
             if self._is_guided(queue, window):
                 guided.append(len(rows) - 1)
         latents = torch.stack(rows).transpose(1, 2)
         timesteps = self.schedule.timesteps[torch.tensor(levels)].to(self.device)
         text = self.prompts.text[torch.tensor(segments)]
-        more = {"cut": cut} if cut else {}
+        more: dict[str, Any] = {"cut": cut} if cut else {}
         picked: Any = slice(None) if len(guided) == len(rows) else guided
         if guided:
             # The unconditional halves follow the windows.
             latents = torch.cat([latents, latents[picked]])
             timesteps = torch.cat([timesteps, timesteps[picked]])
             text = torch.cat([text, self.prompts.negative.expand_as(text[picked])])
+        shortcut = None
+        if self.cache is not None:
+            known += [row and replace(row, segment=None) for row in map(known.__getitem__, guided)]
+            shortcut = more["shortcut"] = self.cache.call(known)
         self.cost.nfe += len(latents)
         self.cost.nfe_latents += len(latents) * latents.shape[2]
         output = self.denoiser(latents, timesteps, text, **more).float()
+        if shortcut is not None:
+            self.cost.skipped += shortcut.settle()
         if guided:
             output, unconditional = output.split([len(rows), len(guided)])
             conditional = output[picked]
@@ -258,7 +280,7 @@ class WindowDenoiser:
                 VideoCrafter2 loop has it), or the queue as it was before the pass.
         """
         for group in independent_groups(plan, in_place):
-            (prediction,) = self.predict([Work(queue, group)])
+            (prediction,) = self.predict([Work(queue, group, cached=True)])
             slots = slice(group[0].writes.start, group[-1].writes.stop)
             queue.write(slots, self.step(queue[slots], prediction, purpose))
 
@@ -288,4 +310,28 @@ class WindowDenoiser:
             with around(told) if around else nullcontext():
                 self.denoise(queue, whole, "base step", in_place=False)
             self.cost.report("base", queue.levels)
+        self.forget(numbers)
         return queue.latents
+
+    def forget(self, frames: Iterable[int]) -> None:
+        """Say that frames, by number, are gone, or go on from other noise."""
+        if self.cache is not None:
+            self.cache.forget(frames)
+
+
+def check_cache(threshold: float, backbone: Backbone) -> None:
+    """Refuse a cache where the denoiser cannot have one.
+
+    Raises:
+        UserError: It is compiled or exported, or shared with other processes.
+    """
+    if not backbone.can_cache:
+        raise UserError(
+            f"cache is {threshold:g}: the denoiser of {backbone.name} takes none, one in PyTorch that is "
+            "not compiled does; leave cache out"
+        )
+    if backbone.team is not None:
+        raise UserError(
+            f"cache is {threshold:g}: processes that make a video together do not share one; leave cache "
+            "out, or let each make its own"
+        )

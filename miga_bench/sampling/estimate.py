@@ -109,6 +109,10 @@ class _Hollow(Backbone):
     def can_cut(self) -> bool:
         return self._real.can_cut
 
+    @property
+    def can_cache(self) -> bool:
+        return self._real.can_cache
+
     def clip_bytes(self, frames: int, copies: float = 0.0) -> int | None:
         return self._real.clip_bytes(frames, copies)
 

@@ -106,6 +106,7 @@ class Fifo(Sampler[FifoSettings]):
             front = queue[context : context + 1]
             # The slots before the front are context: what left the queue last, still clean.
             behind = self._noise_slot(denoiser, queue.frames[-1] + 1)
+            denoiser.forget(front.frames)
             queue = queue[1:] + behind
             if front.frames[0] >= 0:
                 cost.finished += 1

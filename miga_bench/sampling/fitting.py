@@ -56,7 +56,8 @@ class FittingDenoiser:
         while done < len(latents):
             rows = slice(done, done + min(self.most or len(latents), len(latents) - done))
             try:
-                part = self._denoiser(latents[rows], timesteps[rows], text[rows], **more)
+                told = _of_rows(more, rows)
+                part = self._denoiser(latents[rows], timesteps[rows], text[rows], **told)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -85,3 +86,9 @@ class FittingDenoiser:
             Notice,
             stacklevel=2,
         )
+
+
+def _of_rows(more: dict[str, Any], rows: slice) -> dict[str, Any]:
+    """Return a call's further arguments for some of its rows; only a shortcut tells rows apart."""
+    shortcut = more.get("shortcut")
+    return more if shortcut is None else {**more, "shortcut": shortcut.part(rows)}

@@ -117,6 +117,8 @@ class Pipeline:
 
     def _enter(self, number: int, run: Queue) -> None:
         """Hand latents to a pass, prepared as it takes them, or to the output behind the last."""
+        if number in (len(self.passes), self.renoise_at):
+            self.denoiser.forget(run.frames)
         if number == len(self.passes):
             self.finished.append(run)
             return
@@ -142,7 +144,7 @@ class Pipeline:
             for number, windows in work:
                 waiting = self.passes[number].waiting
                 assert waiting is not None
-                works.append(Work(waiting, windows))
+                works.append(Work(waiting, windows, cached=True))
             predictions = self.denoiser.predict(works)
             stepped = []
             for (number, windows), prediction in zip(work, predictions, strict=True):

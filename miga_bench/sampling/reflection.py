@@ -103,6 +103,7 @@ class Reflection:
         if scores[best] <= score:
             return Reflected(similarity=score, triggered=True)
         queue.write(slice(start, len(queue)), tails[best])
+        self.denoiser.forget(queue.frames[start:])
         self.last = scores[best]
         return Reflected(similarity=scores[best], triggered=True, accepted=True)
 

@@ -14,6 +14,18 @@ def require(holds: bool, message: str) -> None:
         raise UserError(message)
 
 
+def refuse_cache(s: CommonSettings, method: str, why: str) -> None:
+    """Refuse the cache where a method has no use for it.
+
+    Raises:
+        UserError: It is on.
+    """
+    require(
+        not s.cache,
+        f"cache is {s.cache:g}: {method} {why}; leave it out, or use short, fifo or miga",
+    )
+
+
 def check_common(s: CommonSettings, length: int | None) -> None:
     """Check what all methods share.
 
@@ -36,5 +48,9 @@ def check_common(s: CommonSettings, length: int | None) -> None:
     )
     require(
         s.batch >= 0, f"batch is {s.batch}: it must be at least 1, or 0 to choose from free memory"
+    )
+    require(
+        math.isfinite(s.cache) and s.cache >= 0,
+        f"cache is {s.cache}: it must be a finite number of at least 0 (0 turns it off)",
     )
     require(length is None or length >= 1, f"{length} latents asked for: at least 1 must be")

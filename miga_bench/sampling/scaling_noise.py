@@ -39,7 +39,7 @@ from miga_bench.sampling.noise import NoiseSource
 from miga_bench.sampling.proposals import choose, draw_uniform, propose
 from miga_bench.sampling.queue import Queue
 from miga_bench.sampling.rewards import Reward, RewardName, make_reward
-from miga_bench.sampling.rules import require
+from miga_bench.sampling.rules import refuse_cache, require
 from miga_bench.sampling.windows import Window, fifo_windows
 
 # The choices are spelled out because settings are parsed by them.
@@ -80,6 +80,7 @@ def check_scaling_noise(s: ScalingNoiseSettings, backbone: Backbone, length: int
         UserError: A rule is broken; the message names it.
     """
     check_fifo(s, backbone, length)
+    refuse_cache(s, "scaling-noise", "has several versions of the same frames in its beams")
     require(s.beams >= 1, f"beams is {s.beams}: at least 1 must be kept")
     require(s.candidates >= 1, f"candidates is {s.candidates}: each beam needs at least 1")
     require(0 <= s.greedy <= 1, f"greedy is {s.greedy}: it is a probability, from 0 to 1")

@@ -13,7 +13,7 @@ from miga_bench.errors import UserError
 from miga_bench.sampling.base import PassCallback, PromptSchedule, Sampler, SettingsT
 from miga_bench.sampling.denoise import WindowDenoiser
 from miga_bench.sampling.noise import NoiseSource
-from miga_bench.sampling.rules import check_common, require
+from miga_bench.sampling.rules import check_common, refuse_cache, require
 
 # Share of the free memory that a clip may take.
 HEADROOM = 0.8
@@ -65,6 +65,7 @@ class WholeVideo(Sampler[SettingsT]):
             f"{self.name} makes the whole video under one prompt, which cannot change on the way: "
             "give one prompt, or use fifo or miga",
         )
+        refuse_cache(s, self.name, "makes the whole video as one clip")
         self.check(backbone)
         window = backbone.window
         denoiser = WindowDenoiser.of(s, backbone, prompts, noise, callback)

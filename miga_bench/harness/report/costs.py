@@ -1,4 +1,4 @@
-"""What the videos of an arm took: work, time, memory, and what self-reflection did."""
+"""What the videos of an arm took: work, time, memory, and what self-reflection and the cache did."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class ArmCost:
         triggered: Share of the judged passes on which self-reflection began a search.
         accepted: Share of the searches whose best candidate was taken.
         search_share: Share of all windows that were spent on searches.
+        skipped: Share of the denoiser evaluations that the cache cut short.
     """
 
     videos: int
@@ -42,6 +43,7 @@ class ArmCost:
     triggered: float | None
     accepted: float | None
     search_share: float | None
+    skipped: float | None
 
 
 def cost_of(run: Results, arm: str) -> ArmCost:
@@ -73,6 +75,7 @@ def cost_of(run: Results, arm: str) -> ArmCost:
         triggered,
         accepted,
         _ratio(searched, windows) if searches(run, arm) else None,
+        _ratio(_sum(rows, "skipped"), nfe),
     )
 
 

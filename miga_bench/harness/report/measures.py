@@ -149,6 +149,9 @@ KNOWN = [
 COSTS = [
     Measure("cost/nfe_per_frame", "denoiser evaluations per frame", "work", "cost", 1, 2, "lower"),
     Measure("cost/seconds_per_frame", "seconds per frame", "time", "cost", 1, 3, "lower", "s"),
+    Measure(
+        "cost/skipped", "evaluations cut short by the cache", "", "cost", 100, 1, "higher", "%"
+    ),
     Measure("cost/peak_memory", "peak memory", "memory", "cost", 1, 0, "lower", "MiB"),
 ]
 _BY_BASE = {measure.label: measure for measure in [*KNOWN, *COSTS]}
@@ -188,6 +191,9 @@ def value_of(row: Row, label: str) -> float | None:
     if label == "cost/peak_memory":  # of the GPU where there is one
         peaks = row.cost.get("peak_memory_mib") or {}
         return peaks.get("gpu", peaks.get("process"))
+    if label == "cost/skipped":
+        nfe, skipped = row.cost.get("nfe"), row.cost.get("skipped")
+        return skipped / nfe if nfe and skipped is not None else None
     total = row.cost.get({"cost/nfe_per_frame": "nfe"}.get(label, "total_seconds"))
     return None if total is None else total / row.frames
 

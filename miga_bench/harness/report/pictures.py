@@ -125,17 +125,22 @@ def reflection_timelines(run: Results, prefix: str, prompts: int) -> list[Block]
 def cost_scatter(
     run: Results, prefix: str, measures: Sequence[Measure], costs: Mapping[str, ArmCost]
 ) -> list[Block]:
-    """Return quality over work."""
+    """Return quality over work: evaluations, operations where a cache cut some evaluations short."""
     pictures = []
+    cached = any(cost.skipped is not None for cost in costs.values())
+    work = "GFLOP per frame" if cached else "denoiser evaluations per frame"
     for measure in _leading(measures):
         arms = {}
         for arm, cost in costs.items():
             found = mean_of(run, arm, measure.label)
-            if cost.nfe_per_frame is not None and found.n:
-                arms[arm] = (cost.nfe_per_frame, found)
+            took = cost.nfe_per_frame
+            if cached:
+                took = None if cost.flops_per_frame is None else cost.flops_per_frame / 1e9
+            if took is not None and found.n:
+                arms[arm] = (took, found)
         if arms:
             file = f"{prefix}-cost-{slug(measure.label)}"
-            pictures.append(plots.cost_plot(file, measure, arms, list(run.arms)))
+            pictures.append(plots.cost_plot(file, measure, work, arms, list(run.arms)))
     words = "Quality over work: means with 95 % intervals over prompts."
     return [Figures(words, pictures)] if pictures else []
 

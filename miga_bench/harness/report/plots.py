@@ -208,23 +208,28 @@ def reflection_plot(name: str, arm: str, told: Reflection) -> Picture:
 
 
 def cost_plot(
-    name: str, measure: Measure, arms: Mapping[str, tuple[float, Estimate]], order: Sequence[str]
+    name: str,
+    measure: Measure,
+    work: str,
+    arms: Mapping[str, tuple[float, Estimate]],
+    order: Sequence[str],
 ) -> Picture:
     """Draw a score over the work it took.
 
     Args:
         name: Of the file.
         measure: The score.
-        arms: Denoiser evaluations per frame and mean, by arm.
+        work: What the work is counted in.
+        arms: Work and mean, by arm.
         order: All arms of the run, which fixes their colors.
     """
     with rc_context(LOOK):
         figure, axes = _empty(measure.title, 2.6 + 0.16 * ((len(arms) + 2) // 3))
-        for arm, (work, found) in arms.items():
+        for arm, (took, found) in arms.items():
             number = order.index(arm)
             mean, reach = _bar(found, measure.factor)
             axes.errorbar(
-                [work],
+                [took],
                 [mean],
                 yerr=reach,
                 color=_look(number)[0],
@@ -235,18 +240,16 @@ def cost_plot(
                 markersize=5.5,
                 label=arm,
             )
-        works = [work for work, _ in arms.values()]
+        works = [took for took, _ in arms.values()]
         if min(works) > 0 and max(works) / min(works) > 5:
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel("denoiser evaluations per frame")
+        axes.set_xlabel(work)
         axes.set_ylabel(_axis_label(measure))
         figure.legend(loc="outside lower center", ncols=3, fontsize=7.5, frameon=False)
-        return _picture(
-            figure, name, f"{measure.title} over denoiser evaluations per frame, by arm"
-        )
+        return _picture(figure, name, f"{measure.title} over {work}, by arm")
 
 
 def forest_plot(

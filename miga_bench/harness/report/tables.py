@@ -322,6 +322,7 @@ def cost_table(costs: Mapping[str, ArmCost], caption: str) -> Table:
                 Cell(_percent(cost.triggered)),
                 Cell(_percent(cost.accepted)),
                 Cell(_percent(cost.search_share)),
+                Cell(_percent(cost.skipped)),
             ]
         )
     head = [
@@ -335,6 +336,7 @@ def cost_table(costs: Mapping[str, ArmCost], caption: str) -> Table:
         "searches, of judged passes",
         "accepted, of searches",
         "windows, spent on searches",
+        "cut short by the cache, of NFE",
     ]
     return Table(caption, head, [Group("", rows)])
 
