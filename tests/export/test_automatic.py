@@ -54,7 +54,7 @@ def test_the_length_decides_and_not_what_is_kept(wan, exports):
 
 
 @pytest.mark.parametrize(
-    "change", [{"method": "freelong"}, {"method": "miga", "guidance_cut": "true"}]
+    "change", [{"method": "freelong"}, {"method": "miga", "guidance_cut": "true"}, {"cache": "0.1"}]
 )
 def test_what_changes_the_networks_inside_stays_with_pytorch(wan, exports, change):
     assert chosen(wan, LONG, **change) is wan
