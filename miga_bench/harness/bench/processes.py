@@ -81,7 +81,7 @@ def _videos(count: int, rounds: int) -> tuple[Spread, Spread]:
         workers = [
             stack.enter_context(
                 subprocess.Popen(
-                    [sys.executable, "-m", __name__, str(rounds)],
+                    [sys.executable, "-m", __name__],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
@@ -118,17 +118,16 @@ def _answer(worker: subprocess.Popen[str]) -> dict[str, Any]:
     return answer
 
 
-def work(rounds: int) -> None:
-    """Be a worker: load, warm up, then make a video for every line of standard input."""
+def work() -> None:
+    """Be a worker: load, warm up, then make a video for every line of standard input, until it ends."""
     torch.set_num_threads(1)
     backbone = load_backbone(MODEL, device="cpu")
     make = maker(backbone, "miga", SMALL, backbone.window)
     warm, _ = timed(make)
     print(json.dumps({"warm_up_seconds": warm}), flush=True)
-    for _ in range(rounds):
-        sys.stdin.readline()
+    while sys.stdin.readline():
         print(json.dumps({"processor_seconds": seconds(make)}), flush=True)
 
 
 if __name__ == "__main__":
-    work(int(sys.argv[1]))
+    work()
