@@ -11,7 +11,7 @@ SUMMARY = "Measure speed, overhead, memory, waiting and start-up on this machine
 
 EXAMPLES = """\
 examples:
-  miga-bench bench                                  all parts: about twenty minutes on two idle cores
+  miga-bench bench                                  all parts: minutes
   miga-bench bench --only plain --only memory
   miga-bench bench --only methods --repeats 5
 

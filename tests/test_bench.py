@@ -183,3 +183,21 @@ def test_methods_are_measured_in_small(monkeypatch):
     assert found["windows_per_further_latent"] == 9  # 27 steps, windows of 6 that write 3
     assert found["frames"] == 1 + 4 * 8
     assert dataclasses.is_dataclass(methods._rows("it", {**found, "peak_memory_mib": 1.0})[0])
+
+
+def test_batches_are_measured_in_small(monkeypatch):
+    """Each limit makes the same video in larger calls, and its speed is told over that of single windows."""
+    from miga_bench.harness.bench import batch
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(batch, "load_backbone", lambda *_, **__: SimpleBackbone())
+    monkeypatch.setattr(batch, "SMALL", {**MIGA, "guidance_scale": 3.0})
+    part = batch.measure(lambda _: None, 2)
+    torch.set_num_threads(threads)
+    rows = part.document["rows_of_largest_call"]
+    assert (rows["1"], rows["2"], rows["4"]) == (2, 4, 8)  # windows and their unconditional halves
+    assert rows["all"] > 8
+    alone = part.document["one thread, processor"]
+    assert alone["1"]["speedup_over_1"]["median"] == 1
+    assert set(alone) == set(batch.LIMITS)
+    assert len(part.rows) == 2 * len(batch.LIMITS)
