@@ -22,11 +22,11 @@ from torch import Tensor
 from miga_bench.backbones import load_backbone
 from miga_bench.backbones.base import Backbone
 from miga_bench.harness.bench import REPEATS
-from miga_bench.harness.bench.common import MODEL, SMALL, maker
+from miga_bench.harness.bench.common import MODEL, SMALL, maker, prompts_of
 from miga_bench.harness.bench.rounds import Spread
 from miga_bench.harness.provenance import hardware, versions
 from miga_bench.harness.window_parallel import WindowParallel
-from miga_bench.sampling.base import PassReport
+from miga_bench.sampling.base import PassReport, PromptSchedule
 
 LATENTS = 42
 
@@ -34,7 +34,8 @@ LATENTS = 42
 def measure_here(rounds: int) -> dict[str, Any]:
     """Measure with all processes of the process group; rank 0 returns the document, others nothing."""
     backbone = load_backbone(MODEL)
-    maker(backbone, "short", {"steps": 4}, backbone.window)()  # warm-up
+    prompts = prompts_of(backbone)  # before the denoiser is another
+    maker(backbone, "short", {"steps": 4}, backbone.window, prompts)()  # warm-up
     everybody = WindowParallel()
     denoisers = {"model": backbone.denoiser, "nothing": _nothing}
     seconds: dict[tuple[str, str], list[float]] = {}
@@ -48,7 +49,7 @@ def measure_here(rounds: int) -> dict[str, Any]:
                     continue  # to the next barrier
                 team = everybody.sharing(backbone) if who == "together" else nullcontext()
                 with team:
-                    videos[kind, who], windows, taken = _passes(backbone)
+                    videos[kind, who], windows, taken = _passes(backbone, prompts)
                 seconds.setdefault((kind, who), []).append(taken)
     if everybody.rank:
         return {}
@@ -79,7 +80,7 @@ def _nothing(latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
     return torch.zeros_like(latents)
 
 
-def _passes(backbone: Backbone) -> tuple[Tensor, int, float]:
+def _passes(backbone: Backbone, prompts: PromptSchedule) -> tuple[Tensor, int, float]:
     """Return a video ``[F, C, H, W]``, the windows of its fullest passes, their median seconds."""
     passes: list[tuple[int, float]] = []
     windows, last = 0, time.perf_counter()
@@ -90,7 +91,7 @@ def _passes(backbone: Backbone) -> tuple[Tensor, int, float]:
         passes.append((report.windows - windows, now - last))
         windows, last = report.windows, now
 
-    video = maker(backbone, "miga", SMALL, LATENTS, callback=note)()
+    video = maker(backbone, "miga", SMALL, LATENTS, prompts, note)()
     most = max(windows for windows, _ in passes)
     full = tuple(taken for windows, taken in passes if windows == most)
     return video, most, Spread(full).median
