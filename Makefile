@@ -1,7 +1,7 @@
 # Every verb does its own set-up: `make demo` and `make test` run from a bare Python 3.11.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-mlflow-postgres test-vbench lint type bench bench-export bench-scores endurance \
-  endurance-hour train-tiny clean
+.PHONY: help setup demo test test-mlflow-postgres test-vbench lint type bench bench-export bench-gpu bench-scores \
+  endurance endurance-hour train-tiny clean
 
 PY ?= python3
 VENV := .venv
@@ -61,7 +61,7 @@ $(VBENCH)/.ready: pyproject.toml $(STAMP)
 	  --python $(VBENCH)/bin/python --no-deps --no-build-isolation vbench==0.1.5 openai-clip==1.0.1
 	@touch $@
 
-bench: $(STAMP)  ## Measure overhead, speed against a plain loop, memory and start-up; JSON last
+bench: $(STAMP)  ## Measure speed, overhead, batches, engines, processes, waiting, memory; JSON last
 	$(BIN)/miga-bench bench
 
 bench-export: $(STAMP)  ## Measure eager, torch.compile and ONNX Runtime side by side; JSON last
@@ -73,6 +73,9 @@ endurance: $(STAMP)  ## 20,000 frames of MIGA on each embedded model: memory, fi
 
 endurance-hour: $(STAMP)  ## The same of an endless run that is stopped after an hour
 	$(BIN)/python -m miga_bench.harness.endurance --hours 1
+
+bench-gpu: $(STAMP)  ## Measure the real-size denoisers on a GPU, with random weights; JSON last
+	$(BIN)/python -m miga_bench.harness.bench_gpu
 
 train-tiny: $(STAMP)  ## Train the embedded model from scratch on this machine
 	$(BIN)/python -m miga_bench.backbones.tiny.train

@@ -313,19 +313,15 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _add_bench(verbs: Any) -> None:
-    parser = _verb(verbs, "bench", _bench, "Measure overhead, speed, memory and start-up here.")
-    parser.add_argument(
-        "--only",
-        choices=("overhead", "plain", "memory", "startup"),
-        action="append",
-        help="only this part; may be given several times",
-    )
+    from miga_bench import cli_bench
+
+    cli_bench.add_options(_verb(verbs, "bench", _bench, cli_bench.SUMMARY, cli_bench.EXAMPLES))
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from miga_bench.harness.bench import bench
+    from miga_bench.cli_bench import run
 
-    _print_json(bench(args.only))
+    _print_json(run(args))
     return DONE
 
 

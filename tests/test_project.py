@@ -47,7 +47,17 @@ def test_license_is_apache_2():
 
 def test_make_help_names_every_verb():
     done = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for verb in ("setup", "demo", "test", "lint", "type", "bench", "train-tiny", "clean"):
+    for verb in (
+        "setup",
+        "demo",
+        "test",
+        "lint",
+        "type",
+        "bench",
+        "bench-gpu",
+        "train-tiny",
+        "clean",
+    ):
         assert re.search(rf"make {verb} .*\w", done.stdout)
 
 

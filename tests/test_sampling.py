@@ -27,6 +27,7 @@ from miga_bench.sampling import (
 from miga_bench.sampling.base import Cost
 from miga_bench.sampling.denoise import WindowDenoiser
 from miga_bench.sampling.miga import _Video
+from miga_bench.sampling.pipeline import PipelinePass
 from miga_bench.sampling.schedule import Schedule
 from miga_bench.sampling.solvers import Solver
 from miga_bench.sampling.windows import miga_windows, partition
@@ -263,6 +264,20 @@ def test_streaming_is_all_at_once(reach, zigzag, length):
     noisy = denoiser.schedule.add_noise(clean, level, NOISE(row.frames, "renoise"))
     collected = walk(type(row).fresh(noisy, level, row.frames, solver), chosen.renoise)
     torch.testing.assert_close(streamed, collected[:length], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("reach", ["chunks", "anchor"])
+@pytest.mark.parametrize("length", [5, 24, 61])
+def test_windows_that_do_not_wait_change_nothing(monkeypatch, reach, length):
+    """Stage 2 begins a window when what it reads is there; waiting longer gives the same, bit for bit."""
+    early = miga(batch=1, length=length, guidance_reach=reach)
+    begin = PipelinePass.__init__
+    monkeypatch.setattr(
+        PipelinePass,
+        "__init__",
+        lambda self, index, plan, length, early: begin(self, index, plan, length, False),
+    )
+    assert torch.equal(miga(batch=1, length=length, guidance_reach=reach), early)
 
 
 @pytest.mark.parametrize("zigzag", [4, 3, 5])

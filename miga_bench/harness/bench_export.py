@@ -13,11 +13,9 @@ import argparse
 import copy
 import json
 import os
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +25,21 @@ from rich.table import Table
 from torch import Tensor
 
 from miga_bench.backbones import BACKBONES, load_backbone
-from miga_bench.backbones.base import Backbone, Denoiser
+from miga_bench.backbones.base import Backbone
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.onnx_folder import export_onnx
 from miga_bench.export.opening import compile_denoiser, open_model
 from miga_bench.export.request import OnnxRequest
+from miga_bench.harness.bench.common import PROMPT, apart
+from miga_bench.harness.bench.random_wan import NAME as RANDOM
+from miga_bench.harness.bench.random_wan import random_wan
+from miga_bench.harness.bench.rounds import in_turns, timed
 from miga_bench.harness.generate import generate
 from miga_bench.harness.provenance import hardware, versions
 from miga_bench.harness.request import GenerateRequest, PromptAt
 
-PROMPT = "a red circle moves right on a blue field"
-RANDOM = "random-wan-100m"
 MODELS = ("tiny-wan", "tiny-videocrafter2", RANDOM)
 WINDOWS = 4  # of a pass; with guidance a call has twice as many rows
-RANDOM_FRAMES = 9
 VIDEO_WINDOWS = 2  # MIGA's default settings, and a video of so many windows
 
 
@@ -78,7 +77,7 @@ def bench_export(models: tuple[str, ...], repeats: int, videos: bool) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         for model in models:
             log.print(f"measuring {model} ...")
-            where = _random_wan(Path(folder)) if model == RANDOM else model
+            where = random_wan(Path(folder)) if model == RANDOM else model
             contenders = _contenders(str(where), Path(folder) / f"{model}-onnx")
             measured: dict[str, Any] = {
                 "start": {
@@ -119,28 +118,27 @@ def bench_export(models: tuple[str, ...], repeats: int, videos: bool) -> dict[st
 
 def _contenders(where: str, folder: Path) -> list[Contender]:
     """Return all ways to run a backbone's denoiser, ready to be called."""
-    seconds, eager = _timed(lambda: load_backbone(where, device="cpu"))
-    found = [Contender("eager", eager, seconds)]
+    loading, eager = timed(lambda: load_backbone(where, device="cpu"), _worked)
+    found = [Contender("eager", eager, loading)]
 
     compiled = copy.copy(eager)
     compiled.denoiser = copy.deepcopy(eager.denoiser)
     compile_denoiser(compiled)
     inputs = [_inputs(eager, rows) for rows in (1, 2 * WINDOWS)]
     with torch.inference_mode():
-        compiling, _ = _timed(lambda: [compiled.denoiser(*given) for given in inputs])
-    found.append(Contender("compile", compiled, seconds + compiling))
+        compiling, _ = timed(lambda: [compiled.denoiser(*given) for given in inputs], _worked)
+    found.append(Contender("compile", compiled, loading + compiling))
 
-    exporting, _ = _timed(lambda: export_onnx(OnnxRequest(where, folder)))
+    exporting, _ = timed(lambda: export_onnx(OnnxRequest(where, folder)), _worked)
     choice = DenoiserChoice("onnx", folder)
-    loading, exported = _timed(lambda: open_model(where, choice, device="cpu"))
-    found.append(Contender("onnx", exported, loading, exporting))
+    opening, exported = timed(lambda: open_model(where, choice, device="cpu"), _worked)
+    found.append(Contender("onnx", exported, opening, exporting))
     return found
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    start = sum(os.times()[:4])  # this process and, for compilers, its children
-    made = work()
-    return sum(os.times()[:4]) - start, made
+def _worked() -> float:
+    """Return the processor seconds of this process and, for compilers, its children so far."""
+    return sum(os.times()[:4])
 
 
 def _inputs(backbone: Backbone, rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,28 +154,19 @@ def _inputs(backbone: Backbone, rows: int) -> tuple[Tensor, Tensor, Tensor]:
 def _calls(contenders: list[Contender], rows: int, repeats: int) -> dict[str, Any]:
     """Time calls of so many rows in turns."""
     inputs = _inputs(contenders[0].backbone, rows)
-    times: dict[str, list[float]] = {c.name: [] for c in contenders}
     with torch.inference_mode():
         wanted = contenders[0].backbone.denoiser(*inputs)
-        apart = {c.name: _apart(c.backbone.denoiser, inputs, wanted) for c in contenders}
-        for _ in range(repeats):
-            for c in contenders:
-                start = time.process_time()
-                c.backbone.denoiser(*inputs)
-                times[c.name].append(time.process_time() - start)
-    eager = statistics.median(times["eager"])
+        away = {c.name: apart(c.backbone.denoiser(*inputs), wanted) for c in contenders}
+        works = {c.name: partial(c.backbone.denoiser, *inputs) for c in contenders}
+        times = in_turns(works, repeats)
     return {
         name: {
-            "seconds": round(statistics.median(taken), 5),
-            "ratio": round(eager / statistics.median(taken), 3),
-            "relative_difference": apart[name],
+            "seconds": round(taken.median, 5),
+            "ratio": round(times["eager"].median / taken.median, 3),
+            "relative_difference": away[name],
         }
         for name, taken in times.items()
     }
-
-
-def _apart(denoiser: Denoiser, inputs: tuple[Tensor, ...], wanted: Tensor) -> float:
-    return float((denoiser(*inputs) - wanted).abs().max() / wanted.abs().max())
 
 
 def _videos(contenders: list[Contender], folder: Path) -> dict[str, Any]:
@@ -187,19 +176,19 @@ def _videos(contenders: list[Contender], folder: Path) -> dict[str, Any]:
     comes before its first call included: exporting, loading, compiling. None is never.
     """
     frames = contenders[0].backbone.frames_of(VIDEO_WINDOWS * contenders[0].backbone.window)
-    seconds, ahead = {}, {}
+    taken, ahead = {}, {}
     for c in contenders:
-        (first, _), (seconds[c.name], nfe) = (_video(c, frames, folder) for _ in range(2))
-        ahead[c.name] = c.export_seconds + c.start_seconds + first - seconds[c.name]
+        (first, _), (taken[c.name], nfe) = (_video(c, frames, folder) for _ in range(2))
+        ahead[c.name] = c.export_seconds + c.start_seconds + first - taken[c.name]
     out = {}
     for c in contenders:
-        gain = (seconds["eager"] - seconds[c.name]) / nfe
+        gain = (taken["eager"] - taken[c.name]) / nfe
         later = ahead[c.name] - ahead["eager"]
         out[c.name] = {
             "frames": frames,
             "nfe": nfe,
-            "seconds": round(seconds[c.name], 3),
-            "ratio": round(seconds["eager"] / seconds[c.name], 3),
+            "seconds": round(taken[c.name], 3),
+            "ratio": round(taken["eager"] / taken[c.name], 3),
             "pays_from": round(max(0.0, later / gain)) if gain > 0 else None,
         }
     return out
@@ -214,37 +203,8 @@ def _video(c: Contender, frames: int, folder: Path) -> tuple[float, int]:
         frames=frames,
         overwrite=True,
     )
-    taken, made = _timed(lambda: generate(request, backbone=c.backbone))
-    return taken, made.record["cost"]["nfe"]
-
-
-def _random_wan(folder: Path) -> Path:
-    """Write a Wan model of about 100M random parameters around the embedded one's other parts."""
-    from diffusers import WanTransformer3DModel
-
-    root = folder / RANDOM
-    if root.exists():
-        return root
-    embedded = BACKBONES["tiny-wan"].where
-    assert isinstance(embedded, Path)
-    root.mkdir()
-    for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
-        (root / part).symlink_to(embedded / part)
-    torch.manual_seed(0)
-    model: Any = WanTransformer3DModel(
-        num_attention_heads=12,
-        attention_head_dim=64,
-        in_channels=12,
-        out_channels=12,
-        text_dim=64,
-        freq_dim=256,
-        ffn_dim=3072,
-        num_layers=10,
-    )
-    model.save_pretrained(root / "transformer")
-    facts = {"height": 64, "width": 64, "window": RANDOM_FRAMES}
-    (root / "backbone.json").write_text(json.dumps(facts), encoding="utf-8")
-    return root
+    worked, made = timed(partial(generate, request, backbone=c.backbone), _worked)
+    return worked, made.record["cost"]["nfe"]
 
 
 def main() -> None:

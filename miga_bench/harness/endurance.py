@@ -31,10 +31,10 @@ from torch import Tensor
 from miga_bench.backbones.tiny.drift import measure
 from miga_bench.backbones.tiny.grammar import parse_caption
 from miga_bench.backbones.tiny.world import CLIP_FRAMES
+from miga_bench.harness.bench.common import PROMPT
 from miga_bench.harness.provenance import hardware, versions
 from miga_bench.media import read_video
 
-PROMPT = "a red circle moves right on a blue field"
 # Few steps, so that thousands of frames end soon; what is held in memory does not depend on them.
 BRIEF = ("steps=12", "stage2_steps=2", "renoise=2", "reflection=off", "guidance_scale=1")
 SHORT = 500
@@ -91,17 +91,17 @@ def watch(
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     own, end = Path("/proc") / str(process.pid), None
     while process.poll() is None:
+        time.sleep(EVERY)
         try:
             watched.files.append(len(os.listdir(own / "fd")))
             watched.threads.append(len(os.listdir(own / "task")))
-        except OSError:  # it ended just now
+        except OSError:  # it ended just now, or there is no /proc
             continue
         if frames is None and end is None and video.exists():  # its first frame is written
             end = time.monotonic() + seconds
         if end is not None and time.monotonic() > end:
             process.send_signal(signal.SIGINT)
             end = float("inf")
-        time.sleep(EVERY)
     out, error = process.communicate()
     if process.returncode not in (0, 130 if frames is None else 0):
         raise RuntimeError(f"generate failed: {error.strip()}")

@@ -241,6 +241,9 @@ class _Video:
             ),
             levels=range(first, first - s.stage2_steps, -1),
             renoise=range(schedule.clean + s.renoise, schedule.clean, -1),
+            length=None if self.chunks is None else self.chunks * s.zigzag,
+            # A new prompt's anchors come with its first clean latents: when windows run decides which see them.
+            early=not (s.guidance_reach == "anchor" and len(self.denoiser.prompts.starts) > 1),
         )
 
     def stream(self) -> Iterator[Tensor]:
@@ -249,8 +252,6 @@ class _Video:
         for chunk in self._stage_1():
             self.pipeline.push(chunk)
             yield from self._finished()
-        self.pipeline.close()
-        yield from self._finished()
 
     def _finished(self) -> Iterator[Tensor]:
         for run in self.pipeline.run():

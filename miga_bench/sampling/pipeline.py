@@ -3,7 +3,8 @@
 The paper collects all latents that left stage 1 on one level and then denoises them in sliding
 windows, level by level. Here every such pass is a stage of a pipeline: a latent moves on as soon as the
 latents its window reads are there. The windows are those of the collected computation, so the
-result is the same; a stage holds about one window of latents, whatever the video's length.
+result is the same; a stage holds about one window of latents, whatever the video's length. Where its cuts lie
+is known from the start, so a window need not wait for more than it reads.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from miga_bench.sampling.noise import NoiseSource
 from miga_bench.sampling.queue import Queue
 from miga_bench.sampling.schedule import Schedule
 from miga_bench.sampling.solvers import Solver
-from miga_bench.sampling.windows import Window, miga_windows, partition
+from miga_bench.sampling.windows import Window, miga_windows
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class PassPlan:
 
 
 class PipelinePass:
-    """One unified pass over an endless row of latents on one level.
+    """One unified pass over a row of latents on one level, endless or of a known length.
 
     It sees the row through a queue that begins at the start of its next window: what lies before
     that is written and, since windows read only from their start on, never read again.
@@ -48,14 +49,18 @@ class PipelinePass:
     Args:
         index: Number of the pass, which shifts its windows; see ``partition``.
         plan: Geometry of its windows.
+        length: Latents of the whole row; None is endless.
+        early: Whether a window runs as soon as what it reads is there, or when as much as it reads is there
+            behind what it writes.
     """
 
-    def __init__(self, index: int, plan: PassPlan) -> None:
+    def __init__(self, index: int, plan: PassPlan, length: int | None, early: bool) -> None:
+        self.plan, self.length, self.early = plan, length, early
         self.shift = index % plan.stride
-        self.plan = plan
+        if length is not None and length - self.shift < plan.local:
+            self.shift = 0
         self.waiting: Queue | None = None
-        self.begun = False
-        self.closed = False
+        self.written = 0
 
     def push(self, run: Queue) -> None:
         """Take the next latents of the row."""
@@ -63,24 +68,34 @@ class PipelinePass:
 
     def ready(self) -> list[Window]:
         """Return the windows that can run now, in slots of ``waiting``."""
-        if self.waiting is None:
-            return []
-        length, stride, local = len(self.waiting), self.plan.stride, self.plan.local
-        shift = 0 if self.begun else self.shift
-        if self.closed:
-            ranges = partition(length, stride, local, shift)
-        else:
-            # All ranges but the last ones of a partition are the same however long the row becomes.
-            stops = range(shift or stride, length - local + 1, stride)
-            ranges = [range(max(stop - stride, 0), stop) for stop in stops]
+        waiting = 0 if self.waiting is None else len(self.waiting)
+        first, there = self.written, self.written + waiting
+        ranges, start = [], first
+        while start < there:
+            stop = self._stop(start)
+            needed = (start if self.early else stop) + self.plan.local
+            if there < needed and there != self.length:
+                break
+            ranges.append(range(start - first, stop - first))
+            start = stop
         window, anchors = self.plan.window, self.plan.anchors
-        return miga_windows(ranges, length, window, anchors, zigzag=1, reach="anchor")
+        return miga_windows(ranges, waiting, window, anchors, zigzag=1, reach="anchor")
+
+    def _stop(self, start: int) -> int:
+        """Return where the window that starts at ``start`` stops writing, as ``partition`` cuts."""
+        stop = start + self.plan.stride
+        if start == 0 and self.shift:
+            stop = self.shift
+        if self.length is None:
+            return stop
+        last = self.length - self.plan.local
+        return self.length if start >= last else min(stop, last)
 
     def advance(self, count: int) -> Queue:
         """Remove and return the ``count`` slots that were just denoised."""
         assert self.waiting is not None
         run = self.waiting.pop(count)
-        self.begun = True
+        self.written += count
         if not len(self.waiting):
             self.waiting = None
         return run
@@ -95,25 +110,31 @@ class Pipeline:
         levels: Levels from which stage 2 steps, in order.
         renoise: Levels from which the re-noise pass steps; empty leaves it out. Its latents are taken
             from clean to the first of these levels by fresh noise.
+        length: Latents that will be pushed; None is without end.
+        early: See ``PipelinePass``; the windows are the same, but they run at another time.
     """
 
     def __init__(
-        self, denoiser: WindowDenoiser, plan: PassPlan, levels: range, renoise: range
+        self,
+        denoiser: WindowDenoiser,
+        plan: PassPlan,
+        levels: range,
+        renoise: range,
+        length: int | None,
+        early: bool = True,
     ) -> None:
         self.denoiser = denoiser
         self.levels = [*levels, *renoise]
-        self.passes = [PipelinePass(k, plan) for k in [*range(len(levels)), *range(len(renoise))]]
+        self.passes = [
+            PipelinePass(k, plan, length, early)
+            for k in [*range(len(levels)), *range(len(renoise))]
+        ]
         self.renoise_at = len(levels) if len(renoise) else None
         self.finished: list[Queue] = []
 
     def push(self, run: Queue) -> None:
         """Take latents that left stage 1."""
         self._enter(0, run)
-
-    def close(self) -> None:
-        """Say that no more latents come."""
-        if self.passes:
-            self.passes[0].closed = True
 
     def _enter(self, number: int, run: Queue) -> None:
         """Hand latents to a pass, prepared as it takes them, or to the output behind the last."""
@@ -152,13 +173,8 @@ class Pipeline:
                 stepped.append(self.denoiser.step(run, prediction, self._purpose(number)))
             for (number, _), run in zip(work, stepped, strict=True):
                 self._enter(number + 1, run)
-            self._pass_on_closing()
             self.denoiser.cost.report("stage2", [self.levels[number] - 1 for number, _ in work])
             yield from self._take_finished()
-
-    def _pass_on_closing(self) -> None:
-        for before, after in zip(self.passes, self.passes[1:], strict=False):
-            after.closed = before.closed and before.waiting is None
 
     def _take_finished(self) -> Iterator[Queue]:
         finished, self.finished = self.finished, []

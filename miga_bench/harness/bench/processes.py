@@ -1,0 +1,133 @@
+"""What several processes gain: videos of their own, or windows of one video between them.
+
+* by items, as ``miga-bench predict`` deals them: independent processes of one thread make a video each, all
+  begin at the same time, and what counts is videos per wall time;
+* by windows, as ``run.window_parallel`` and ``WindowParallel`` do: processes share each pass of one video,
+  and what counts is its wall time (``shared_windows.py`` in torchrun).
+
+More processes than cores cannot gain; the document has the number of cores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from typing import IO, Any
+
+import torch
+
+from miga_bench.backbones import load_backbone
+from miga_bench.errors import FailedError
+from miga_bench.harness.bench import shared_windows
+from miga_bench.harness.bench.common import MODEL, SMALL, Part, Row, Say, in_a_process, maker
+from miga_bench.harness.bench.rounds import Spread, seconds, timed
+
+COUNTS = (1, 2, 4)
+
+
+def measure(say: Say, repeats: int) -> Part:
+    """Measure throughput by items and latency by windows."""
+    cores = len(os.sched_getaffinity(0))
+    part = Part({"cores": cores, "settings": SMALL, "by_items": {}, "by_windows": {}})
+    rates: dict[int, Spread] = {}
+    for count in COUNTS:
+        say(f"{count} processes, a video each, {repeats} rounds")
+        walls, busy = _videos(count, repeats)
+        rates[count] = Spread(tuple(count / wall for wall in walls.values))
+        gain = rates[count].median / rates[COUNTS[0]].median
+        part.document["by_items"][str(count)] = {
+            "videos_per_second": rates[count].document(),
+            "throughput_over_1": round(gain, 3),
+            "processor_seconds_per_video": busy.document(),
+        }
+        value, spread = rates[count].times(60).text(".2f")
+        part.rows.append(
+            Row(
+                f"{count} processes on {cores} cores, a video each: videos a minute; times as many",
+                f"{value}; {gain:.2f}",
+                spread,
+            )
+        )
+    for count in COUNTS[1:]:
+        say(f"{count} processes share the windows of a video, {repeats} rounds")
+        found = in_a_process(
+            *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)),
+            *("-m", shared_windows.__name__, str(repeats)),
+        )
+        part.document["by_windows"][str(count)] = found
+        gain_of = found["speedup"]
+        part.rows.append(
+            Row(
+                f"{count} processes on {cores} cores, one video: a pass of {found['windows_per_pass']} windows,"
+                " times as fast",
+                f"{gain_of['median']:.2f}",
+                f"{gain_of['min']:.2f} to {gain_of['max']:.2f}",
+            )
+        )
+    return part
+
+
+def _videos(count: int, rounds: int) -> tuple[Spread, Spread]:
+    """Let ``count`` processes make a video each, at the same time, in every round.
+
+    Returns:
+        By round the wall seconds until all were done; by video its processor seconds.
+    """
+    with ExitStack() as stack:
+        workers = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-m", __name__],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for _ in range(count)
+        ]
+        for worker in workers:
+            _answer(worker)
+        walls: list[float] = []
+        busy: list[float] = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            for worker in workers:
+                pipe: Any = worker.stdin
+                pipe.write("go\n")
+                pipe.flush()
+            busy += [_answer(worker)["processor_seconds"] for worker in workers]
+            walls.append(time.perf_counter() - start)
+        return Spread(tuple(walls)), Spread(tuple(busy))
+
+
+def _answer(worker: subprocess.Popen[str]) -> dict[str, Any]:
+    """Return the next line that a worker says.
+
+    Raises:
+        FailedError: It ended instead.
+    """
+    pipe: IO[str] | None = worker.stdout
+    line = pipe.readline() if pipe else ""
+    if not line:
+        raise FailedError(f"a measuring process ended with exit code {worker.wait()}")
+    answer: dict[str, Any] = json.loads(line)
+    return answer
+
+
+def work() -> None:
+    """Be a worker: load, warm up, then make a video for every line of standard input, until it ends."""
+    torch.set_num_threads(1)
+    backbone = load_backbone(MODEL, device="cpu")
+    make = maker(backbone, "miga", SMALL, backbone.window)
+    warm, _ = timed(make)
+    print(json.dumps({"warm_up_seconds": warm}), flush=True)
+    while sys.stdin.readline():
+        print(json.dumps({"processor_seconds": seconds(make)}), flush=True)
+
+
+if __name__ == "__main__":
+    work()
