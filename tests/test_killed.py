@@ -17,23 +17,35 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import miga_bench.harness.generate as page
 from simple_backbone import SimpleBackbone
-page.load_backbone = lambda *args, **kwargs: SimpleBackbone()
+page.open_model = lambda *args, **kwargs: SimpleBackbone()
 from miga_bench.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 SETTINGS = ("steps=16", "zigzag=2", "guidance_frames=2", "stride=3", "stage2_steps=3", "renoise=2")
 
 
-def start(output):
-    arguments = ["generate", "a red circle", "--endless", "--quiet", "-o", str(output)]
-    for setting in (*SETTINGS, "reflection=off"):
-        arguments += ["--set", setting]
-    return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def start():
+    """Start an endless run; none outlives its test."""
+    started = []
+
+    def run(output):
+        arguments = ["generate", "a red circle", "--endless", "--quiet", "-o", str(output)]
+        for setting in (*SETTINGS, "reflection=off"):
+            arguments += ["--set", setting]
+        process = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def wait_for_bytes(process, path, size, seconds=120):
@@ -44,7 +56,7 @@ def wait_for_bytes(process, path, size, seconds=120):
         time.sleep(0.05)
 
 
-def test_a_killed_run_leaves_a_playable_file(tmp_path):
+def test_a_killed_run_leaves_a_playable_file(start, tmp_path):
     output = tmp_path / "out.mp4"
     process = start(output)
     wait_for_bytes(process, output, 20_000)
@@ -55,7 +67,7 @@ def test_a_killed_run_leaves_a_playable_file(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_ends_cleanly(tmp_path, number, code):
+def test_a_stopped_run_ends_cleanly(start, tmp_path, number, code):
     output = tmp_path / "out.mp4"
     process = start(output)
     wait_for_bytes(process, output, 10_000)

@@ -34,7 +34,7 @@ def faster(backbone: Any, sampler: Sampler[Any], latents: int | None) -> Backbon
     Args:
         backbone: One by PyTorch, as it comes; returned if it is no embedded model.
         sampler: The method.
-        latents: To be made; None is without end.
+        latents: To be made; None is without end, and then PyTorch's first frames are the sooner ones.
 
     Raises:
         ExportError: The export is not what it is of.
@@ -67,14 +67,13 @@ def faster(backbone: Any, sampler: Sampler[Any], latents: int | None) -> Backbon
 def _pays(backbone: Any, sampler: Sampler[Any], latents: int | None) -> bool:
     """Tell whether a video is so much work that an export saves more than it takes."""
     least = PAYS_FROM.get(backbone.name)
-    if least is None or backbone.denoiser_identity != "torch" or backbone.device != "cpu":
+    if latents is None or least is None or backbone.denoiser_identity != "torch" or backbone.device != "cpu":
         return False
     settings = sampler.settings
     if not sampler.endless or settings.cache or getattr(settings, "guidance_cut", False):
         return False  # what changes the network's inside
     # a latent takes an evaluation at least, so that more of them need not be walked through
-    walked = least if latents is None else min(latents, least)
-    return estimate(sampler, backbone, walked, batch=1).nfe >= least
+    return estimate(sampler, backbone, min(latents, least), batch=1).nfe >= least
 
 
 def _identity(backbone: Any) -> str:
