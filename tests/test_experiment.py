@@ -98,7 +98,7 @@ def test_every_embedded_experiment_runs(tmp_path, name, one_layer, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "no experiment is named: give one (components, "),
+        ([], "no experiment is named: give one (cache, components, "),
         (["componets"], "did you mean components?"),
         (["components", "--on", "tiny-van"], "--on tiny-van: did you mean tiny-wan?"),
         (["--on", "tiny-wan"], "no experiment is named"),
