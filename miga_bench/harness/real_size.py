@@ -51,10 +51,11 @@ class RealModel:
     keep_float32: tuple[str, ...]
 
 
-def _wan() -> nn.Module:
+def wan_transformer() -> Any:
+    """Return Wan2.1-T2V-1.3B's transformer with whatever weights its parts begin with."""
     from diffusers import WanTransformer3DModel
 
-    network: Any = WanTransformer3DModel(
+    return WanTransformer3DModel(
         num_attention_heads=12,
         attention_head_dim=128,
         in_channels=16,
@@ -64,8 +65,13 @@ def _wan() -> nn.Module:
         ffn_dim=8960,
         num_layers=30,
     )
+
+
+def _wan() -> nn.Module:
+    network = wan_transformer()
     network.rope = nn.Identity()  # tables of the stock forward, which is not used
-    return network
+    module: nn.Module = network
+    return module
 
 
 WAN = RealModel(

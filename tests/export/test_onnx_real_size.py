@@ -9,7 +9,6 @@ import time
 import onnx
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
 from onnx_fixtures import export
 from wan_fixtures import tiny_text_encoder, tiny_tokenizer, tiny_vae
 
@@ -17,6 +16,7 @@ from miga_bench.export.facts import Facts
 from miga_bench.export.onnx_denoiser import OnnxDenoiser
 from miga_bench.export.session import Session
 from miga_bench.export.sidecar import Sidecar
+from miga_bench.harness.real_size import wan_transformer
 
 STATISTICS = {"latents_mean": [0.0] * 16, "latents_std": [1.0] * 16}
 
@@ -26,16 +26,7 @@ def random_model(root):
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float16)
     try:
-        transformer = WanTransformer3DModel(
-            num_attention_heads=12,
-            attention_head_dim=128,
-            in_channels=16,
-            out_channels=16,
-            text_dim=4096,
-            freq_dim=256,
-            ffn_dim=8960,
-            num_layers=30,
-        )
+        transformer = wan_transformer()
     finally:
         torch.set_default_dtype(torch.float32)
     transformer.half().save_pretrained(root / "transformer")
