@@ -65,7 +65,7 @@ def test_what_changes_the_networks_inside_stays_with_pytorch(wan, exports, chang
 def test_a_damaged_export_is_made_again(wan, exports):
     with pytest.warns(Notice, match="exported first"):
         chosen(wan, LONG)
-    graph = exports[0] / "vae_decoder_step.onnx"  # the last that is looked at
+    graph = exports[0] / "vae_decoder_step.onnx"
     graph.write_bytes(graph.read_bytes()[:1000])
     with pytest.warns(Notice, match="exported first"):
         assert chosen(wan, LONG) is not wan
