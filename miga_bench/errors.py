@@ -5,7 +5,12 @@ class UserError(ValueError):
     """Wrong input: what was wrong, the rule, what to do; the command line exits with code 2.
 
     Whatever names and answers from outside are in the text, it is one line, and a terminal shows it as it is.
+
+    Attributes:
+        told: Of a process that is one of several: another one tells the user.
     """
+
+    told = False
 
     def __init__(self, text: str) -> None:
         super().__init__(in_print(text))
@@ -18,7 +23,13 @@ def in_print(text: str) -> str:
 
 
 class FailedError(RuntimeError):
-    """Work that failed; the command line says so in one line and exits with code 1."""
+    """Work that failed; the command line says so in one line and exits with code 1.
+
+    Attributes:
+        told: Of a process that is one of several: another one tells the user.
+    """
+
+    told = False
 
 
 class NumericalError(FailedError):

@@ -12,7 +12,9 @@ import torch.distributed as dist
 import yaml
 from simple_backbone import SimpleBackbone
 
+from miga_bench.errors import UserError
 from miga_bench.harness.predict import predict
+from miga_bench.harness.scorers import Found, ItemScorer
 
 SETTINGS = {
     "steps": 8,
@@ -178,12 +180,31 @@ def torchrun(number, count, port):
     }
 
 
-def alone(config, environment, said):
-    """Be the only process of several that has come; write what it says to a file."""
+class LackingScorer(ItemScorer):
+    """Lacks its networks on one process."""
+
+    name = "lacking"
+
+    def __init__(self, lacking_rank: int):
+        self.lacking_rank = lacking_rank
+
+    def use(self, backbone):
+        if rank() == self.lacking_rank:
+            raise UserError("networks are not there: fetch them")
+
+    def identity(self):
+        return {}
+
+    def score(self, video, item):
+        return Found()
+
+
+def command(config, environment, said, start=300.0):
+    """Be one process of ``miga-bench predict``; write what it says to a file."""
     from miga_bench.cli import main
     from miga_bench.harness import ranks
 
-    ranks.START = 2.0
+    ranks.START = start
     os.environ.update(environment)
     os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
     sys.exit(main(["predict", "--config", config]))

@@ -285,14 +285,37 @@ def test_a_rank_that_never_comes_is_waited_for_so_long_and_said_in_one_line(tmp_
     config = configuration(tmp_path, trainer__devices=2, trainer__strategy="ddp")
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     said = tmp_path / "said"
-    task = (str(config), run_workers.torchrun(0, 2, store.port), str(said))
-    process = run_workers.context().Process(target=run_workers.alone, args=task)
+    task = (str(config), run_workers.torchrun(0, 2, store.port), str(said), 2.0)
+    process = run_workers.context().Process(target=run_workers.command, args=task)
     process.start()
     process.join(run_workers.WAIT)
     assert process.exitcode == 1
     (line,) = [one for one in said.read_text().splitlines() if one.startswith("miga-bench")]
     assert "not all of the 2 processes of the run came within 2 s" in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_what_only_one_rank_lacks_is_said_once_by_rank_0(tmp_path, lacking):
+    """Whether rank 0 lacks it or another: one line, exit code 2 everywhere, nothing written."""
+    scorer = {"class_path": "run_workers.LackingScorer", "init_args": {"lacking_rank": lacking}}
+    config = configuration(
+        tmp_path, trainer__devices=2, trainer__strategy="ddp", model__metrics=[scorer]
+    )
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    processes = []
+    for number in range(2):
+        task = (str(config), run_workers.torchrun(number, 2, store.port), str(tmp_path / f"{number}"))
+        processes.append(run_workers.context().Process(target=run_workers.command, args=task))
+        processes[-1].start()
+    for process in processes:
+        process.join(run_workers.WAIT)
+    assert [process.exitcode for process in processes] == [2, 2]
+    said = [(tmp_path / f"{n}").read_text().splitlines() for n in range(2)]
+    lines = [[line for line in each if line.startswith("miga-bench")] for each in said]
+    where = "process 1: " if lacking else ""
+    assert lines == [[f"miga-bench: {where}networks are not there: fetch them"], []]
+    assert not (tmp_path / "run" / "run.yaml").exists()
 
 
 def test_a_run_yaml_with_a_flipped_bit_is_a_good_one_or_one_line(tmp_path, capsys):

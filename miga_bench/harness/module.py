@@ -19,7 +19,7 @@ from miga_bench.harness.arms import ArmPlan, as_text, expand
 from miga_bench.harness.generate import Video, check_names, length, negative_prompt, prompt_starts
 from miga_bench.harness.items import Item
 from miga_bench.harness.prompt_lists import Wish
-from miga_bench.harness.ranks import agree
+from miga_bench.harness.ranks import agree, on_every_rank
 from miga_bench.harness.request import check_prompts
 from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.teams import check_settings
@@ -132,7 +132,10 @@ class LongVideoModule(LightningModule):
         return backbone if isinstance(backbone, str) else backbone.name
 
     def setup(self, stage: str) -> None:
-        """Load the backbone on the strategy's device, open the scorers, settle the arms."""
+        """Load the backbone on the strategy's device, open the scorers, settle the arms; on every rank."""
+        on_every_rank(self.trainer, self._get_ready)
+
+    def _get_ready(self) -> None:
         self.load()
         self.open_scorers()
         self.settle()

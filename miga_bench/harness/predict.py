@@ -13,7 +13,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from miga_bench.errors import LostError, UserError
+from miga_bench.errors import FailedError, LostError, UserError
 from miga_bench.harness.data import PromptDataModule
 from miga_bench.harness.lifeline import GONE
 from miga_bench.harness.module import LongVideoModule
@@ -70,10 +70,10 @@ def predict(arguments: Sequence[str]) -> dict[str, Any] | None:
             raise KeyboardInterrupt from None
         if writer.lifeline is not None and writer.lifeline.torn:
             raise LostError(GONE) from None
-    except UserError:
-        if trainer.is_global_zero:
+    except (UserError, FailedError) as error:
+        if trainer.is_global_zero or not error.told:
             raise
-        sys.exit(2)  # rank 0 has said it
+        sys.exit(2 if isinstance(error, UserError) else 1)
     finally:
         writer.gathering.done()
     if writer.status is None or tracking.outcome is None:

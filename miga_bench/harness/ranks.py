@@ -6,13 +6,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from torch import distributed
 
-from miga_bench.errors import LostError
+from miga_bench.errors import FailedError, LostError, UserError
 
 T = TypeVar("T")
 
@@ -23,24 +24,86 @@ START = 300.0
 PATIENCE = timedelta(days=30)
 
 
+@contextmanager
+def _patient_group() -> Iterator[Any]:
+    """Have a group of all ranks that waits as long as it takes; None for a process on its own."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        yield None
+        return
+    group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    yield group
+    distributed.destroy_process_group(group)
+
+
 def agree(trainer: Any, decide: Callable[[], T]) -> T:
     """Return what ``decide`` returns on rank 0, on every rank; what it raises there, all raise.
 
     Args:
         trainer: Lightning's, with its strategy set up.
-        decide: Called on rank 0 only; its result or its error must be picklable.
+        decide: Called on rank 0 only, and may take hours; its result or its error must be picklable.
     """
     answer: Any = None
-    if trainer.is_global_zero:
-        try:
-            answer = (True, decide())
-        except Exception as error:
-            answer = (False, error)
-    good, value = trainer.strategy.broadcast(answer)
+    with _patient_group() as group:
+        if trainer.is_global_zero:
+            try:
+                answer = (True, decide())
+            except Exception as error:
+                answer = (False, error)
+        if group is not None:
+            answers = [answer]
+            distributed.broadcast_object_list(answers, src=0, group=group)
+            (answer,) = answers
+    good, value = answer
     if not good:
-        raise value
+        raise _told(value)
     result: T = value
     return result
+
+
+def on_every_rank(trainer: Any, work: Callable[[], None]) -> None:
+    """Do the same on every rank; if it fails on one, all raise, and rank 0 has the reason to tell.
+
+    Args:
+        trainer: Lightning's, with its strategy set up.
+        work: What each does.
+
+    Raises:
+        UserError: It is wrong input on some rank.
+        Exception: What it raised here, or a ``FailedError`` that tells what it raised elsewhere.
+    """
+    own: Exception | None = None
+    with _patient_group() as group:
+        try:
+            work()
+        except Exception as error:
+            own = error
+        if group is None:
+            everybody = [_trouble(own)]
+        else:
+            everybody = [None] * trainer.world_size
+            distributed.all_gather_object(everybody, _trouble(own), group)
+    if own is not None:
+        raise _told(own)
+    for rank, trouble in enumerate(everybody):
+        if trouble is not None:
+            kind, text = trouble
+            raise _told(kind(f"process {rank}: {text}"))
+
+
+def _trouble(error: Exception | None) -> tuple[type[UserError | FailedError], str] | None:
+    """Return what other ranks are told of an error."""
+    if error is None:
+        return None
+    if isinstance(error, (UserError, FailedError)):
+        return (UserError if isinstance(error, UserError) else FailedError), str(error)
+    return FailedError, f"{type(error).__name__}: {error}"
+
+
+def _told(error: Exception) -> Exception:
+    """Note that rank 0 tells of it."""
+    if isinstance(error, (UserError, FailedError)):
+        error.told = True
+    return error
 
 
 class Gathering:
