@@ -15,6 +15,7 @@ from run_workers import CountingBackbone, configuration
 
 from miga_bench.cli import main
 from miga_bench.errors import UserError
+from miga_bench.harness import store
 from miga_bench.harness.results import read_results
 from miga_bench.harness.tracking_facts import MOST_BINS, Curve, facts, names
 from miga_bench.harness.tracking_log import RunLog, Target
@@ -162,6 +163,22 @@ def test_a_stopped_run_is_killed_and_a_running_one_runs(tmp_path, database):
     ids = told(folder, database, "stopped")
     run = client.get_run(ids["run_id"])
     assert (run.info.status, run.data.metrics["videos/done"]) == ("KILLED", 4)
+
+
+def test_videos_are_read_once_and_every_one_is_said_before(tmp_path, database, monkeypatch):
+    """Large videos take minutes to read, and who waits for an answer gives up after less."""
+    folder = make_run(tmp_path)
+    whole, heard = store.hashlib.file_digest, []
+    monkeypatch.setattr(
+        store.hashlib, "file_digest", lambda *told: (heard.append("hash"), whole(*told))[1]
+    )
+    log = RunLog(Target(folder, database, "slow"), reading=lambda: heard.append("said"))
+    hashed, said = heard.count("hash"), heard.count("said")
+    assert hashed >= said == len(log.results.rows)
+    assert heard[0] == "said"
+    log.prepare()
+    assert heard.count("hash") == hashed
+    assert heard.count("said") == 2 * said + len(log.results.arms)
 
 
 def test_the_verb_makes_the_default_store_and_says_where_it_is(tmp_path, capsys, monkeypatch):

@@ -6,7 +6,7 @@ folder holds its manifest and, under ``scores/``, a file for each scorer the run
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,11 +109,15 @@ class Results:
         return [row for row in self.rows if row.arm == arm]
 
 
-def read_results(folder: Path) -> Results:
+def read_results(
+    folder: Path, store: Store | None = None, reading: Callable[[], None] = lambda: None
+) -> Results:
     """Read a run.
 
     Args:
         folder: With ``run.yaml`` in it.
+        store: The items below the folder's root; one that is given again reads no video twice.
+        reading: Called before each video, since large ones take their time.
 
     Raises:
         UserError: There is none, or it cannot be read.
@@ -123,19 +127,26 @@ def read_results(folder: Path) -> Results:
         document = yaml_of(path.read_text(encoding="utf-8"))
         made_of, items = document["made_of"], document["items"]
         arms = _arms(made_of)
-        store = Store(folder.parent)
+        store = store or Store(folder.parent)
         scorers = list(_mapping(document, "scorers"))
         _check_names([document["name"], *arms, *made_of["prompts"], *items.values(), *scorers])
         configuration = _mapping(document, "configuration")
         about = _mapping(_mapping(configuration, "run"), "about")
         provenance = _mapping(document, "provenance")
         model = {name: made_of["model"].get(name) for name in MODEL}
-        rows = [
-            _row(name, key, arms, made_of["prompts"], store, scorers) for name, key in items.items()
-        ]
+        prompts = {
+            f"{prompt_id}-{seed}": (prompt_id, seed, " / ".join([wish["prompt"], *wish["then"].values()]))
+            for prompt_id, wish in made_of["prompts"].items()
+            for seed in wish["seeds"]
+        }
+        rows = []
+        for name, key in items.items():
+            reading()
+            arm, _, rest = name.rpartition("/")
+            rows.append(_row(arm or next(iter(arms)), *prompts[rest], key, store, scorers))
     except FileNotFoundError:
         raise UserError(f"{folder} is no run: it has no run.yaml; runs lie in ROOT/NAME") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise UserError(
             f"{path} cannot be read ({problem}): is it a run's? if so, make the run under another name"
@@ -190,25 +201,18 @@ def _arms(made_of: Mapping[str, Any]) -> dict[str, Arm]:
 
 
 def _row(
-    name: str,
+    arm: str,
+    prompt_id: str,
+    seed: int,
+    prompt: str,
     key: str,
-    arms: Mapping[str, Arm],
-    prompts: Mapping[str, Any],
     store: Store,
     scorers: Sequence[str],
 ) -> Row:
-    arm, slash, rest = name.rpartition("/")
-    prompt_id, seed = next(
-        (one, seed)
-        for one, wish in prompts.items()
-        for seed in wish["seeds"]
-        if rest == f"{one}-{seed}"
-    )
-    wish = prompts[prompt_id]
     row: dict[str, Any] = {
-        "arm": arm if slash else next(iter(arms)),
+        "arm": arm,
         "prompt_id": prompt_id,
-        "prompt": " / ".join([wish["prompt"], *wish["then"].values()]),
+        "prompt": prompt,
         "seed": seed,
         "key": key,
         "folder": store.folder(key),

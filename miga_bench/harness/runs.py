@@ -147,7 +147,7 @@ class Run:
             for name, item in items.items()
         }
         write_json(self.folder / "prompts.json", prompts)
-        done = [name for name, key in keys.items() if self.store.is_done(key)]
+        done = dict.fromkeys(name for name, key in keys.items() if self.store.is_done(key))
         self._tell_of_damage({name: key for name, key in keys.items() if name not in done})
         for name in done:
             self.link(name, items[name])

@@ -25,6 +25,7 @@ from miga_bench.errors import UserError
 from miga_bench.harness.locks import FileLock, HeldError
 from miga_bench.harness.provenance import write_json
 from miga_bench.harness.results import Results, read_results
+from miga_bench.harness.store import Store
 from miga_bench.harness.tracking_facts import Facts, facts
 from miga_bench.harness.tracking_plots import drift_plot, reflection_plot
 from miga_bench.harness.tracking_uri import artifact_folder, shown
@@ -68,13 +69,21 @@ class RunLog:
     Args:
         target: Where and how.
         told: Called after every step, so that somebody can see that it goes on.
+        reading: Called before every video that is read, which needs no server.
 
     Raises:
         UserError: The folder is no run.
     """
 
-    def __init__(self, target: Target, told: Callable[[], None] = lambda: None) -> None:
-        self.target, self.results = target, read_results(target.folder)
+    def __init__(
+        self,
+        target: Target,
+        told: Callable[[], None] = lambda: None,
+        reading: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.target, self._reading = target, reading
+        self._store = Store(target.folder.parent)
+        self.results = read_results(target.folder, self._store, reading)
         self.client = MlflowClient(target.uri, target.uri)
         self._told = told
         self._experiment = ""
@@ -99,18 +108,14 @@ class RunLog:
         done = sum((store / key / "manifest.json").exists() for key in keys)
         self._changed(self._ids["run"], {"videos/done": float(done)})
 
-    def prepare(self, reading: Callable[[], None] = lambda: None) -> list[Facts]:
-        """Do what ``write`` does without MLflow: read the folder; return what there is to say.
-
-        Args:
-            reading: Called before each arm.
-        """
+    def prepare(self) -> list[Facts]:
+        """Do what ``write`` does without MLflow: read the folder; return what there is to say."""
         import matplotlib.figure  # noqa: F401 - for the plots: its import takes seconds
 
-        self.results = read_results(self.target.folder)
+        self.results = read_results(self.target.folder, self._store, self._reading)
         self._arms = []
         for arm in self.results.arms.values():
-            reading()
+            self._reading()
             self._arms.append(facts(self.results, arm))
         return self._arms
 

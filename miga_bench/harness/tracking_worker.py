@@ -75,7 +75,7 @@ def _track(told: dict[str, Any], orders: queue.Queue[dict[str, Any]], answer: An
     if file := sqlite_file(target.uri):
         answer("opening", seconds=busy.stretched(PATIENCE + NEW_DATABASE))
         _make_database(file)
-    log = RunLog(target, told=lambda: answer("step"))
+    log = RunLog(target, lambda: answer("step"), lambda: answer("reading"))
     status, monitor = None, None
     if follow:
         answer("opening", seconds=busy.stretched(PATIENCE))
@@ -86,7 +86,7 @@ def _track(told: dict[str, Any], orders: queue.Queue[dict[str, Any]], answer: An
             answer("waiting", what=in_one_line(error))
         status = _until_end(log, orders)
     busy = _Busy()
-    log.prepare(reading=lambda: answer("reading"))
+    log.prepare()
     answer("ending", seconds=busy.stretched(PATIENCE + _fair_seconds(log)))
     if monitor is not None:
         threading.Thread(target=monitor.finish, daemon=True).start()

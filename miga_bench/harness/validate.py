@@ -156,11 +156,10 @@ class Preflight:
         begun = run.look(self.model.made_of(data.wishes, data.seeds, self.items), self.items)
         store = run.store
         self.todo = [name for name, item in self.items.items() if not store.is_done(item.key)]
-        done = len(self.items) - len(self.todo)
+        made = self.items.keys() - self.todo
+        done = len(made)
         unscored = sum(
-            bool(store.unscored(item.key, self.model.metrics))
-            for name, item in self.items.items()
-            if name not in set(self.todo)
+            bool(store.unscored(self.items[name].key, self.model.metrics)) for name in made
         )
         self.facts |= {"items": len(self.items), "done": done, "unscored": unscored}
         shared = f", {done} of {len(self.items)} videos are there from other runs" if done else ""
