@@ -22,6 +22,7 @@ from miga_bench.sampling import METHODS, CounterNoise, PromptSchedule, resolve
 from miga_bench.sampling.estimate import estimate
 
 FEW = {"data__limit": 2, "data__seeds": [0], "data__frames": 33}
+TURNING = '[{"prompt": "a circle right", "then": {"17": "a circle up"}}]'
 ARMS = {"short": {"method": "short", "settings": {"steps": 2}}, "wide": {"settings": {"zigzag": 3}}}
 
 
@@ -104,6 +105,11 @@ def test_a_run_that_would_be_refused(look, tmp_path, capsys):
         (["--trainer.precision", "64-true"], "backbone", "trainer.precision 64-true"),
         (["--trainer.accelerator", "tpu"], "configuration", ""),
         (["--run.window_parallel", 2], "configuration", "run.window_parallel is 2: it divides"),
+        (
+            ["--model.method", "freelong", "--model.settings", "null", "--data.prompts", TURNING],
+            "settings",
+            "freelong makes the whole video under one prompt, which cannot change on the way",
+        ),
     ],
 )
 def test_wrong_input_is_a_problem_of_its_step(look, tmp_path, options, step, rule):

@@ -240,13 +240,14 @@ class Video:
         request, backbone = self.request, self.backbone
         forget_peak_memory(backbone.device)
         # a walk of the empty queue also checks the settings, before the text encoder is at work
-        windows = estimate_windows(self.sampler, backbone, self._latents or backbone.window)
+        starts = prompt_starts(request.prompts, backbone)
+        windows = estimate_windows(self.sampler, backbone, self._latents or backbone.window, starts)
         self._windows = windows if self._latents else None
         self._clock.lap("plan")
         self._prompts = PromptSchedule(
             backbone.encode([prompt.text for prompt in request.prompts]),
             backbone.encode([negative_prompt(request.negative_prompt, backbone)]),
-            prompt_starts(request.prompts, backbone),
+            starts,
         )
         unknown = backbone.unknown_words([prompt.text for prompt in request.prompts])
         if unknown:

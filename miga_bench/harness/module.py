@@ -323,19 +323,20 @@ class LongVideoModule(LightningModule):
         Raises:
             UserError: A setting breaks a rule of the method; the arm is named.
         """
-        known: dict[tuple[str, int], Estimate] = {}
+        known: dict[tuple[str, int, tuple[int, ...]], Estimate] = {}
         out = {}
         for name, item in items.items():
-            arm = self._arm_of[item.key]
-            if (arm, item.frames) not in known:
+            arm, starts = self._arm_of[item.key], prompt_starts(item.prompts, self.backbone)
+            alike = arm, item.frames, starts
+            if alike not in known:
                 latents = self.backbone.latents_for(item.frames)
                 try:
-                    known[arm, item.frames] = estimate(
-                        self.samplers[arm], self.backbone, latents, batch
+                    known[alike] = estimate(
+                        self.samplers[arm], self.backbone, latents, batch, starts
                     )
                 except UserError as error:
                     raise UserError(f"arm {arm}: {error}" if arm else str(error)) from None
-            out[name] = known[arm, item.frames]
+            out[name] = known[alike]
         return out
 
     def made_of(

@@ -48,7 +48,7 @@ class Estimate:
 
     @property
     def nfe(self) -> int:
-        """Denoiser evaluations of one window."""
+        """Denoiser evaluations of the video."""
         return sum(call.rows * count for call, count in self.calls.items())
 
 
@@ -127,19 +127,19 @@ class _Hollow(Backbone):
         return "cpu"
 
 
-def estimate_windows(sampler: Sampler[Any], backbone: Backbone, length: int) -> int:
-    """Return how many windows ``length`` latents take, searches left out.
-
-    The sampler itself is run on latents of one number, so the count is its own.
-
-    Raises:
-        UserError: A setting breaks a rule of the method.
-    """
-    return estimate(sampler, backbone, length, BATCH).windows
+def estimate_windows(
+    sampler: Sampler[Any], backbone: Backbone, length: int, starts: tuple[int, ...] = (0,)
+) -> int:
+    """Return how many windows ``length`` latents take, searches left out; see ``estimate``."""
+    return estimate(sampler, backbone, length, BATCH, starts).windows
 
 
 def estimate(
-    sampler: Sampler[Any], backbone: Backbone, length: int, batch: int | None = None
+    sampler: Sampler[Any],
+    backbone: Backbone,
+    length: int,
+    batch: int | None = None,
+    starts: tuple[int, ...] = (0,),
 ) -> Estimate:
     """Return what ``length`` latents take, searches left out.
 
@@ -148,9 +148,10 @@ def estimate(
         backbone: Lends its geometry.
         length: Latents to make.
         batch: Windows in a call where the settings do not say; None is as many as the backbone chooses now.
+        starts: Latent frames at which the video's prompts begin.
 
     Raises:
-        UserError: A setting breaks a rule of the method.
+        UserError: A setting breaks a rule of the method, or it takes one prompt only.
     """
     found = Estimate()
     hollow = _Hollow(backbone, batch or backbone.default_batch(), found.calls)
@@ -162,7 +163,7 @@ def estimate(
     def no_noise(frames: Sequence[int], purpose: str, draws: Sequence[int] | int = 0) -> Tensor:
         return torch.zeros(len(frames), 1, 1, 1)
 
-    prompts = PromptSchedule(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
+    prompts = PromptSchedule(torch.zeros(len(starts), 1, 1), torch.zeros(1, 1, 1), starts)
     for _ in sampler.without_search().stream(hollow, prompts, no_noise, length, remember):
         pass
     found.windows = last[0].windows - last[0].search_windows
