@@ -44,6 +44,11 @@ def test_the_share_of_every_arm(folder):
     assert measure_of("cost/skipped").number(0.25) == "25.0"
 
 
+def test_an_arm_at_the_default_says_so(folder):
+    changed = {name: arm.changed for name, arm in read_results(folder).arms.items()}
+    assert changed == {f"cache-{value:g}": {"cache": value} for value in (0.0, 0.1, 0.2)}
+
+
 def test_the_curve_begins_where_the_cache_is_off(folder):
     """Breaks if an arm whose description has no cache has no place on the axis."""
     curves = along_axis(read_results(folder), "cache", measure_of(SUBJECT))

@@ -15,6 +15,7 @@ from miga_bench.errors import UserError
 from miga_bench.harness.configurations import yaml_of
 from miga_bench.harness.runs import NAME
 from miga_bench.harness.store import VIDEO, Store
+from miga_bench.sampling.presets import left_out
 
 Series = dict[str, list[list[float]]]
 
@@ -26,7 +27,8 @@ class Arm:
     Attributes:
         name: Of its folder; a run without arms has one, named after its method.
         method: The method's name.
-        settings: All of its settings.
+        settings: All of its settings; those that ``describe`` leaves out only where another arm of the run
+            names them.
         changed: Those of them (and ``method``) that are not the same in all arms of the run.
     """
 
@@ -135,7 +137,11 @@ def read_results(
         provenance = _mapping(document, "provenance")
         model = {name: made_of["model"].get(name) for name in MODEL}
         prompts = {
-            f"{prompt_id}-{seed}": (prompt_id, seed, " / ".join([wish["prompt"], *wish["then"].values()]))
+            f"{prompt_id}-{seed}": (
+                prompt_id,
+                seed,
+                " / ".join([wish["prompt"], *wish["then"].values()]),
+            )
             for prompt_id, wish in made_of["prompts"].items()
             for seed in wish["seeds"]
         }
@@ -185,15 +191,18 @@ def _arms(made_of: Mapping[str, Any]) -> dict[str, Arm]:
     told = made_of.get("arms") or {
         model["method"]: {"method": model["method"], "settings": model["settings"]}
     }
-    plain = {name: {"method": arm["method"], **arm["settings"]} for name, arm in told.items()}
+    names = {"method"}.union(*(arm["settings"] for arm in told.values()))
+    plain = {}
+    for name, arm in told.items():
+        unsaid = {key: value for key, value in left_out(arm["method"]).items() if key in names}
+        plain[name] = {"method": arm["method"], **unsaid, **arm["settings"]}
     first = next(iter(plain.values()))
-    names = {name for arm in plain.values() for name in arm}
     varied = {n for n in names if any(arm.get(n) != first.get(n) for arm in plain.values())}
     return {
         name: Arm(
             name,
             arm["method"],
-            arm["settings"],
+            {key: value for key, value in plain[name].items() if key != "method"},
             {key: value for key, value in plain[name].items() if key in varied},
         )
         for name, arm in told.items()

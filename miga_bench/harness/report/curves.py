@@ -86,10 +86,6 @@ def _at(row: Row, label: str, frame: float) -> float | None:
     return next((mean for _, last, mean in bins if frame < stretch * (last + 1)), None)
 
 
-# What settings are where a description leaves them out, see ``LATER`` in sampling/base.py.
-UNTOLD = {"cache": 0.0}
-
-
 def along_axis(
     run: Results, axis: str, measure: Measure
 ) -> dict[str, list[tuple[float, Estimate]]]:
@@ -129,7 +125,7 @@ def _rows_by_value(run: Results, axis: str, arm: str) -> dict[float, list[Row]]:
             if row.status == "done":
                 out.setdefault(float(row.frames), []).append(row)
         return out
-    value = run.arms[arm].settings.get(axis, UNTOLD.get(axis))
+    value = run.arms[arm].settings.get(axis)
     off = axis == "reflection_threshold" and not searches(run, arm)
     if off or isinstance(value, bool) or not isinstance(value, int | float):
         return {}
