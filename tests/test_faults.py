@@ -305,7 +305,11 @@ def test_what_only_one_rank_lacks_is_said_once_by_rank_0(tmp_path, lacking):
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     processes = []
     for number in range(2):
-        task = (str(config), run_workers.torchrun(number, 2, store.port), str(tmp_path / f"{number}"))
+        task = (
+            str(config),
+            run_workers.torchrun(number, 2, store.port),
+            str(tmp_path / f"{number}"),
+        )
         processes.append(run_workers.context().Process(target=run_workers.command, args=task))
         processes[-1].start()
     for process in processes:

@@ -241,6 +241,14 @@ def test_several_runs_share_a_table(tmp_path, capsys):
     assert not list((tmp_path / "out" / "figures").glob("*.jpg"))
 
 
+def test_runs_of_one_name_each_have_their_own_configuration_beside_the_report(tmp_path, capsys):
+    folders = [fill(tmp_path / root, "wan").close() for root in ("a", "b")]
+    made(capsys, *folders, "-o", tmp_path / "out", "--prompts-shown", "0")
+    told = re.findall(r"--config (\S+)", (tmp_path / "out" / "report.md").read_text())
+    assert len(set(told)) == 2
+    assert all((tmp_path / "out" / name).exists() for name in told)
+
+
 def test_curves_over_a_setting(tmp_path, capsys):
     arms = {
         f"zigzag-{n}": {"method": "miga", "settings": {"zigzag": n, "reflection": "off"}}

@@ -106,7 +106,7 @@ def section(facts: Facts, prefix: str, prompts_shown: int) -> list[Block]:
 
     Args:
         facts: The run's numbers.
-        prefix: Of the names of its pictures.
+        prefix: Of the names of its pictures and its configuration.
         prompts_shown: How many prompts get a contact sheet.
     """
     run = facts.run
@@ -126,7 +126,7 @@ def section(facts: Facts, prefix: str, prompts_shown: int) -> list[Block]:
         *pictures.reflection_timelines(run, prefix, prompts_shown),
         *_cost(facts, prefix),
         *_missing(run, facts.measures),
-        *_remake(run),
+        *_remake(run, prefix),
     ]
 
 
@@ -394,7 +394,7 @@ def configuration_of(run: Results) -> str:
     return text
 
 
-def _remake(run: Results) -> list[Block]:
+def _remake(run: Results, prefix: str) -> list[Block]:
     told, versions = run.provenance, run.provenance.get("versions") or {}
     git, hardware = told.get("git") or {}, told.get("hardware") or {}
     changed = " with changes that were not committed" if git.get("changed") else ""
@@ -413,7 +413,7 @@ def _remake(run: Results) -> list[Block]:
         model = run.configuration.get("model") or {}
         verb = "experiment" if model.get("arms") or model.get("grid") else "predict"
         blocks += [
-            Code(f"miga-bench {verb} --config {run.name}.yaml", "sh"),
-            Fold(f"{run.name}.yaml", [Code(configuration_of(run), "yaml")]),
+            Code(f"miga-bench {verb} --config {prefix}.yaml", "sh"),
+            Fold(f"{prefix}.yaml", [Code(configuration_of(run), "yaml")]),
         ]
     return blocks
