@@ -26,7 +26,7 @@ from miga_bench.harness.provenance import (
     versions,
     write_json,
 )
-from miga_bench.harness.request import DEFAULT_FRAMES, GenerateRequest, PromptAt
+from miga_bench.harness.request import DEFAULT_FRAMES, GenerateRequest, PromptAt, check_prompts
 from miga_bench.harness.stop import StopRequested, StopSignals
 from miga_bench.media import Cell, EvenSample, VideoWriter, contact_sheet, count_frames
 from miga_bench.sampling import METHODS, PRESETS, CounterNoise, Short, estimate_windows, resolve
@@ -170,6 +170,8 @@ def generate(
         backbone = backbone or open_backbone(request)
         settings = resolve(request.method, backbone, request.preset, request.overrides)
         sampler = METHODS[request.method](settings)
+        # again, now that the method's own length is known
+        check_prompts(request.prompts, length(request, sampler, backbone))
         if request.leaves_denoiser_open:
             backbone = _faster(request, backbone, sampler)
         clock.lap("load")
