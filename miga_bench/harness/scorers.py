@@ -10,10 +10,9 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from miga_bench.errors import UserError
@@ -71,6 +70,9 @@ class ItemScorer(ABC):
         Raises:
             UserError: Something is missing that the scorer needs.
         """
+
+    def scored(self, video: Path) -> None:  # noqa: B027 - most keep nothing
+        """Hear that a video's scores are on disk: what was kept for another try may go."""
 
 
 class SuiteScores(ItemScorer):
@@ -208,7 +210,7 @@ class StoryScores(ItemScorer):
         judge_model: The model's name on the server.
         variant: ``code`` or ``paper``.
         collapse: How three numbers become one: ``mean``, ``fid``, ``cov`` or ``coh``.
-        votes: How often each question is asked; by default 5, of the reader 1.
+        votes: How often each question is asked, at most 5; by default 5, of the reader 1.
 
     Raises:
         UserError: The suite cannot be read, or a name is unknown.
@@ -239,6 +241,8 @@ class StoryScores(ItemScorer):
             )
         if votes is not None and votes < 1:
             raise UserError(f"metrics: votes is {votes}: each question is asked at least once")
+        if votes is not None and votes > VOTES:
+            raise UserError(f"metrics: votes is {votes}: NarrLV counts {VOTES} answers at most")
         self._suite = open_suite(narratives)
         self._stories: Mapping[Sequence[str], Any] = {
             texts: story
@@ -268,12 +272,13 @@ class StoryScores(ItemScorer):
         }
 
     def score(self, video: Path, item: Item) -> Found:
-        """Ask the judge about the video; a judge that is down is asked again by the same command."""
+        """Ask the judge about the video; a judge that is down is asked for the rest by the same command."""
         from miga_bench.harness.score_narrlv import FileVideo, NarrativeRequest
         from miga_bench.metrics.narrlv import (
             answers_to,
             ask,
             collapse_to,
+            provenance_of,
             read_answers,
             score_video,
         )
@@ -292,11 +297,10 @@ class StoryScores(ItemScorer):
             self._judge = request.open_judge()
         one: Any = replace(self._suite, items=(story,))
         judge: Any = self._judge
-        with TemporaryDirectory() as folder:
-            answers = Path(folder) / "answers.jsonl"
-            for _ in ask(one, judge, lambda _: FileVideo(video), answers, votes=self._votes):
-                pass
-            _, told = read_answers(answers)
+        answers = self._answers(video, provenance_of(one, judge, self._votes))
+        for _ in ask(one, judge, lambda _: FileVideo(video), answers, votes=self._votes):
+            pass
+        _, told = read_answers(answers)
         variant: Any = self._variant
         found = score_video(story, answers_to(story, told, self._votes), variant=variant)
         cell = f"tna{story.tna}_{SHORT[story.factor]}"
@@ -308,6 +312,33 @@ class StoryScores(ItemScorer):
         return Found(
             {n: None if v is None or math.isnan(v) else v for n, v in scores.items()}, missing
         )
+
+    def scored(self, video: Path) -> None:
+        """Remove the answers that were kept for another try."""
+        for answers in self._kept(video):
+            answers.unlink()
+
+    def _kept(self, video: Path) -> Iterator[Path]:
+        return (video.parent / "scores").glob(f"{Path(self.file).stem}-*.answers.jsonl")
+
+    def _answers(self, video: Path, provenance: Mapping[str, Any]) -> Path:
+        """Return where the answers to a video are kept until it is scored: each may have been paid for.
+
+        Those to another file, or of a judge that answers otherwise, have other names; damaged ones are removed.
+        """
+        from miga_bench.metrics.narrlv import read_answers
+
+        with open(video, "rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        told = hashlib.sha256(json.dumps([content, provenance], sort_keys=True).encode())
+        name = f"{Path(self.file).stem}-{told.hexdigest()[:8]}.answers.jsonl"
+        path = video.parent / "scores" / name
+        if path.exists():
+            try:
+                read_answers(path)
+            except UserError:
+                path.unlink()
+        return path
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
