@@ -2,8 +2,10 @@
 
 import json
 import os
+import pickle
 import random
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from run_workers import SETTINGS, configuration
 
 from miga_bench.backbones.tiny import world
-from miga_bench.backbones.tiny.drift import measure, over_time
+from miga_bench.backbones.tiny.drift import DriftMeter, measure, over_time
 from miga_bench.backbones.tiny.grammar import parse_caption, parse_narrative
 from miga_bench.backbones.tiny.judge import ReaderJudge
 from miga_bench.cli import main
@@ -347,6 +349,27 @@ def test_world_scores_are_the_drift_measures(tmp_path):
     write(tmp_path / "b.mp4", torch.zeros(3, 3, 16, 16))
     with pytest.raises(UserError, match="reads the embedded models' 64x64 frames, not 16x16"):
         scorer.score(tmp_path / "b.mp4", item_of([PromptAt("a")], 3))
+
+
+def test_world_scores_hold_a_few_numbers_of_a_frame(tmp_path, monkeypatch):
+    look = world.draw_look(
+        parse_caption("a red circle moves right on a blue field"), random.Random(0)
+    )
+    video = write(tmp_path / "a.mp4", world.render(look, 96).repeat(4, 1, 1, 1))
+    extend, pieces, sizes = DriftMeter.extend, [], []
+
+    def watched(self, frames):
+        extend(self, frames)
+        pieces.append(weakref.ref(frames))
+        assert sum(piece() is not None for piece in pieces) <= 3
+        sizes.append(len(pickle.dumps(self)))
+
+    monkeypatch.setattr(DriftMeter, "extend", watched)
+    scorer = WorldScores()
+    scorer._opening = 33
+    scorer.score(video, item_of([PromptAt("a red circle moves right")], 384))
+    assert len(pieces) == 12
+    assert sizes[-1] - sizes[1] < 10 * 32 * 300  # bytes; of a picture it would be 49152
 
 
 @settings(max_examples=12, deadline=None)

@@ -171,32 +171,38 @@ class WorldScores(ItemScorer):
         return {"scorer": self.name, "version": self.VERSION, "opening": self._opening}
 
     def score(self, video: Path, item: Item) -> Found:
-        """Read every frame."""
-        import torch
-
-        from miga_bench.backbones.tiny.drift import measure, over_time
+        """Read every frame, once; memory does not depend on how many there are."""
+        from miga_bench.backbones.tiny.drift import DriftMeter
         from miga_bench.backbones.tiny.grammar import parse_caption
-        from miga_bench.media import read_video
+        from miga_bench.harness.score_sources import TruncatedError, find_videos
+        from miga_bench.media import count_frames
 
-        frames = torch.stack([frame.float() / 255 for frame in read_video(video)])
-        if frames.shape[1:] != (3, 64, 64):
-            size = "x".join(map(str, frames.shape[2:]))
-            raise UserError(
-                f"WorldScores reads the embedded models' 64x64 frames, not {size}: leave it out of"
-                " model.metrics"
-            )
         try:
             asked = parse_caption(item.prompts[0].text)
         except UserError:
             asked = None  # a sentence of the user's own
-        opening = self._opening or len(frames)
-        found = measure(frames, asked, opening).as_dict()
+        # used without a backbone, the opening is the first quarter
+        meter = DriftMeter(asked, self._opening or max(1, count_frames(video) // 4))
+        (source,) = find_videos([video])
+        try:
+            for frames in source.pieces():
+                if frames.shape[1:] != (3, 64, 64):
+                    size = "x".join(map(str, frames.shape[2:]))
+                    raise UserError(
+                        f"WorldScores reads the embedded models' 64x64 frames, not {size}: leave it out of"
+                        " model.metrics"
+                    )
+                meter.extend(frames.float() / 255)
+        except TruncatedError as error:
+            raise UserError(f"{video} {error}: make it again") from error
+        drift, curves = meter.end()
+        found = drift.as_dict()
         scores = {n: v for n, v in found.items() if isinstance(v, float) or v is None}
         scores.pop("direction", None)
         return Found(
             {f"world/{name}": value for name, value in scores.items()},
             {f"world/{n}": "nothing to measure" for n, value in scores.items() if value is None},
-            {f"world/{n}": bins for n, bins in over_time(frames, opening).items()},
+            {f"world/{n}": bins for n, bins in curves.items()},
         )
 
 
