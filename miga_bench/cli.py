@@ -19,6 +19,8 @@ from miga_bench import __version__
 from miga_bench.errors import FailedError, Notice, UserError, in_print
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
+# verbs that keep what they have done when they are stopped, and do the rest when they are given again
+GO_ON = ("predict", "experiment", "score", "sync", "train-tiny")
 
 EXAMPLES = """\
 examples:
@@ -114,9 +116,14 @@ def _generate(args: argparse.Namespace) -> int:
     request.check()  # before torch is imported: wrong input is answered at once
     from miga_bench.harness.generate import generate
     from miga_bench.harness.progress import ProgressBar
+    from miga_bench.harness.stop import StopRequested
 
-    with ProgressBar(quiet=args.quiet) as bar:
-        result = generate(request, bar)
+    try:
+        with ProgressBar(quiet=args.quiet) as bar:
+            result = generate(request, bar)
+    except StopRequested as stop:  # before the first frame
+        _say("stopped: nothing was written")
+        return 128 + stop.signal
     kept = f"{request.output} keeps {result.frames} frames" if result.frames else "nothing was kept"
     if result.status == "failed":
         _say(f"{_one_line(result.error)}; {kept}")
@@ -374,11 +381,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _show_notices_plainly()
+    verb = ""
     try:
         args = _parser().parse_args(arguments)
+        verb = args.verb
         return int(args.run(args))
     except KeyboardInterrupt as stop:
-        _say("stopped: nothing was written")
+        _say("stopped: the same command goes on" if verb in GO_ON else "stopped")
         return 128 + getattr(stop, "signal", 2)
     except Exception as error:
         if "--debug" in arguments:

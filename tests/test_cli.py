@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
+from miga_bench import cli
 from miga_bench.cli import main
+from miga_bench.harness.stop import StopRequested
 
 PROMPT = "a red circle moves right on a blue field"
 
@@ -82,6 +84,33 @@ def test_debug_shows_the_traceback(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("verb", "said"),
+    [
+        (["score", "a.mp4"], "stopped: the same command goes on"),
+        (["predict", "--config", "tiny-wan-miga"], "stopped: the same command goes on"),
+        (["demo"], "stopped"),
+        (["export", "triton", "a", "-o", "b"], "stopped"),
+    ],
+)
+def test_ctrl_c_does_not_say_that_nothing_was_written(capsys, monkeypatch, verb, said):
+    def stop(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, f"_{verb[0]}", stop)
+    assert main(verb) == 130
+    assert capsys.readouterr().err == f"miga-bench: {said}\n"
+
+
+def test_a_video_stopped_before_its_first_frame_says_so(capsys, monkeypatch, tmp_path):
+    def stop(request, watcher):
+        raise StopRequested(15)
+
+    monkeypatch.setattr("miga_bench.harness.generate.generate", stop)
+    assert main(["generate", PROMPT, "--quiet", "-o", str(tmp_path / "out.mp4")]) == 143
+    assert capsys.readouterr().err == "miga-bench: stopped: nothing was written\n"
 
 
 @pytest.mark.parametrize(

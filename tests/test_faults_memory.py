@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from simple_backbone import SimpleBackbone
+from simple_backbone import SimpleBackbone, SimpleDecoder
 from test_generate import SMALL, request
 
 from miga_bench.cli import main
@@ -92,6 +92,36 @@ def test_memory_that_runs_out_later_keeps_the_video_so_far(tmp_path):
     assert result.status == "failed"
     assert isinstance(result.error, DoesNotFitError)
     assert 20 < result.frames == count_frames(tmp_path / "out.mp4") < 400
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_memory_that_runs_out_while_decoding_keeps_the_video_so_far(
+    tmp_path, monkeypatch, capsys, kind
+):
+    class TightDecoder(SimpleDecoder):
+        def push(self, latents):
+            return ERRORS[kind]() if self.pushed == 3 else super().push(latents)
+
+    backbone = SimpleBackbone()
+    backbone.decoder = TightDecoder
+    monkeypatch.setattr(page, "open_model", lambda *a, **k: backbone)
+    settings = [part for name, value in SMALL.items() for part in ("--set", f"{name}={value}")]
+    video = tmp_path / "out.mp4"
+    assert main(["generate", "a", "-o", str(video), "--frames", "45", "--quiet", *settings]) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("miga-bench: memory of cpu ran out outside of the denoiser")
+    assert err.endswith(f"; {video} keeps 9 frames\n")
+    assert json.loads(out)["status"] == "failed"
+    assert count_frames(video) == json.loads((tmp_path / "out.json").read_text())["frames"] == 9
+    assert (tmp_path / "out.png").exists()
+
+
+def test_memory_that_runs_out_for_the_texts_is_one_line(tmp_path, monkeypatch):
+    backbone = SimpleBackbone()
+    monkeypatch.setattr(backbone, "encode", lambda texts: ERRORS["gpu"]())
+    with pytest.raises(DoesNotFitError, match="ran out outside of the denoiser"):
+        generate(request(tmp_path), backbone=backbone)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_each_process_of_a_team_makes_its_own_rows_fit():

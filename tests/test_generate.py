@@ -121,6 +121,20 @@ def test_prompts_within_one_latent_are_refused(tmp_path):
         generate(request(tmp_path, prompts=prompts), backbone=SimpleBackbone())
 
 
+def test_a_prompt_beyond_the_methods_own_length_is_refused(tmp_path):
+    """``short`` makes 21 frames, whatever the default of the others."""
+    for then, refused in ((20, False), (21, True), (200, True)):
+        prompts = [PromptAt("a"), PromptAt("b", then)]
+        few = {"method": "short", "frames": None, "overrides": {"steps": "2"}, "overwrite": True}
+        wanted = request(tmp_path / str(then), prompts=prompts, **few)
+        if not refused:
+            assert generate(wanted, backbone=SimpleBackbone()).frames == 21
+            continue
+        with pytest.raises(UserError, match=f"--then {then}:.* after the last of 21 frames"):
+            generate(wanted, backbone=SimpleBackbone())
+        assert not (tmp_path / str(then)).exists()
+
+
 def test_nan_keeps_the_video_so_far(tmp_path):
     result = generate(request(tmp_path, frames=400), backbone=SimpleBackbone(poison_at=300))
     assert result.status == "failed"

@@ -315,6 +315,12 @@ def test_memory_does_not_grow_with_length(zigzag):
     assert max(held) < (SMALL.steps + 2) * zigzag + 5 * (8 + SMALL.stride)
 
 
+def test_a_latent_of_fifo_keeps_nothing_else_alive():
+    sampler = Fifo(FifoSettings(12, 1.0))
+    for latent in sampler.stream(AnalyticBackbone("wan", window=8), PROMPTS, NOISE, 3):
+        assert latent.untyped_storage().nbytes() == latent.numel() * latent.element_size()
+
+
 @pytest.mark.parametrize("reach", ["chunks", "head", "anchor"])
 @pytest.mark.parametrize(("family", "window"), [("videocrafter2", 16), ("wan", 21)])
 @pytest.mark.parametrize("zigzag", [1, 2, 4, 6, 8])

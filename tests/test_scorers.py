@@ -2,8 +2,10 @@
 
 import json
 import os
+import pickle
 import random
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,11 @@ from hypothesis import strategies as st
 from run_workers import SETTINGS, configuration
 
 from miga_bench.backbones.tiny import world
-from miga_bench.backbones.tiny.drift import measure, over_time
+from miga_bench.backbones.tiny.drift import DriftMeter, measure, over_time
 from miga_bench.backbones.tiny.grammar import parse_caption, parse_narrative
+from miga_bench.backbones.tiny.judge import ReaderJudge
 from miga_bench.cli import main
-from miga_bench.errors import UserError
+from miga_bench.errors import JudgeDownError, UserError
 from miga_bench.harness.items import Item
 from miga_bench.harness.predict import predict
 from miga_bench.harness.request import PromptAt
@@ -25,6 +28,7 @@ from miga_bench.harness.score_narrlv import OWN
 from miga_bench.harness.scorers import Found, ItemScorer, StoryScores, SuiteScores, WorldScores
 from miga_bench.media import VideoWriter, count_frames, read_video
 from miga_bench.metrics.narrlv import load_suite
+from miga_bench.metrics.narrlv.answers import slots
 
 scored = []
 
@@ -238,6 +242,7 @@ def test_a_short_clip_beside_longer_arms_is_cut_to_its_clip(run, tmp_path):
         (lambda: StoryScores(judge="http://localhost/v1"), "go together"),
         (lambda: StoryScores("natural"), "the reader judges stories of the embedded world"),
         (lambda: StoryScores(votes=0), "votes is 0"),
+        (lambda: StoryScores(votes=6), "votes is 6: NarrLV counts 5 answers at most"),
     ],
 )
 def test_scorers_refuse_what_they_cannot_do(make, rule):
@@ -281,6 +286,50 @@ def test_a_true_video_of_a_story_scores_one_and_a_still_video_less(tmp_path):
     assert scorer.score(tmp_path / "true.mp4", item_of([PromptAt("a dog")], frames)) == Found()
 
 
+class PaidJudge(ReaderJudge):
+    """Answers so many questions, then goes down."""
+
+    def __init__(self, paid):
+        super().__init__()
+        self.paid, self.asked = paid, 0
+
+    def __call__(self, frames, question, seed):
+        if self.asked == self.paid:
+            raise JudgeDownError("the judge is down; answers so far are kept")
+        self.asked += 1
+        return super().__call__(frames, question, seed)
+
+
+def test_answers_of_a_judge_that_goes_down_are_not_asked_for_again(tmp_path):
+    story = a_story()
+    item = item_of([PromptAt(story.prompt)], 16)
+    true, _ = world.render_narrative(parse_narrative(story.prompt), random.Random(1), 16)
+    video, kept = write(tmp_path / "video.mp4", true), tmp_path / "scores"
+    scorer = StoryScores()
+    expected = scorer.score(video, item)
+    scorer.scored(video)
+    assert list(kept.iterdir()) == []
+    scorer._judge = down = PaidJudge(3)
+    with pytest.raises(JudgeDownError):
+        scorer.score(video, item)
+    (answers,) = kept.iterdir()
+    scorer._judge = rest = PaidJudge(99)
+    assert scorer.score(video, item) == expected
+    assert down.asked + rest.asked == len(slots(story, 1)) > 3
+    # it is kept until the scores are on disk, and is not of another video, nor used when it is damaged
+    scorer._judge = PaidJudge(0)
+    assert scorer.score(video, item) == expected
+    answers.write_text("nonsense")
+    with pytest.raises(JudgeDownError):
+        scorer.score(video, item)
+    write(video, true[:1].repeat(16, 1, 1, 1))
+    with pytest.raises(JudgeDownError):
+        scorer.score(video, item)
+    assert len(list(kept.iterdir())) == 2
+    scorer.scored(video)
+    assert list(kept.iterdir()) == []
+
+
 def test_world_scores_are_the_drift_measures(tmp_path):
     caption = "a red circle moves right on a blue field"
     look = world.draw_look(parse_caption(caption), random.Random(0))
@@ -300,6 +349,27 @@ def test_world_scores_are_the_drift_measures(tmp_path):
     write(tmp_path / "b.mp4", torch.zeros(3, 3, 16, 16))
     with pytest.raises(UserError, match="reads the embedded models' 64x64 frames, not 16x16"):
         scorer.score(tmp_path / "b.mp4", item_of([PromptAt("a")], 3))
+
+
+def test_world_scores_hold_a_few_numbers_of_a_frame(tmp_path, monkeypatch):
+    look = world.draw_look(
+        parse_caption("a red circle moves right on a blue field"), random.Random(0)
+    )
+    video = write(tmp_path / "a.mp4", world.render(look, 96).repeat(4, 1, 1, 1))
+    extend, pieces, sizes = DriftMeter.extend, [], []
+
+    def watched(self, frames):
+        extend(self, frames)
+        pieces.append(weakref.ref(frames))
+        assert sum(piece() is not None for piece in pieces) <= 3
+        sizes.append(len(pickle.dumps(self)))
+
+    monkeypatch.setattr(DriftMeter, "extend", watched)
+    scorer = WorldScores()
+    scorer._opening = 33
+    scorer.score(video, item_of([PromptAt("a red circle moves right")], 384))
+    assert len(pieces) == 12
+    assert sizes[-1] - sizes[1] < 10 * 32 * 300  # bytes; of a picture it would be 49152
 
 
 @settings(max_examples=12, deadline=None)

@@ -1,7 +1,9 @@
 """The embedded world: its language, its pictures, and reading both back."""
 
 import itertools
+import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -167,8 +169,6 @@ def test_a_true_video_hardly_drifts():
 
 
 def test_every_drift_is_seen():
-    from dataclasses import replace
-
     scene, look = _video()
     first = world.render(look, 81)
 
@@ -189,6 +189,79 @@ def test_every_drift_is_seen():
     assert drift.measure(flickering, scene).flicker == pytest.approx(0.1, abs=0.01)
     lost = drift.measure(torch.cat([first, torch.zeros_like(first)]), scene)
     assert lost.found == lost.asked_color == 0.5
+
+
+def _at_once(frames, asked, opening):
+    """The measures and curves of a video that is in memory as a whole, as they are defined."""
+    seen, total, nan = reader.read(frames), len(frames), math.nan
+    opening = opening if total > opening else max(1, total // 4)
+    later = slice(opening, None) if total > opening else slice(None)
+    first = torch.deg2rad(seen.hue[:opening])
+    home = torch.rad2deg(torch.atan2(first.sin().nanmean(), first.cos().nanmean()))
+    bare = (seen.mask < 0.02)[:, None].expand_as(frames)
+    plate = torch.where(bare[:opening], frames[:opening], nan).nanmedian(0).values
+    color = seen.field_color - seen.field_color[:opening].median(0).values
+    curves = {
+        "hue_drift": ((seen.hue - home + 180) % 360 - 180).abs(),
+        "field_drift": color.square().mean(1).sqrt(),
+    }
+    pattern = torch.where(bare, (frames - plate).abs(), nan)
+    both = torch.where(bare[1:] & bare[:-1], frames.diff(dim=0).abs(), nan)
+    steps = reader.torus(seen.place[4:] - seen.place[:-4])
+    measures = {name: curve[later].nanmean().item() for name, curve in curves.items()}
+    measures |= {
+        "frames": total,
+        "found": seen.found.float().mean().item(),
+        "size_drift": (seen.radius[later] / seen.radius[:opening].nanmedian())
+        .log()
+        .abs()
+        .nanmean()
+        .item(),
+        "pattern_drift": pattern[later].nanmean().item(),
+        "flicker": both.nanmean().item(),
+        "path": steps.norm(dim=1).nanmean().item() / 4,
+        "direction": drift.direction_of(steps),
+    }
+    for name in ("color", "shape", "field"):
+        shown = getattr(seen, name)
+        measures[f"asked_{name}"] = shown.count(getattr(asked, name)) / total
+    heading = [drift.direction_of(step[None]) for step in steps]
+    measures["asked_motion"] = heading.count(asked.motion) / len(heading) if heading else nan
+    curves["pattern_drift"] = pattern.nanmean((1, 2, 3))
+    edges = [round(i * total / min(24, total)) for i in range(min(24, total) + 1)]
+    return measures, {
+        name: [
+            [a, b - 1, curve[a:b].nanmean().item()]
+            for a, b in itertools.pairwise(edges)
+            if not curve[a:b].isnan().all()
+        ]
+        for name, curve in curves.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("total", "piece"), [(1, 1), (3, 2), (21, 7), (22, 7), (22, 1), (90, 7), (90, 32), (90, 90)]
+)
+def test_a_video_in_pieces_is_measured_as_a_whole_one(total, piece):
+    """With noise, a change of color, and frames without a sprite; some without a field."""
+    scene, look = _video()
+    frames = world.render(look, total)
+    frames[total // 2 :] = frames[total // 2 :].flip(1)
+    frames[total * 2 // 3 : total * 3 // 4] = 0.1
+    frames[total * 8 // 9 :] = 1.0
+    noise = torch.Generator().manual_seed(0)
+    frames = frames + 0.02 * torch.randn(frames.shape, generator=noise)
+    meter = drift.DriftMeter(scene, 21)
+    for part in frames.split(piece):
+        meter.extend(part)
+    found, curves = meter.end()
+    measures, expected = _at_once(frames, scene, 21)
+    assert found.direction == measures.pop("direction")
+    for name, value in measures.items():
+        assert getattr(found, name) == pytest.approx(value, rel=1e-5, abs=1e-7, nan_ok=True), name
+    assert curves.keys() == expected.keys()
+    for name, bins in curves.items():
+        torch.testing.assert_close(torch.tensor(bins), torch.tensor(expected[name]))
 
 
 @settings(deadline=None, max_examples=10)

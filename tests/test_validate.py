@@ -146,6 +146,19 @@ def test_files_of_a_hub_model_that_are_there_are_not_missing(tmp_path, monkeypat
     assert hub_id("tiny-wan") is None
 
 
+def test_stories_of_the_release_are_not_fetched(look, tmp_path, monkeypatch):
+    def fetched(*arguments, **named):
+        raise AssertionError("fetched")
+
+    monkeypatch.setenv("MIGA_BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("urllib.request.urlopen", fetched)
+    code, _, steps = look("--no-probe", data__prompts="narrlv:release")
+    assert (code, steps["configuration"]["status"]) == (2, "problem")
+    assert "downloads are off (MIGA_BENCH_OFFLINE)" in steps["configuration"]["text"]
+    assert not (tmp_path / "cache").exists()
+
+
 def test_offline_ends_with_its_block(monkeypatch):
     from huggingface_hub import constants
 

@@ -26,11 +26,12 @@ from miga_bench.harness.provenance import (
     versions,
     write_json,
 )
-from miga_bench.harness.request import DEFAULT_FRAMES, GenerateRequest, PromptAt
+from miga_bench.harness.request import DEFAULT_FRAMES, GenerateRequest, PromptAt, check_prompts
 from miga_bench.harness.stop import StopRequested, StopSignals
 from miga_bench.media import Cell, EvenSample, VideoWriter, contact_sheet, count_frames
 from miga_bench.sampling import METHODS, PRESETS, CounterNoise, Short, estimate_windows, resolve
 from miga_bench.sampling.base import PassReport, PromptSchedule, Sampler
+from miga_bench.sampling.fitting import is_out_of_memory, ran_out_elsewhere
 from miga_bench.sampling.presets import default_preset, describe
 
 SHEET_FRAMES = 24
@@ -161,6 +162,7 @@ def generate(
 
     Raises:
         UserError: Wrong input; nothing was written.
+        DoesNotFitError: Memory does not suffice for the texts; nothing was written.
         StopRequested: Stopped before the first frame; nothing was written.
     """
     request.check()
@@ -170,6 +172,8 @@ def generate(
         backbone = backbone or open_backbone(request)
         settings = resolve(request.method, backbone, request.preset, request.overrides)
         sampler = METHODS[request.method](settings)
+        # again, now that the method's own length is known
+        check_prompts(request.prompts, length(request, sampler, backbone))
         if request.leaves_denoiser_open:
             backbone = _faster(request, backbone, sampler)
         clock.lap("load")
@@ -236,6 +240,7 @@ class Video:
 
         Raises:
             UserError: A setting breaks a rule of the method, or a prompt is not what the model takes.
+            DoesNotFitError: The text encoder runs out of memory.
         """
         request, backbone = self.request, self.backbone
         forget_peak_memory(backbone.device)
@@ -244,12 +249,16 @@ class Video:
         windows = estimate_windows(self.sampler, backbone, self._latents or backbone.window, starts)
         self._windows = windows if self._latents else None
         self._clock.lap("plan")
-        self._prompts = PromptSchedule(
-            backbone.encode([prompt.text for prompt in request.prompts]),
-            backbone.encode([negative_prompt(request.negative_prompt, backbone)]),
-            starts,
-        )
-        unknown = backbone.unknown_words([prompt.text for prompt in request.prompts])
+        texts = [prompt.text for prompt in request.prompts]
+        try:
+            wanted = backbone.encode(texts)
+            unwanted = backbone.encode([negative_prompt(request.negative_prompt, backbone)])
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ran_out_elsewhere(str(backbone.device)) from None
+        self._prompts = PromptSchedule(wanted, unwanted, starts)
+        unknown = backbone.unknown_words(texts)
         if unknown:
             watcher.noticed(f"{backbone.name} does not know and passes over: {', '.join(unknown)}")
         self._clock.lap("encode text")
@@ -289,6 +298,11 @@ class Video:
             result.status, result.signal = "stopped", request_to_stop.signal
         except (NumericalError, DoesNotFitError, OSError) as error:
             result.keep_first(error)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            # not raised from it: that would keep alive what did not fit
+            result.keep_first(ran_out_elsewhere(str(self.backbone.device)))
         self._clock.lap("write")
         result.frames = writer.frames_written
         with suppress(StopRequested), stop.shielded():

@@ -55,6 +55,7 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
     waiting = [source for source in sources if keys[source.name] not in rows]
     done = len(sources) - len(waiting)
     progress(done, len(sources), "")
+    request.output.parent.mkdir(parents=True, exist_ok=True)
     _cut_broken_line(request.journal)
     with open(request.journal, "a", encoding="utf-8") as journal:
         if not journal.tell():

@@ -102,9 +102,10 @@ class ScoreRequest:
             )
         if self.output.suffix != ".json":
             raise UserError(f"-o {self.output}: the scores are JSON, end its name in .json")
-        if self.output.exists() and not self.overwrite:
-            raise UserError(
-                f"{self.output} exists: add --force to replace it, or choose another -o"
-            )
+        # where a stopped command left its journal, the picture may be its own
+        mine = (self.output,) if self.journal.exists() else (self.output, self.picture)
+        for path in () if self.overwrite else mine:
+            if path.exists():
+                raise UserError(f"{path} exists: add --force to replace it, or choose another -o")
         check_writable(self.output.parent)
         self.plan  # noqa: B018 - checks the dimensions

@@ -10,10 +10,9 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from miga_bench.errors import UserError
@@ -71,6 +70,9 @@ class ItemScorer(ABC):
         Raises:
             UserError: Something is missing that the scorer needs.
         """
+
+    def scored(self, video: Path) -> None:  # noqa: B027 - most keep nothing
+        """Hear that a video's scores are on disk: what was kept for another try may go."""
 
 
 class SuiteScores(ItemScorer):
@@ -169,32 +171,38 @@ class WorldScores(ItemScorer):
         return {"scorer": self.name, "version": self.VERSION, "opening": self._opening}
 
     def score(self, video: Path, item: Item) -> Found:
-        """Read every frame."""
-        import torch
-
-        from miga_bench.backbones.tiny.drift import measure, over_time
+        """Read every frame, once; memory does not depend on how many there are."""
+        from miga_bench.backbones.tiny.drift import DriftMeter
         from miga_bench.backbones.tiny.grammar import parse_caption
-        from miga_bench.media import read_video
+        from miga_bench.harness.score_sources import TruncatedError, find_videos
+        from miga_bench.media import count_frames
 
-        frames = torch.stack([frame.float() / 255 for frame in read_video(video)])
-        if frames.shape[1:] != (3, 64, 64):
-            size = "x".join(map(str, frames.shape[2:]))
-            raise UserError(
-                f"WorldScores reads the embedded models' 64x64 frames, not {size}: leave it out of"
-                " model.metrics"
-            )
         try:
             asked = parse_caption(item.prompts[0].text)
         except UserError:
             asked = None  # a sentence of the user's own
-        opening = self._opening or len(frames)
-        found = measure(frames, asked, opening).as_dict()
+        # used without a backbone, the opening is the first quarter
+        meter = DriftMeter(asked, self._opening or max(1, count_frames(video) // 4))
+        (source,) = find_videos([video])
+        try:
+            for frames in source.pieces():
+                if frames.shape[1:] != (3, 64, 64):
+                    size = "x".join(map(str, frames.shape[2:]))
+                    raise UserError(
+                        f"WorldScores reads the embedded models' 64x64 frames, not {size}: leave it out of"
+                        " model.metrics"
+                    )
+                meter.extend(frames.float() / 255)
+        except TruncatedError as error:
+            raise UserError(f"{video} {error}: make it again") from error
+        drift, curves = meter.end()
+        found = drift.as_dict()
         scores = {n: v for n, v in found.items() if isinstance(v, float) or v is None}
         scores.pop("direction", None)
         return Found(
             {f"world/{name}": value for name, value in scores.items()},
             {f"world/{n}": "nothing to measure" for n, value in scores.items() if value is None},
-            {f"world/{n}": bins for n, bins in over_time(frames, opening).items()},
+            {f"world/{n}": bins for n, bins in curves.items()},
         )
 
 
@@ -208,7 +216,7 @@ class StoryScores(ItemScorer):
         judge_model: The model's name on the server.
         variant: ``code`` or ``paper``.
         collapse: How three numbers become one: ``mean``, ``fid``, ``cov`` or ``coh``.
-        votes: How often each question is asked; by default 5, of the reader 1.
+        votes: How often each question is asked, at most 5; by default 5, of the reader 1.
 
     Raises:
         UserError: The suite cannot be read, or a name is unknown.
@@ -239,6 +247,8 @@ class StoryScores(ItemScorer):
             )
         if votes is not None and votes < 1:
             raise UserError(f"metrics: votes is {votes}: each question is asked at least once")
+        if votes is not None and votes > VOTES:
+            raise UserError(f"metrics: votes is {votes}: NarrLV counts {VOTES} answers at most")
         self._suite = open_suite(narratives)
         self._stories: Mapping[Sequence[str], Any] = {
             texts: story
@@ -268,12 +278,13 @@ class StoryScores(ItemScorer):
         }
 
     def score(self, video: Path, item: Item) -> Found:
-        """Ask the judge about the video; a judge that is down is asked again by the same command."""
+        """Ask the judge about the video; a judge that is down is asked for the rest by the same command."""
         from miga_bench.harness.score_narrlv import FileVideo, NarrativeRequest
         from miga_bench.metrics.narrlv import (
             answers_to,
             ask,
             collapse_to,
+            provenance_of,
             read_answers,
             score_video,
         )
@@ -292,11 +303,10 @@ class StoryScores(ItemScorer):
             self._judge = request.open_judge()
         one: Any = replace(self._suite, items=(story,))
         judge: Any = self._judge
-        with TemporaryDirectory() as folder:
-            answers = Path(folder) / "answers.jsonl"
-            for _ in ask(one, judge, lambda _: FileVideo(video), answers, votes=self._votes):
-                pass
-            _, told = read_answers(answers)
+        answers = self._answers(video, provenance_of(one, judge, self._votes))
+        for _ in ask(one, judge, lambda _: FileVideo(video), answers, votes=self._votes):
+            pass
+        _, told = read_answers(answers)
         variant: Any = self._variant
         found = score_video(story, answers_to(story, told, self._votes), variant=variant)
         cell = f"tna{story.tna}_{SHORT[story.factor]}"
@@ -308,6 +318,33 @@ class StoryScores(ItemScorer):
         return Found(
             {n: None if v is None or math.isnan(v) else v for n, v in scores.items()}, missing
         )
+
+    def scored(self, video: Path) -> None:
+        """Remove the answers that were kept for another try."""
+        for answers in self._kept(video):
+            answers.unlink()
+
+    def _kept(self, video: Path) -> Iterator[Path]:
+        return (video.parent / "scores").glob(f"{Path(self.file).stem}-*.answers.jsonl")
+
+    def _answers(self, video: Path, provenance: Mapping[str, Any]) -> Path:
+        """Return where the answers to a video are kept until it is scored: each may have been paid for.
+
+        Those to another file, or of a judge that answers otherwise, have other names; damaged ones are removed.
+        """
+        from miga_bench.metrics.narrlv import read_answers
+
+        with open(video, "rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        told = hashlib.sha256(json.dumps([content, provenance], sort_keys=True).encode())
+        name = f"{Path(self.file).stem}-{told.hexdigest()[:8]}.answers.jsonl"
+        path = video.parent / "scores" / name
+        if path.exists():
+            try:
+                read_answers(path)
+            except UserError:
+                path.unlink()
+        return path
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -212,6 +212,7 @@ class Store:
                 }
                 with stop.shielded():
                     write_text(folder / SCORES / scorer.file, json.dumps(sealed(document)) + "\n")
+                scorer.scored(folder / VIDEO)
         if problem is not None:
             raise problem
 

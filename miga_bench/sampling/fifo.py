@@ -110,7 +110,8 @@ class Fifo(Sampler[FifoSettings]):
             queue = queue[1:] + behind
             if front.frames[0] >= 0:
                 cost.finished += 1
-                yield front.latents[0]
+                # a view of it would keep the whole pass's tensor alive
+                yield front.latents[0].clone()
 
     def _noise_slot(self, denoiser: WindowDenoiser, frame: int) -> Queue:
         """Return one slot of pure noise at the top level."""

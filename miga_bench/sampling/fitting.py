@@ -31,6 +31,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(sign in str(error) for sign in _SIGNS)
 
 
+def ran_out_elsewhere(device: str) -> DoesNotFitError:
+    """Return what to say when memory ran out in no denoiser call: there is nothing to make smaller."""
+    return DoesNotFitError(
+        f"memory of {device} ran out outside of the denoiser, where texts are encoded or frames decoded:"
+        " free some there, or choose a smaller --height and --width or --offload"
+    )
+
+
 class FittingDenoiser:
     """A denoiser whose calls get smaller when they do not fit; see ``Denoiser``.
 

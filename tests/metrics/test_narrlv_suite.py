@@ -15,9 +15,10 @@ from narrlv_fixtures import NATURAL, TINY
 from miga_bench.backbones.tiny.grammar import parse_caption, parse_narrative
 from miga_bench.backbones.tiny.suite import write_suite
 from miga_bench.errors import UserError
+from miga_bench.metrics.downloads import OFFLINE
 from miga_bench.metrics.narrlv.judge import original_frames, seed_of
 from miga_bench.metrics.narrlv.quality import rate, read_quality
-from miga_bench.metrics.narrlv.release import FILES, fetch_release
+from miga_bench.metrics.narrlv.release import COMMIT, FILES, fetch_release, release_folder
 from miga_bench.metrics.narrlv.suite import FACTORS, FIDELITY, load_suite
 
 NAME = "natural_target_action_tna_2.json"
@@ -163,8 +164,10 @@ def test_a_wrong_file_or_folder_is_one_line(tmp_path):
 
 
 @pytest.fixture
-def mirror(tmp_path):
+def mirror(tmp_path, monkeypatch):
     """One of our files behind real HTTP."""
+    for switch in OFFLINE:
+        monkeypatch.delenv(switch, raising=False)
     root = tmp_path / "mirror"
     root.mkdir()
     (root / NAME).write_bytes((NATURAL / NAME).read_bytes())
@@ -193,6 +196,39 @@ def test_the_release_is_fetched_once_and_checked(tmp_path, mirror):
     assert list((tmp_path / "other").iterdir()) == []
     with pytest.raises(UserError, match=r"cannot fetch NarrLV's missing\.json.*git clone"):
         fetch_release(tmp_path / "other", url, {"missing.json": ""})
+
+
+@pytest.mark.parametrize("switch", OFFLINE)
+def test_the_release_is_not_fetched_where_downloads_are_off(tmp_path, mirror, monkeypatch, switch):
+    root, url = mirror
+    files = {NAME: hashlib.sha256((root / NAME).read_bytes()).hexdigest()}
+    there = fetch_release(tmp_path / "there", url, files)
+    monkeypatch.setenv(switch, "1")
+    assert fetch_release(there, url, files) == there
+    with pytest.raises(UserError) as refusal:
+        fetch_release(tmp_path / "new", url, files)
+    told = str(refusal.value)
+    assert f"downloads are off ({switch}); put the file there from {url}/{NAME}" in told
+    assert f"{NAME} is not in {tmp_path / 'new'}" in told
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_release_lies_in_the_cache_and_is_still_found_where_it_lay(tmp_path, monkeypatch):
+    for name in ("MIGA_BENCH_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    place = Path("narrlv") / COMMIT[:12]
+    home, xdg, cache = tmp_path / ".cache/miga-bench", tmp_path / "xdg", tmp_path / "cache"
+    assert release_folder() == home / place
+    (home / place).mkdir(parents=True)
+    monkeypatch.setenv("MIGA_BENCH_CACHE", str(cache))
+    assert release_folder() == home / place
+    monkeypatch.setenv("XDG_CACHE_HOME", str(xdg))
+    assert release_folder() == cache / place
+    (xdg / "miga-bench" / place).mkdir(parents=True)
+    assert release_folder() == xdg / "miga-bench" / place
+    (cache / place).mkdir(parents=True)
+    assert release_folder() == cache / place
 
 
 def test_the_release_is_eighteen_files():

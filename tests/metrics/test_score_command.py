@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import av
@@ -139,6 +140,31 @@ def test_another_scorings_journal_is_not_mixed_in(folder):
     with pytest.raises(UserError, match="another scoring"):
         score(request(folder))
     assert journal.exists()
+
+
+def test_a_missing_folder_is_made(tmp_path):
+    videos = write(tmp_path / "ok.mp4", moving(4))
+    output = tmp_path / "new" / "deep" / "scores.json"
+    only = ["--dimension", "temporal_flickering", "--quiet"]
+    assert main(["score", str(tmp_path / "none.mp4"), "-o", str(output), *only]) == 2
+    assert not output.parent.parent.exists()
+    assert main(["score", str(videos), "-o", str(output), *only]) == 0
+    assert sorted(p.name for p in output.parent.iterdir()) == ["scores.json", "scores.png"]
+
+
+def test_a_picture_of_something_else_needs_force(folder, capsys):
+    output, sheet = folder.parent / "scores.json", folder.parent / "scores.png"
+    sheet.write_text("mine")
+    only = ["--dimension", "temporal_flickering", "--quiet"]
+    assert main(["score", str(folder), "-o", str(output), *only]) == 2
+    assert f"{sheet} exists: add --force" in capsys.readouterr().err
+    assert (sheet.read_text(), output.exists()) == ("mine", False)
+    assert main(["score", str(folder), "-o", str(output), *only, "--force"]) == 0
+    # stopped between the picture and the scores: the same command goes on
+    output.unlink()
+    plan = ScoreRequest([folder], dimensions=["temporal_flickering"], output=output).plan
+    output.with_suffix(".jsonl").write_text(json.dumps({"plan": asdict(plan)}) + "\n")
+    assert main(["score", str(folder), "-o", str(output), *only]) == 0
 
 
 def test_pictures_and_gifs_are_videos(tmp_path):

@@ -4,6 +4,7 @@ Every measure comes with motion beside it: a steadier video may simply move less
 """
 
 import math
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from miga_bench.backbones.tiny.grammar import Scene
-from miga_bench.backbones.tiny.reader import Reading, read, torus
+from miga_bench.backbones.tiny.reader import read, torus
 from miga_bench.backbones.tiny.world import CLIP_FRAMES, HEADING
 
 # Motion is taken over this many frames (one latent), so that jitter does not pass for travel.
@@ -62,74 +63,143 @@ class Drift:
         }
 
 
+Curves = dict[str, list[list[float]]]
+BINS = 24  # of a drift curve, at most
+PIECE = 32  # frames read at once
+
+
+class DriftMeter:
+    """Measures a video that comes in pieces, each read once.
+
+    Memory holds a few numbers of each frame, and pictures of no more than the opening clip.
+
+    Args:
+        asked: What the caption asks for; without it the ``asked_*`` measures are NaN.
+        opening: Frames of the opening clip that later frames are held against; in a video no longer
+            than that, the first quarter is the opening.
+    """
+
+    def __init__(self, asked: Scene | None = None, opening: int = CLIP_FRAMES) -> None:
+        self._asked, self._opening = asked, opening
+        self._frames = 0
+        self._numbers: defaultdict[str, list[Tensor]] = defaultdict(list)  # of each frame, by name
+        self._right: Counter[str] = Counter()  # frames that show what was asked
+        self._plate: Tensor | None = None
+        # frames and masks that have not been held against the plate, for it takes the whole opening
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._last: tuple[Tensor, Tensor] | None = None  # frame and mask
+        self._flicker, self._steady = 0.0, 0  # sum of differences, and how many
+
+    def extend(self, frames: Tensor) -> None:
+        """Read the next frames, ``[N, 3, 64, 64]`` in [0, 1], N at least 1."""
+        reading, frames = read(frames), frames.float()
+        self._frames += len(frames)
+        for name in ("found", "hue", "radius", "place", "field_color"):
+            self._numbers[name].append(getattr(reading, name))
+        if self._asked is not None:
+            for name in ("color", "shape", "field"):
+                self._right[name] += getattr(reading, name).count(getattr(self._asked, name))
+        self._add_flicker(frames, reading.mask)
+        self._waiting.append((frames, reading.mask))
+        if self._frames > self._opening:
+            self._compare(self._opening)
+
+    def _add_flicker(self, frames: Tensor, mask: Tensor) -> None:
+        last = self._last or (frames[:0], mask[:0])
+        self._last = frames[-1:].clone(), mask[-1:].clone()
+        off = _flicker(torch.cat([last[0], frames]), torch.cat([last[1], mask]))
+        self._flicker += off.nansum(dtype=torch.float64).item()
+        self._steady += int(off.isnan().logical_not().sum())
+
+    def _compare(self, opening: int) -> None:
+        """Hold what waits against the plate of the opening, once that is there."""
+        frames, mask = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+        self._waiting.clear()
+        if self._plate is None:
+            self._plate = _plate(frames[:opening], mask[:opening])
+        off = _pattern_off(frames, mask, self._plate)
+        self._numbers["pattern"].append(off.nanmean((1, 2, 3)))
+        self._numbers["pattern_sum"].append(off.nansum((1, 2, 3), dtype=torch.float64))
+        self._numbers["pattern_count"].append(off.isnan().logical_not().sum((1, 2, 3)))
+
+    def end(self) -> tuple[Drift, Curves]:
+        """Return the measures and the curves of all that came; see ``measure`` and ``over_time``."""
+        total = self._frames
+        opening = self._opening if total > self._opening else max(1, total // 4)
+        later = slice(opening, None) if total > opening else slice(None)
+        if self._waiting:
+            self._compare(opening)
+        of = {name: torch.cat(parts) for name, parts in self._numbers.items()}
+        hue_off = _hue_off(of["hue"], opening)
+        field_off = _field_off(of["field_color"], opening)
+        steps, asked = _steps(of["place"]), self._asked
+        drift = Drift(
+            frames=total,
+            found=of["found"].float().mean().item(),
+            hue_drift=hue_off[later].nanmean().item(),
+            size_drift=_size_drift(of["radius"], opening, later),
+            field_drift=field_off[later].mean().item(),
+            pattern_drift=(
+                of["pattern_sum"][later].sum() / of["pattern_count"][later].sum()
+            ).item(),
+            flicker=self._flicker / self._steady if self._steady else math.nan,
+            path=steps.norm(dim=1).nanmean().item() / _STRIDE,
+            direction=direction_of(steps),
+            asked_color=self._right["color"] / total if asked else math.nan,
+            asked_shape=self._right["shape"] / total if asked else math.nan,
+            asked_field=self._right["field"] / total if asked else math.nan,
+            asked_motion=_share([_heading(step) for step in steps], asked.motion)
+            if asked
+            else math.nan,
+        )
+        curves = {"hue_drift": hue_off, "field_drift": field_off, "pattern_drift": of["pattern"]}
+        return drift, {name: _bins(curve) for name, curve in curves.items()}
+
+
 def measure(frames: Tensor, asked: Scene | None = None, opening: int = CLIP_FRAMES) -> Drift:
     """Measure a video.
 
     Args:
         frames: [T, 3, 64, 64] in [0, 1].
-        asked: What the caption asks for; without it the ``asked_*`` measures are NaN.
-        opening: Frames of the opening clip that later frames are held against; in a video no longer
-            than that, the first quarter is the opening.
+        asked: As in ``DriftMeter``.
+        opening: As in ``DriftMeter``.
 
     Returns:
         The measures; frames without a sprite are left out of the sprite's drifts and counted as
         wrong in the shares.
     """
-    reading = read(frames)
-    total = len(frames)
-    opening = opening if total > opening else max(1, total // 4)
-    later = slice(opening, None) if total > opening else slice(None)
-    steps = _steps(reading)
-    speed = steps.norm(dim=1)
-    return Drift(
-        frames=total,
-        found=reading.found.float().mean().item(),
-        hue_drift=_hue_off(reading.hue, opening)[later].nanmean().item(),
-        size_drift=_size_drift(reading.radius, opening, later),
-        field_drift=_field_off(reading.field_color, opening)[later].mean().item(),
-        pattern_drift=_pattern_off(frames.float(), reading.mask, opening)[later].nanmean().item(),
-        flicker=_flicker(frames.float(), reading.mask),
-        path=speed.nanmean().item() / _STRIDE,
-        direction=direction_of(steps),
-        asked_color=_share(reading.color, asked.color) if asked else math.nan,
-        asked_shape=_share(reading.shape, asked.shape) if asked else math.nan,
-        asked_field=_share(reading.field, asked.field) if asked else math.nan,
-        asked_motion=_share([_heading(step) for step in steps], asked.motion)
-        if asked
-        else math.nan,
-    )
+    return _measured(frames, asked, opening)[0]
 
 
-BINS = 24  # of a drift curve, at most
-
-
-def over_time(frames: Tensor, opening: int = CLIP_FRAMES) -> dict[str, list[list[float]]]:
+def over_time(frames: Tensor, opening: int = CLIP_FRAMES) -> Curves:
     """Return how far a video has strayed by when.
 
     Args:
         frames: [T, 3, 64, 64] in [0, 1].
-        opening: As in ``measure``.
+        opening: As in ``DriftMeter``.
 
     Returns:
         By measure (``hue_drift``, ``field_drift``, ``pattern_drift``, as in ``Drift``) the bins, each its first
         frame, its last frame and its mean; bins in which nothing could be measured are left out.
     """
-    reading, total = read(frames), len(frames)
-    opening = opening if total > opening else max(1, total // 4)
-    curves = {
-        "hue_drift": _hue_off(reading.hue, opening),
-        "field_drift": _field_off(reading.field_color, opening),
-        "pattern_drift": _pattern_off(frames.float(), reading.mask, opening).nanmean((1, 2, 3)),
-    }
-    edges = [round(i * total / min(BINS, total)) for i in range(min(BINS, total) + 1)]
-    return {
-        name: [
-            [first, last - 1, curve[first:last].nanmean().item()]
-            for first, last in pairwise(edges)
-            if not curve[first:last].isnan().all()
-        ]
-        for name, curve in curves.items()
-    }
+    return _measured(frames, None, opening)[1]
+
+
+def _measured(frames: Tensor, asked: Scene | None, opening: int) -> tuple[Drift, Curves]:
+    meter = DriftMeter(asked, opening)
+    for piece in frames.split(PIECE):
+        meter.extend(piece)
+    return meter.end()
+
+
+def _bins(curve: Tensor) -> list[list[float]]:
+    count = min(BINS, len(curve))
+    edges = [round(i * len(curve) / count) for i in range(count + 1)]
+    return [
+        [first, last - 1, curve[first:last].nanmean().item()]
+        for first, last in pairwise(edges)
+        if not curve[first:last].isnan().all()
+    ]
 
 
 def direction_of(steps: Tensor) -> str | None:
@@ -137,9 +207,9 @@ def direction_of(steps: Tensor) -> str | None:
     return _heading(steps.nanmean(0)) if len(steps) else None
 
 
-def _steps(reading: Reading) -> Tensor:
+def _steps(place: Tensor) -> Tensor:
     """Torus displacements [T - 4, 2] over 4 frames; NaN where either end has no sprite."""
-    return torus(reading.place[_STRIDE:] - reading.place[:-_STRIDE])
+    return torus(place[_STRIDE:] - place[:-_STRIDE])
 
 
 def _heading(step: Tensor) -> str | None:
@@ -149,7 +219,7 @@ def _heading(step: Tensor) -> str | None:
     return max(HEADING, key=lambda name: HEADING[name][0] * x + HEADING[name][1] * y)
 
 
-def _share(names: list[str] | list[str | None], asked: str) -> float:
+def _share(names: list[str | None], asked: str) -> float:
     return sum(name == asked for name in names) / len(names) if names else math.nan
 
 
@@ -168,14 +238,20 @@ def _field_off(color: Tensor, opening: int) -> Tensor:
     return (color - home).square().mean(1).sqrt()
 
 
-def _pattern_off(frames: Tensor, mask: Tensor, opening: int) -> Tensor:
-    """Against a plate of the opening: each pixel's median over the frames that leave it bare."""
-    bare = (mask < 0.02)[:, None].expand_as(frames)
-    plate = torch.where(bare[:opening], frames[:opening], math.nan).nanmedian(0).values
-    return torch.where(bare, (frames - plate).abs(), math.nan)
+def _bare(mask: Tensor) -> Tensor:
+    """Where no sprite is, [N, 1, 64, 64]."""
+    return (mask < 0.02)[:, None]
 
 
-def _flicker(frames: Tensor, mask: Tensor) -> float:
-    bare = torch.maximum(mask[1:], mask[:-1])[:, None] < 0.02
-    off = torch.where(bare.expand_as(frames[1:]), frames.diff(dim=0).abs(), math.nan)
-    return off.nanmean().item()
+def _plate(frames: Tensor, mask: Tensor) -> Tensor:
+    """Each pixel's median over the frames that leave it bare, [3, 64, 64]; NaN where none does."""
+    return torch.where(_bare(mask), frames, math.nan).nanmedian(0).values
+
+
+def _pattern_off(frames: Tensor, mask: Tensor, plate: Tensor) -> Tensor:
+    return torch.where(_bare(mask), (frames - plate).abs(), math.nan)
+
+
+def _flicker(frames: Tensor, mask: Tensor) -> Tensor:
+    bare = _bare(torch.maximum(mask[1:], mask[:-1]))
+    return torch.where(bare, frames.diff(dim=0).abs(), math.nan)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from miga_bench.errors import UserError
+from miga_bench.metrics.downloads import downloads_off
 
 COMMIT = "8a560e9246e1fdcb8ab5ecedfb5690546d541011"
 URL = f"https://raw.githubusercontent.com/AMAP-ML/NarrLV/{COMMIT}/resource/prompt_suite"
@@ -42,9 +43,14 @@ FILES: Mapping[str, str] = {f"prompt_suit_v4_{cell}.json": sha for cell, sha in 
 
 
 def release_folder() -> Path:
-    """Where the released suite is kept: below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "miga-bench" / "narrlv" / COMMIT[:12]
+    """Where the released suite is kept: below ``$MIGA_BENCH_CACHE`` or ``~/.cache/miga-bench``.
+
+    It was kept below ``$XDG_CACHE_HOME`` once; what was fetched to there, or without the variable, is used on.
+    """
+    place, home = Path("narrlv") / COMMIT[:12], Path.home() / ".cache"
+    before = Path(os.environ.get("XDG_CACHE_HOME") or home) / "miga-bench" / place
+    now = Path(os.environ.get("MIGA_BENCH_CACHE") or home / "miga-bench") / place
+    return before if before.is_dir() and not now.is_dir() else now
 
 
 def fetch_release(
@@ -58,15 +64,21 @@ def fetch_release(
         files: SHA-256 of each file by name.
 
     Raises:
-        UserError: There is no network, or a file is not the one that was released.
+        UserError: There is no network, downloads are off, or a file is not the one that was released.
     """
     folder = folder or release_folder()
-    folder.mkdir(parents=True, exist_ok=True)
     for name, sha in files.items():
         path = folder / name
         if path.exists():
             _check(path.read_bytes(), sha, f"{path}", "delete it, so that it is fetched anew")
             continue
+        switch = downloads_off()
+        if switch:
+            raise UserError(
+                f"NarrLV's {name} is not in {folder}, and downloads are off ({switch}); put the file there"
+                f" from {url}/{name}"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             with urllib.request.urlopen(f"{url}/{name}", timeout=_TIMEOUT_S) as reply:
                 data = reply.read()

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from miga_bench.errors import UserError
+from miga_bench.metrics.downloads import downloads_off
 from miga_bench.metrics.networks.base import Provenance
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def locate(file: WeightFile) -> Path:
     for path in candidates:
         if path.is_file():
             return path
-    switch = next((name for name in ("MIGA_BENCH_OFFLINE", "HF_HUB_OFFLINE") if _is_on(name)), None)
+    switch = downloads_off()
     if switch:
         raise UserError(_missing(file, candidates, f"downloads are off ({switch})"))
     try:
@@ -271,7 +272,3 @@ def _missing(file: WeightFile, candidates: list[Path], reason: str) -> str:
         f"{' or '.join(str(path) for path in candidates)}, and {reason}; "
         f"put the file there from {file.url}"
     )
-
-
-def _is_on(name: str) -> bool:
-    return os.environ.get(name, "").lower() in ("1", "true", "yes", "on")
