@@ -16,12 +16,12 @@ from wan_fixtures import LENGTH
 import miga_bench.backbones as table
 from miga_bench.backbones import BACKBONES, load_backbone, memory, vc2_vae, wan_hub
 from miga_bench.backbones.residence import Residence
+from miga_bench.backbones.schedule import ddpm_schedule
+from miga_bench.backbones.solvers import DDIM
 from miga_bench.backbones.vc2_checkpoint import open_source
 from miga_bench.backbones.vc2_text import TEXT_LENGTH, VideoCrafterText
 from miga_bench.backbones.videocrafter2 import VideoCrafter2Backbone, VideoCrafterDefaults
 from miga_bench.errors import UserError
-from miga_bench.sampling.schedule import ddpm_schedule
-from miga_bench.sampling.solvers import DDIM
 
 SIZE = {"height": 16, "width": 24}
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from miga_bench.errors import UserError
 
 if TYPE_CHECKING:
-    from miga_bench.sampling.schedule import Schedule
-    from miga_bench.sampling.solvers import Solver
+    from miga_bench.backbones.schedule import Schedule
+    from miga_bench.backbones.solvers import Solver
 
 
 class Denoiser(Protocol):

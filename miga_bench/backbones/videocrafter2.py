@@ -19,6 +19,8 @@ from miga_bench.backbones import memory
 from miga_bench.backbones.base import LatentShape
 from miga_bench.backbones.loaded import LoadedBackbone, text_side
 from miga_bench.backbones.residence import Residence, join_defaults, pick_device, pick_dtype
+from miga_bench.backbones.schedule import Schedule, ddpm_schedule
+from miga_bench.backbones.solvers import DDIM, Solver
 from miga_bench.backbones.vc2_checkpoint import VideoCrafterSource, open_source
 from miga_bench.backbones.vc2_denoiser import VideoCrafterDenoiser, VideoCrafterUNet
 from miga_bench.backbones.vc2_text import VideoCrafterText
@@ -28,8 +30,6 @@ from miga_bench.backbones.vc2_vae import (
     spatial_factor,
 )
 from miga_bench.errors import Notice, UserError
-from miga_bench.sampling.schedule import Schedule, ddpm_schedule
-from miga_bench.sampling.solvers import DDIM, Solver
 
 GRIDS = ("even", "stock")
 TRAINING_STEPS = 1000

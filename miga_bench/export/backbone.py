@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from miga_bench.backbones.base import Backbone, FrameAttention, LatentShape
+from miga_bench.backbones.schedule import Schedule, ddpm_schedule, flow_schedule
+from miga_bench.backbones.solvers import DDIM, Solver, UniPC
 from miga_bench.errors import Notice, UserError
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.facts import Facts
@@ -27,8 +29,6 @@ from miga_bench.export.onnx_denoiser import (
 )
 from miga_bench.export.session import Session
 from miga_bench.export.sidecar import Sidecar
-from miga_bench.sampling.schedule import Schedule, ddpm_schedule, flow_schedule
-from miga_bench.sampling.solvers import DDIM, Solver, UniPC
 
 CPU_WINDOWS = 8
 GPU_WINDOWS = 4

@@ -19,8 +19,8 @@ from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 
 from miga_bench.backbones.base import Backbone
+from miga_bench.backbones.schedule import Schedule
 from miga_bench.sampling import MigaSettings, NoiseSource, PromptSchedule
-from miga_bench.sampling.schedule import Schedule
 from miga_bench.sampling.windows import Window, growth_partition, miga_windows, partition
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from miga_bench.backbones.base import Backbone, FrameAttention, LatentShape, StreamingDecoder
+from miga_bench.backbones.schedule import Schedule
+from miga_bench.backbones.solvers import FlowEuler, Solver
 from miga_bench.sampling.base import PassReport, PromptSchedule, Sampler
-from miga_bench.sampling.schedule import Schedule
-from miga_bench.sampling.solvers import FlowEuler, Solver
 
 BATCH = 64  # of a walk that is to be short; the count of windows does not depend on it
 
