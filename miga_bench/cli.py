@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from miga_bench import __version__
 from miga_bench.errors import FailedError, Notice, UserError, in_print
 
-DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
+DONE, FAILED, WRONG_INPUT = 0, 1, 2
 
 EXAMPLES = """\
 examples:

@@ -111,7 +111,7 @@ def test_another_reading_shares_the_networks(backbone, inputs):
     other = backbone.reading(fps=24.0)
     assert other.denoiser.network is backbone.denoiser.network
     assert other.vae is backbone.vae
-    assert torch.equal(other.denoiser(*inputs), backbone.denoiser(*inputs, fps=24.0))
+    assert torch.equal(other.denoiser(*inputs), backbone.denoiser.network(*inputs, 24.0))
     assert not torch.equal(other.denoiser(*inputs), plain)
     with other.attending(lambda query, key, value, site: value):
         assert torch.equal(backbone.denoiser(*inputs), plain)
@@ -228,7 +228,7 @@ def test_offloading_does_not_change_results(folder, inputs, backbone, monkeypatc
     assert not offloaded.text.loaded
     assert torch.equal(offloaded.denoiser(*inputs), backbone.denoiser(*inputs))
     other = offloaded.reading(fps=4.0)
-    assert torch.equal(other.denoiser(*inputs), backbone.denoiser(*inputs, fps=4.0))
+    assert torch.equal(other.denoiser(*inputs), backbone.denoiser.network(*inputs, 4.0))
     latents = inputs[0][0].transpose(0, 1)
     assert torch.equal(offloaded.decoder().push(latents), backbone.decoder().push(latents))
     assert moves == ["NoneType", "VideoCrafterUNet", "VideoCrafterUNet", "AutoencoderKL"]
