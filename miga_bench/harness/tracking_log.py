@@ -25,6 +25,7 @@ from miga_bench.errors import UserError
 from miga_bench.harness.locks import FileLock, HeldError
 from miga_bench.harness.provenance import write_json
 from miga_bench.harness.results import Results, read_results
+from miga_bench.harness.store import MANIFEST, SHEET, VIDEO
 from miga_bench.harness.tracking_facts import Facts, facts
 from miga_bench.harness.tracking_plots import drift_plot, reflection_plot
 from miga_bench.harness.tracking_uri import artifact_folder, shown
@@ -96,7 +97,7 @@ class RunLog:
             return
         store = self.target.folder.parent / "items"
         keys = {row.key for row in self.results.rows}
-        done = sum((store / key / "manifest.json").exists() for key in keys)
+        done = sum((store / key / MANIFEST).exists() for key in keys)
         self._changed(self._ids["run"], {"videos/done": float(done)})
 
     def prepare(self, reading: Callable[[], None] = lambda: None) -> list[Facts]:
@@ -320,7 +321,7 @@ class RunLog:
         room, left_out = self.target.videos_mib * 2**20, []
         for row in self.results.of(arm.arm.name):
             title = f"{row.prompt_id}-{row.seed}"
-            for source, folder in (("sheet.png", "sheets"), ("video.mp4", "videos")):
+            for source, folder in ((SHEET, "sheets"), (VIDEO, "videos")):
                 path = row.folder / source
                 if not path.exists() or (folder == "videos" and not self.target.videos):
                     continue

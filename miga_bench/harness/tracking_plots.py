@@ -31,7 +31,7 @@ def drift_plot(arms: Sequence[Facts], path: Path) -> bool:
 
 
 def reflection_plot(arm: Facts, path: Path) -> bool:
-    """Draw similarity over the watched passes, triggers and acceptances as ticks below it."""
+    """Draw similarity over the judged passes, triggers and acceptances as ticks below it."""
     points = arm.curves.get("reflection_over_passes/similarity")
     if not points:
         return False
@@ -42,7 +42,7 @@ def reflection_plot(arm: Facts, path: Path) -> bool:
         there = [s for s, rate in arm.curves[f"reflection_over_passes/{name}"] if rate]
         panel.plot(there, [bottom] * len(there), marker, color=color, label=name, linestyle="")
     panel.set_title(f"self-reflection of {arm.arm.name}, all videos", loc="left", fontsize=10)
-    panel.set_xlabel("watched pass")
+    panel.set_xlabel("judged pass")
     panel.legend(fontsize=8, frameon=False, ncols=3)
     figure.savefig(path, dpi=110)
     return True

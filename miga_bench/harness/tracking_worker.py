@@ -128,9 +128,11 @@ def _watch_machine(run_id: str, uri: str) -> Any:
 
 def _fair_seconds(log: Any) -> float:
     """Return what a healthy server takes for the run's files: 1 s for each MB, 0.2 s for each file."""
+    from miga_bench.harness.store import SHEET, VIDEO
+
     sizes = []
     for row in log.results.rows:
-        for name in ("sheet.png", "video.mp4"):
+        for name in (SHEET, VIDEO):
             with suppress(OSError):
                 sizes.append((row.folder / name).stat().st_size)
     if not log.target.videos:

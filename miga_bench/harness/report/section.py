@@ -9,6 +9,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from miga_bench.errors import UserError
+from miga_bench.harness.costs import ArmCost, cost_of
 from miga_bench.harness.report import pictures, tables
 from miga_bench.harness.report.claims import DOES_NOT_HOLD, HOLDS, Finding, check_claims
 from miga_bench.harness.report.comparisons import (
@@ -21,7 +22,6 @@ from miga_bench.harness.report.comparisons import (
     Comparison,
     compare,
 )
-from miga_bench.harness.report.costs import ArmCost, cost_of
 from miga_bench.harness.report.document import (
     Block,
     Bullets,
