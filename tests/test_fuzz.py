@@ -21,7 +21,7 @@ from miga_bench.backbones.checkpoint import read_json, read_state, weight_files
 from miga_bench.cli import main
 from miga_bench.errors import UserError
 from miga_bench.export.choice import DenoiserChoice
-from miga_bench.export.facts import Facts
+from miga_bench.export.facts import ExportFacts
 from miga_bench.export.sidecar import Sidecar
 from miga_bench.harness.arms import ArmPlan, expand
 from miga_bench.harness.configurations import read as read_configuration
@@ -424,7 +424,7 @@ def test_sidecars_of_exports(tmp_path_factory, document):
     if sidecar is not None:
         good_or_one_line(sidecar.check)
         assert sidecar.path.parent == folder
-    good_or_one_line(lambda: Facts.read(folder))
+    good_or_one_line(lambda: ExportFacts.read(folder))
 
 
 @bounded

@@ -20,7 +20,7 @@ from miga_bench.backbones.schedule import Schedule, ddpm_schedule, flow_schedule
 from miga_bench.backbones.solvers import DDIM, Solver, UniPC
 from miga_bench.errors import Notice, UserError
 from miga_bench.export.choice import DenoiserChoice
-from miga_bench.export.facts import Facts
+from miga_bench.export.facts import ExportFacts
 from miga_bench.export.onnx_denoiser import (
     OnnxDenoiser,
     OnnxImageDecoder,
@@ -56,7 +56,7 @@ class ExportedBackbone(Backbone):
     def __init__(self, choice: DenoiserChoice, device: str | None = None) -> None:
         folder, root = choice.folder, choice.root
         assert root is not None
-        self.facts = facts = Facts.read(root)
+        self.facts = facts = ExportFacts.read(root)
         self.name, self.family, self.window = facts.name, facts.family, facts.window
         self.latent_shape = LatentShape(*facts.latent_shape)
         self.frame_rate, self.negative_prompt = facts.frame_rate, facts.negative_prompt
@@ -211,7 +211,7 @@ class ExportedBackbone(Backbone):
 class _CountedEngine:
     """An engine whose operations are known from the graph it was built from."""
 
-    def __init__(self, engine: Any, facts: Facts) -> None:
+    def __init__(self, engine: Any, facts: ExportFacts) -> None:
         self.engine, self.facts = engine, facts
         self.row_flops = facts.operations
         self.max_batch = engine.max_batch
@@ -224,7 +224,7 @@ class _CountedEngine:
         return _CountedEngine(self.engine.telling(fps), self.facts)
 
 
-def _engine(folder: Any, device: str, fps: float | None, facts: Facts) -> _CountedEngine:
+def _engine(folder: Any, device: str, fps: float | None, facts: ExportFacts) -> _CountedEngine:
     from miga_bench.export.tensorrt.runtime import TensorRTDenoiser
 
     return _CountedEngine(TensorRTDenoiser.load(folder, device, fps=fps), facts)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import Tensor
 
-    from miga_bench.metrics.narrlv import Item, Suite
+    from miga_bench.metrics.narrlv import Story, Suite
 
 OWN = Path(__file__).parents[1] / "prompts"
 SUITES = ("tiny", "natural", "release")
@@ -249,7 +249,7 @@ def _with_videos(suite: Suite, request: NarrativeRequest) -> tuple[Suite, list[s
     from dataclasses import replace
 
     there = [item.video(request.videos).is_file() for item in suite.items]
-    missing: list[Item] = [i for i, here in zip(suite.items, there, strict=True) if not here]
+    missing: list[Story] = [i for i, here in zip(suite.items, there, strict=True) if not here]
     if not missing:
         return suite, []
     if not any(there) or not request.partial:

@@ -53,7 +53,7 @@ def _halved(bins: Mapping[int, Any]) -> dict[int, Any]:
 
 
 @dataclass(frozen=True)
-class Facts:
+class ArmFacts:
     """All that is logged of an arm, apart from files.
 
     Attributes:
@@ -81,7 +81,7 @@ class Facts:
         return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
-def facts(results: Results, arm: Arm) -> Facts:
+def facts(results: Results, arm: Arm) -> ArmFacts:
     """Return what there is to say of an arm, from the run's folder."""
     rows = results.of(arm.name)
     done = [row for row in rows if row.status == "done"]
@@ -92,7 +92,7 @@ def facts(results: Results, arm: Arm) -> Facts:
     metrics["videos/frames"] = float(sum(row.frames for row in done))
     states = {row.status for row in rows}
     seconds = sum(float(row.cost.get("total_seconds") or 0) for row in rows)
-    return Facts(
+    return ArmFacts(
         arm,
         _params(results, arm),
         metrics,

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from miga_bench.harness.tracking_facts import Facts
+from miga_bench.harness.tracking_facts import ArmFacts
 
 WIDTH, HEIGHT = 7.0, 2.4  # inches, of each panel
 GRID = "#dddddd"
 
 
-def drift_plot(arms: Sequence[Facts], path: Path) -> bool:
+def drift_plot(arms: Sequence[ArmFacts], path: Path) -> bool:
     """Draw each score over the frames, a line per arm; return whether there was something to draw."""
     names = sorted({name for arm in arms for name in arm.curves if name.startswith("drift/")})
     if not names:
@@ -30,7 +30,7 @@ def drift_plot(arms: Sequence[Facts], path: Path) -> bool:
     return True
 
 
-def reflection_plot(arm: Facts, path: Path) -> bool:
+def reflection_plot(arm: ArmFacts, path: Path) -> bool:
     """Draw similarity over the judged passes, triggers and acceptances as ticks below it."""
     points = arm.curves.get("reflection_over_passes/similarity")
     if not points:

@@ -35,7 +35,7 @@ class Call:
 
 
 @dataclass
-class Estimate:
+class Work:
     """What a video takes, searches left out.
 
     Attributes:
@@ -140,7 +140,7 @@ def estimate_windows(sampler: Sampler[Any], backbone: Backbone, length: int) -> 
 
 def estimate(
     sampler: Sampler[Any], backbone: Backbone, length: int, batch: int | None = None
-) -> Estimate:
+) -> Work:
     """Return what ``length`` latents take, searches left out.
 
     Args:
@@ -152,7 +152,7 @@ def estimate(
     Raises:
         UserError: A setting breaks a rule of the method.
     """
-    found = Estimate()
+    found = Work()
     hollow = _Hollow(backbone, batch or backbone.default_batch(), found.calls)
     last: list[PassReport] = []
 
