@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from miga_bench.backbones.schedule import Schedule
     from miga_bench.backbones.solvers import Solver
 
+HEADROOM = 0.8  # share of the free memory that a denoiser call may take
+
 
 class Denoiser(Protocol):
     """Anything that predicts: a PyTorch module, a compiled one, an ONNX session, an engine."""

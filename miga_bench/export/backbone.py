@@ -6,7 +6,6 @@ What sampling asks beside that, schedule and solver among it, follows from the f
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -16,9 +15,11 @@ import torch
 from torch import Tensor
 
 from miga_bench.backbones.base import Backbone, FrameAttention, LatentShape
-from miga_bench.backbones.schedule import Schedule, ddpm_schedule, flow_schedule
+from miga_bench.backbones.memory import CPU_WINDOWS
+from miga_bench.backbones.schedule import Schedule, flow_schedule
 from miga_bench.backbones.solvers import DDIM, Solver, UniPC
-from miga_bench.errors import Notice, UserError
+from miga_bench.backbones.vc2_rules import check_answers, schedule_of
+from miga_bench.errors import UserError
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.facts import ExportFacts
 from miga_bench.export.onnx_denoiser import (
@@ -30,7 +31,6 @@ from miga_bench.export.onnx_denoiser import (
 from miga_bench.export.session import Session
 from miga_bench.export.sidecar import Sidecar
 
-CPU_WINDOWS = 8
 GPU_WINDOWS = 4
 
 
@@ -134,9 +134,7 @@ class ExportedBackbone(Backbone):
         """
         if self.facts.flow_shift is not None:
             return flow_schedule(steps, self.facts.flow_shift)
-        if not 2 <= steps <= 1000:
-            raise UserError(f"steps is {steps}; {self.name} samples in 2 to 1000")
-        return ddpm_schedule(steps, self._answers["grid"], self._answers["rescale"])
+        return schedule_of(self.name, steps, self._answers["grid"], self._answers["rescale"])
 
     def solver(self, schedule: Schedule) -> Solver:
         """Return the family's per-frame solver on that schedule."""
@@ -168,25 +166,11 @@ class ExportedBackbone(Backbone):
         changed = {**self._answers, **{k: v for k, v in answers.items() if v is not None}}
         if changed == self._answers:
             return self
-        if changed["grid"] not in ("even", "stock"):
-            raise UserError(f"unknown grid {changed['grid']!r}; there are even, stock")
-        self._check_rate(changed["fps"])
+        check_answers(self.name, changed["grid"], changed["fps"], changed["fps_range"])
         other = copy.copy(self)
         other._answers = changed
         other.denoiser = self.denoiser.telling(changed["fps"])
         return other
-
-    def _check_rate(self, fps: float) -> None:
-        if not fps > 0:
-            raise UserError(f"fps is {fps}; the network must be told a rate above 0")
-        lowest, highest = self._answers["fps_range"]
-        if not lowest <= fps <= highest:
-            warnings.warn(
-                f"{self.name} knows frame rates from {lowest:g} to {highest:g} and is told fps"
-                f" {fps:g}: expect motion it was not trained on",
-                Notice,
-                stacklevel=3,
-            )
 
     def attending(self, attention: FrameAttention) -> AbstractContextManager[None]:
         """Refuse: what is inside of a graph is out of reach."""

@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from miga_bench.backbones.memory import PIXELS_AT_ONCE
 from miga_bench.backbones.prompt_text import check_tokens, clean_prompt, unknown_words
 from miga_bench.backbones.rotary import Rotary
 from miga_bench.errors import UserError
@@ -17,7 +18,6 @@ from miga_bench.export.facts import ExportFacts
 from miga_bench.export.session import Session
 
 PADDING = 0
-PIXELS_AT_ONCE = 4 * 320 * 512
 
 
 class OnnxDenoiser:

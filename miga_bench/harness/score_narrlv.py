@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 OWN = Path(__file__).parents[1] / "prompts"
 SUITES = ("tiny", "natural", "release")
-VOTES = 5
 Progress = Callable[[int, int, str], None]
 
 
@@ -178,6 +177,7 @@ def score_narratives(
     """
     from miga_bench.harness.provenance import versions, write_json
     from miga_bench.metrics.narrlv import answers_to, ask, read_answers, score_video, summarize
+    from miga_bench.metrics.narrlv.scorer import VOTES
 
     request.check()
     suite = _suite(request)
