@@ -72,7 +72,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--backbone",
         metavar="NAME|PATH",
-        help="tiny-wan (in the package), wan2.1-1.3b, or a folder (tiny-wan, or what was exported)",
+        help="tiny-wan or tiny-videocrafter2 (in the package), wan2.1-1.3b, videocrafter2, or a folder"
+        " (tiny-wan, or what was exported)",
     )
     model.add_argument(
         "--denoiser",

@@ -48,7 +48,7 @@ class Work:
 
     @property
     def nfe(self) -> int:
-        """Denoiser evaluations of one window."""
+        """Denoiser evaluations of the video."""
         return sum(call.rows * count for call, count in self.calls.items())
 
 
