@@ -10,7 +10,7 @@ from miga_bench.harness.costs import cost_of
 from miga_bench.harness.report.curves import along_axis
 from miga_bench.harness.report.measures import measure_of, value_of
 from miga_bench.harness.results import read_results
-from miga_bench.harness.tracking_facts import facts
+from miga_bench.harness.tracking.facts import facts
 
 # A description of settings has no cache where it is off.
 ARMS = {

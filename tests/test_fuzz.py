@@ -35,7 +35,7 @@ from miga_bench.harness.score import _known
 from miga_bench.harness.score_request import Plan
 from miga_bench.harness.score_sources import find_videos, with_prompts
 from miga_bench.harness.store import Store
-from miga_bench.harness.tracking_uri import tracking_uri
+from miga_bench.harness.tracking.uri import tracking_uri
 from miga_bench.metrics.narrlv.answers import AnswerFile, read_answers
 from miga_bench.metrics.narrlv.quality import read_quality
 from miga_bench.metrics.narrlv.suite import load_suite

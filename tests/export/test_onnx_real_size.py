@@ -16,7 +16,7 @@ from miga_bench.export.facts import ExportFacts
 from miga_bench.export.onnx_denoiser import OnnxDenoiser
 from miga_bench.export.session import Session
 from miga_bench.export.sidecar import Sidecar
-from miga_bench.harness.real_size import wan_transformer
+from miga_bench.harness.bench.real_size import wan_transformer
 
 STATISTICS = {"latents_mean": [0.0] * 16, "latents_std": [1.0] * 16}
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from miga_bench.harness.tracking_facts import ArmFacts
+from miga_bench.harness.tracking.facts import ArmFacts
 
 WIDTH, HEIGHT = 7.0, 2.4  # inches, of each panel
 GRID = "#dddddd"

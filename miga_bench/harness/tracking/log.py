@@ -26,9 +26,9 @@ from miga_bench.harness.locks import FileLock, HeldError
 from miga_bench.harness.provenance import write_json
 from miga_bench.harness.results import Results, read_results
 from miga_bench.harness.store import MANIFEST, SHEET, VIDEO
-from miga_bench.harness.tracking_facts import ArmFacts, facts
-from miga_bench.harness.tracking_plots import drift_plot, reflection_plot
-from miga_bench.harness.tracking_uri import artifact_folder, shown
+from miga_bench.harness.tracking.facts import ArmFacts, facts
+from miga_bench.harness.tracking.plots import drift_plot, reflection_plot
+from miga_bench.harness.tracking.uri import artifact_folder, shown
 
 MEMORY = "tracking.json"
 STATUS = {"done": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
