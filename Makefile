@@ -49,7 +49,7 @@ test-vbench: $(VBENCH)/.ready  ## Compare scores with VBench's own functions, in
 	OMP_NUM_THREADS=1 $(VBENCH)/bin/python -m pytest -q -m vbench tests/metrics/test_vbench_live.py
 
 bench-scores: $(VBENCH)/.ready  ## Measure what scores cost beside VBench's own functions; JSON last
-	$(VBENCH)/bin/python -m miga_bench.harness.bench_scores
+	$(VBENCH)/bin/python -m miga_bench.harness.bench.scores
 
 # vbench pins versions that exclude newer Pythons and torch; without its pins it runs beside them
 $(VBENCH)/.ready: pyproject.toml $(STAMP)
@@ -65,7 +65,7 @@ bench: $(STAMP)  ## Measure speed, overhead, batches, engines, processes, waitin
 	$(BIN)/miga-bench bench
 
 bench-export: $(STAMP)  ## Measure eager, torch.compile and ONNX Runtime side by side; JSON last
-	$(BIN)/python -m miga_bench.harness.bench_export --videos
+	$(BIN)/python -m miga_bench.harness.bench.export --videos
 
 endurance: $(STAMP)  ## 20,000 frames of MIGA on each embedded model: memory, files, threads, playing; JSON last
 	$(BIN)/python -m miga_bench.harness.endurance --backbone tiny-wan
@@ -75,7 +75,7 @@ endurance-hour: $(STAMP)  ## The same of an endless run that is stopped after an
 	$(BIN)/python -m miga_bench.harness.endurance --hours 1
 
 bench-gpu: $(STAMP)  ## Measure the real-size denoisers on a GPU, with random weights; JSON last
-	$(BIN)/python -m miga_bench.harness.bench_gpu
+	$(BIN)/python -m miga_bench.harness.bench.gpu
 
 train-tiny: $(STAMP)  ## Train the embedded model from scratch on this machine
 	$(BIN)/python -m miga_bench.backbones.tiny.train

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from miga_bench import __version__
 from miga_bench.errors import FailedError, Notice, UserError, in_print
 
-DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
+DONE, FAILED, WRONG_INPUT = 0, 1, 2
 # verbs that keep what they have done when they are stopped, and do the rest when they are given again
 GO_ON = ("predict", "experiment", "score", "sync", "train-tiny")
 

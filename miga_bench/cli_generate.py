@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from miga_bench.export.choice import DenoiserChoice
-from miga_bench.export.facts import Facts
+from miga_bench.export.facts import ExportFacts
 from miga_bench.harness.request import GenerateRequest, PromptAt
 
 SUMMARY = "Make one video."
@@ -72,7 +72,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--backbone",
         metavar="NAME|PATH",
-        help="tiny-wan (in the package), wan2.1-1.3b, or a folder (tiny-wan, or what was exported)",
+        help="tiny-wan or tiny-videocrafter2 (in the package), wan2.1-1.3b, videocrafter2, or a folder"
+        " (tiny-wan, or what was exported)",
     )
     model.add_argument(
         "--denoiser",
@@ -126,4 +127,4 @@ def asked(args: argparse.Namespace) -> GenerateRequest:
 def _of_export(denoiser: str | None) -> str | None:
     """Return the name of the backbone that an export is of."""
     root = None if denoiser is None else DenoiserChoice.parse(denoiser).root
-    return None if root is None else Facts.read(root).name
+    return None if root is None else ExportFacts.read(root).name

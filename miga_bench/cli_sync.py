@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         UserError: A folder is no run, or MLflow cannot keep runs at the URI; nothing was told.
         TrackingError: MLflow refused, or could not be reached.
     """
-    from miga_bench.harness.tracking_process import TrackingProcess
-    from miga_bench.harness.tracking_uri import shown, tracking_uri
+    from miga_bench.harness.tracking.process import TrackingProcess
+    from miga_bench.harness.tracking.uri import shown, tracking_uri
 
     if args.videos_mib < 0:
         raise UserError(f"--videos-mib is {args.videos_mib}: it is 0 or more")

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from miga_bench.backbones.base import Backbone, LatentShape, StreamingDecoder
+from miga_bench.backbones.schedule import Schedule, ddpm_schedule, flow_schedule
+from miga_bench.backbones.solvers import DDIM, Solver, UniPC
 from miga_bench.sampling.base import PromptSchedule
-from miga_bench.sampling.schedule import Schedule, ddpm_schedule, flow_schedule
-from miga_bench.sampling.solvers import DDIM, Solver, UniPC
 
 PROMPTS = PromptSchedule(torch.full((1, 1, 1), 0.2), torch.full((1, 1, 1), -0.1))
 

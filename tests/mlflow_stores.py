@@ -75,7 +75,6 @@ def make_item(folder, score, scores):
         {"similarity": 0.5, "triggered": True, "accepted": True, "windows": 5},
         {"similarity": None, "triggered": False, "accepted": False, "windows": 6},
     ]
-    passes[-1]["search_windows"] = 3
     (folder / "passes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in passes))
     files = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
@@ -86,7 +85,7 @@ def make_item(folder, score, scores):
         "error": None,
         "frames": 9,
         "frame_rate": 8.0,
-        "cost": {"nfe": 18, "windows": 6},
+        "cost": {"nfe": 18, "windows": 6, "reflection": {"search_windows": 3}},
         "files": files,
         "timings": {
             "started": STARTED,

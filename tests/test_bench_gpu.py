@@ -12,9 +12,15 @@ from vc2_fixtures import tiny_unet
 from wan_fixtures import tiny_transformer
 
 from miga_bench.backbones.base import LatentShape
-from miga_bench.harness import bench_gpu
-from miga_bench.harness.bench_gpu import METHODS, full_queue, seconds_per_frame, share_outside
-from miga_bench.harness.real_size import MODELS, VIDEOCRAFTER2, WAN, RandomBackbone, random_network
+from miga_bench.harness.bench import gpu
+from miga_bench.harness.bench.gpu import METHODS, full_queue, seconds_per_frame, share_outside
+from miga_bench.harness.bench.real_size import (
+    MODELS,
+    VIDEOCRAFTER2,
+    WAN,
+    RandomBackbone,
+    random_network,
+)
 from miga_bench.sampling import resolve
 
 
@@ -98,9 +104,7 @@ def test_the_measurement_in_small_on_a_cpu(capsys):
     """Breaks if any step of the measurement does; every number of the table follows from its parts."""
     said = []
     models = [small(WAN), small(VIDEOCRAFTER2)]
-    document = bench_gpu.bench_gpu(
-        models, ["eager"], 2, torch.device("cpu"), said.append, windows=(2,)
-    )
+    document = gpu.bench_gpu(models, ["eager"], 2, torch.device("cpu"), said.append, windows=(2,))
     assert any("eager, 2 windows a call" in line for line in said)
     check(document, capsys)
     assert document["models"][WAN.name]["windows_per_latent"]["fifo"] == 6
@@ -111,8 +115,8 @@ def test_the_measurement_in_small_on_a_cpu(capsys):
 def test_the_measurement_in_small_on_a_gpu(capsys):
     """The same with torch.compile and CUDA graphs."""
     models = [small(WAN), small(VIDEOCRAFTER2)]
-    document = bench_gpu.bench_gpu(
-        models, bench_gpu.ENGINES, 2, torch.device("cuda"), lambda _: None, windows=(2,)
+    document = gpu.bench_gpu(
+        models, gpu.ENGINES, 2, torch.device("cuda"), lambda _: None, windows=(2,)
     )
     check(document, capsys)
     assert "gpu" in document["hardware"]
@@ -121,7 +125,7 @@ def test_the_measurement_in_small_on_a_gpu(capsys):
 def test_without_a_gpu_one_line_says_so(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("sys.argv", ["bench_gpu"])
-    assert bench_gpu.main() == 2
+    assert gpu.main() == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count("\n") == 1
@@ -130,7 +134,7 @@ def test_without_a_gpu_one_line_says_so(monkeypatch, capsys):
 
 
 def test_prove_runs_a_window_of_each(monkeypatch):
-    document = bench_gpu.prove([small(WAN), small(VIDEOCRAFTER2)], lambda _: None)
+    document = gpu.prove([small(WAN), small(VIDEOCRAFTER2)], lambda _: None)
     for model in (WAN, VIDEOCRAFTER2):
         proved = document["proved"][model.name]
         assert proved["finite"]

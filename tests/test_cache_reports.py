@@ -6,11 +6,11 @@ import pytest
 from report_runs import RunFolder
 from test_report import SUBJECT, made, row_of
 
-from miga_bench.harness.report.costs import cost_of
+from miga_bench.harness.costs import cost_of
 from miga_bench.harness.report.curves import along_axis
 from miga_bench.harness.report.measures import measure_of, value_of
 from miga_bench.harness.results import read_results
-from miga_bench.harness.tracking_facts import _cost
+from miga_bench.harness.tracking.facts import facts
 
 # A description of settings has no cache where it is off.
 ARMS = {
@@ -40,7 +40,8 @@ def test_the_share_of_every_arm(folder):
         rows = results.of(arm)
         assert cost_of(results, arm).skipped == (share and pytest.approx(share))
         assert [value_of(row, "cost/skipped") for row in rows] == [share] * 3
-        assert _cost(rows).get("cost/skipped_share_of_nfe") == share
+        metrics = facts(results, results.arms[arm]).metrics
+        assert metrics.get("cost/skipped_share_of_nfe") == share
     assert measure_of("cost/skipped").number(0.25) == "25.0"
 
 

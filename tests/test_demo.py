@@ -33,7 +33,7 @@ def items(tmp_path, monkeypatch):
             frames = 8 if label == "short" else FRAMES
             with VideoWriter(path, 16) as writer:
                 writer.push(render(draw_look(parse_caption(caption), random.Random(k)), frames))
-            items.append(page.Item(label, k, caption, FRAMES, path, "tiny-wan"))
+            items.append(page.DemoVideo(label, k, caption, FRAMES, path, "tiny-wan"))
     return items
 
 
@@ -85,7 +85,7 @@ def test_an_earlier_demo_needs_force(tmp_path):
 
 def test_an_error_does_not_wait_for_the_other_videos(tmp_path):
     # guidance cannot be cut on Wan, which a worker finds out at once; the other videos take minutes
-    good = page.Item("fifo", 0, held_out_prompts(1)[0], 2001, tmp_path / "a.mp4", "tiny-wan")
+    good = page.DemoVideo("fifo", 0, held_out_prompts(1)[0], 2001, tmp_path / "a.mp4", "tiny-wan")
     bad = dataclasses.replace(good, label="miga, guidance cut", output=tmp_path / "b.mp4")
     with pytest.raises(UserError, match="takes no cut"):
         list(page._make_all([bad, good]))

@@ -6,11 +6,11 @@ from analytic import AnalyticBackbone
 
 from miga_bench.backbones import vc2_denoiser as vc2
 from miga_bench.backbones.base import LatentShape
+from miga_bench.backbones.schedule import ddpm_schedule
 from miga_bench.sampling import CounterNoise, PromptSchedule, Short, ShortSettings
 from miga_bench.sampling.attention import full_attention, local_attention
 from miga_bench.sampling.freelong import FreeLong, FreeLongSettings, LowPassAttention
 from miga_bench.sampling.freepca import FreePca, FreePcaSettings
-from miga_bench.sampling.schedule import ddpm_schedule
 
 FRAMES = 11
 

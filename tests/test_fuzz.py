@@ -21,7 +21,7 @@ from miga_bench.backbones.checkpoint import read_json, read_state, weight_files
 from miga_bench.cli import main
 from miga_bench.errors import UserError
 from miga_bench.export.choice import DenoiserChoice
-from miga_bench.export.facts import Facts
+from miga_bench.export.facts import ExportFacts
 from miga_bench.export.sidecar import Sidecar
 from miga_bench.harness.arms import ArmPlan, expand
 from miga_bench.harness.configurations import read as read_configuration
@@ -35,7 +35,7 @@ from miga_bench.harness.score import _known
 from miga_bench.harness.score_request import Plan
 from miga_bench.harness.score_sources import find_videos, with_prompts
 from miga_bench.harness.store import Store
-from miga_bench.harness.tracking_uri import tracking_uri
+from miga_bench.harness.tracking.uri import tracking_uri
 from miga_bench.metrics.narrlv.answers import AnswerFile, read_answers
 from miga_bench.metrics.narrlv.quality import read_quality
 from miga_bench.metrics.narrlv.suite import load_suite
@@ -424,7 +424,7 @@ def test_sidecars_of_exports(tmp_path_factory, document):
     if sidecar is not None:
         good_or_one_line(sidecar.check)
         assert sidecar.path.parent == folder
-    good_or_one_line(lambda: Facts.read(folder))
+    good_or_one_line(lambda: ExportFacts.read(folder))
 
 
 @bounded

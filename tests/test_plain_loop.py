@@ -5,11 +5,11 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from miga_bench.backbones.base import Backbone, LatentShape
+from miga_bench.backbones.schedule import flow_schedule
+from miga_bench.backbones.solvers import UniPC
 from miga_bench.backbones.wan_denoiser import WanDenoiser
-from miga_bench.harness.plain_loop import PlainLoop
+from miga_bench.harness.bench.plain_loop import PlainLoop
 from miga_bench.sampling import CounterNoise, Miga, PromptSchedule, resolve
-from miga_bench.sampling.schedule import flow_schedule
-from miga_bench.sampling.solvers import UniPC
 
 
 class SmallWan(Backbone):

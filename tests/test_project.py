@@ -1,5 +1,6 @@
-"""The repository itself: links, license, verbs, and what importing costs."""
+"""The repository itself: links, license, verbs, who imports whom, and what importing costs."""
 
+import ast
 import os
 import re
 import subprocess
@@ -28,6 +29,46 @@ def test_import_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# CONTRIBUTING's rule of who may import whom, by the start of the module's name; errors.py is everybody's.
+MAY_IMPORT = {
+    "media": (),
+    "prompts": (),
+    "metrics": (),
+    "backbones": (),
+    "sampling": ("backbones.base", "backbones.schedule", "backbones.solvers"),
+    "export": ("backbones",),
+    "harness": ("sampling", "metrics", "export", "backbones", "prompts", "media"),
+}
+COMMANDS = {f"backbones.tiny.{name}" for name in ("encoder", "evaluate", "score_checks")}
+
+
+def imports(path):
+    """Name what a module of ours imports of ours, wherever in it, without the package's own name."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} imports relatively"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return {name.removeprefix("miga_bench.") for name in names if name.startswith("miga_bench.")}
+
+
+def test_nobody_imports_back_up():
+    package, wrong = ROOT / "miga_bench", []
+    for path in package.rglob("*.py"):
+        importer = ".".join(path.relative_to(package).with_suffix("").parts)
+        room = importer.split(".")[0]
+        allowed = (room, "errors", "__version__", *MAY_IMPORT.get(room, ()))
+        for name in imports(path):
+            inside = any(f"{name}.".startswith(f"{start}.") for start in allowed)
+            free = importer in COMMANDS or room not in MAY_IMPORT
+            command = any(f"{name}.".startswith(f"{command}.") for command in COMMANDS)
+            if command or not (inside or free):
+                wrong.append(f"{importer} imports {name}")
+    assert not wrong
 
 
 def test_version_is_stated_once():

@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from miga_bench.backbones.base import LatentShape
+from miga_bench.backbones.schedule import Schedule
+from miga_bench.backbones.solvers import Solver
 from miga_bench.errors import NumericalError, UserError
 from miga_bench.sampling import (
     METHODS,
@@ -28,8 +30,6 @@ from miga_bench.sampling.base import Cost
 from miga_bench.sampling.denoise import WindowDenoiser
 from miga_bench.sampling.miga import _Video
 from miga_bench.sampling.pipeline import PipelinePass
-from miga_bench.sampling.schedule import Schedule
-from miga_bench.sampling.solvers import Solver
 from miga_bench.sampling.windows import miga_windows, partition
 
 SMALL = MigaSettings(

@@ -10,6 +10,8 @@ from simple_backbone import SimpleBackbone
 
 from miga_bench.backbones import load_backbone
 from miga_bench.backbones.base import LatentShape
+from miga_bench.backbones.schedule import ddpm_schedule, flow_schedule
+from miga_bench.backbones.solvers import DDIM, FlowEuler, UniPC
 from miga_bench.errors import UserError
 from miga_bench.sampling import (
     CounterNoise,
@@ -36,8 +38,6 @@ from miga_bench.sampling.rewards import (
     LatentSimilarity,
 )
 from miga_bench.sampling.scaling_noise import ScalingNoise, ScalingNoiseSettings, Search
-from miga_bench.sampling.schedule import ddpm_schedule, flow_schedule
-from miga_bench.sampling.solvers import DDIM, FlowEuler, UniPC
 
 FAMILIES = ("wan", "videocrafter2")
 NOISE = CounterNoise(0, LatentShape(3, 4, 4))

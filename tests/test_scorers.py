@@ -12,11 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from narratives import parse_narrative, render_narrative
 from run_workers import SETTINGS, configuration
 
 from miga_bench.backbones.tiny import world
 from miga_bench.backbones.tiny.drift import DriftMeter, measure, over_time
-from miga_bench.backbones.tiny.grammar import parse_caption, parse_narrative
+from miga_bench.backbones.tiny.grammar import parse_caption
 from miga_bench.backbones.tiny.judge import ReaderJudge
 from miga_bench.cli import main
 from miga_bench.errors import JudgeDownError, UserError
@@ -272,7 +273,7 @@ def test_a_true_video_of_a_story_scores_one_and_a_still_video_less(tmp_path):
     story, frames = a_story(), 64
     parts = [PromptAt(text, i * 32) for i, text in enumerate(story.segments)]
     item, scorer = item_of(parts, frames), StoryScores()
-    true, _ = world.render_narrative(parse_narrative(story.prompt), random.Random(1), frames)
+    true, _ = render_narrative(parse_narrative(story.prompt), random.Random(1), frames)
     found = scorer.score(write(tmp_path / "true.mp4", true), item)
     still = scorer.score(write(tmp_path / "still.mp4", true[:1].repeat(frames, 1, 1, 1)), item)
     assert set(found.scores) == {"narrlv/fid", "narrlv/cov", "narrlv/coh", "narrlv/tna2_t_att"}

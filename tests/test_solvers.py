@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, UniPCMultistepScheduler
 
-from miga_bench.sampling.schedule import Schedule, ddpm_schedule, flow_schedule
-from miga_bench.sampling.solvers import DDIM, FlowEuler, UniPC
+from miga_bench.backbones.schedule import Schedule, ddpm_schedule, flow_schedule
+from miga_bench.backbones.solvers import DDIM, FlowEuler, UniPC
 
 STEPS = 12
 

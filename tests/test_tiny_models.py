@@ -7,14 +7,15 @@ import time
 
 import pytest
 import torch
+from narratives import random_narrative, schedule
+from tiny_wan import TinyWan
 
 from miga_bench.backbones import load_backbone
 from miga_bench.backbones.tiny import evaluate, fit, models, train, world
 from miga_bench.backbones.tiny.config import TrainConfig, VaeConfig, quick
 from miga_bench.backbones.tiny.drift import measure
-from miga_bench.backbones.tiny.grammar import held_out_prompts, parse_caption, random_narrative
+from miga_bench.backbones.tiny.grammar import held_out_prompts, parse_caption
 from miga_bench.backbones.tiny.muon import orthogonal
-from miga_bench.backbones.tiny.sample import TinyWan
 from miga_bench.backbones.tiny.tasks import DenoiserTask, VaeTask
 from miga_bench.backbones.tiny.vae_clip import decode_clip, encode_clip, use_whole_clips
 
@@ -53,7 +54,7 @@ def test_tokens_are_words():
     rng = random.Random(0)
     for _ in range(100):
         story = random_narrative(rng, 2)
-        for _, caption in story.schedule:
+        for _, caption in schedule(story):
             tokens = tokenizer(caption).input_ids
             assert tokenizer.unk_token_id not in tokens
             assert tokens[-1] == tokenizer.eos_token_id

@@ -5,6 +5,7 @@ import math
 import random
 from dataclasses import replace
 
+import narratives
 import pytest
 import torch
 from hypothesis import given, settings
@@ -42,11 +43,11 @@ def test_a_caption_says_what_it_was_made_from(scene):
 
 @given(st.integers(0, 10_000), st.integers(0, grammar.MAX_EVENTS))
 def test_a_narrative_says_what_it_was_made_from(seed, events):
-    story = grammar.random_narrative(random.Random(seed), events, held_out=None)
-    assert grammar.parse_narrative(story.text) == story
-    assert len(story.schedule) == events + 1
-    assert all(grammar.parse_caption(caption) for _, caption in story.schedule)
-    captions = [caption for _, caption in story.schedule]
+    story = narratives.random_narrative(random.Random(seed), events, held_out=None)
+    assert narratives.parse_narrative(story.text) == story
+    captions = [scene.caption for scene in story.scenes]
+    assert len(captions) == events + 1
+    assert all(grammar.parse_caption(caption) for caption in captions)
     assert all(a != b for a, b in itertools.pairwise(captions))
 
 
@@ -56,11 +57,11 @@ def test_the_issues_sentences_are_understood():
         "a large striped red circle moves right on a blue checkered field"
     )
     assert (scene.size, scene.texture, scene.pattern) == ("large", "striped", "checkered")
-    story = grammar.parse_narrative(
+    story = narratives.parse_narrative(
         "a red circle moves right on a blue field, then turns green, then moves up"
     )
     assert [event.factor for event in story.events] == ["target_attribute", "target_action"]
-    assert story.schedule[-1] == (2 / 3, "a green circle moves up on a blue field")
+    assert narratives.schedule(story)[-1] == (2 / 3, "a green circle moves up on a blue field")
 
 
 @pytest.mark.parametrize(
@@ -72,13 +73,11 @@ def test_the_issues_sentences_are_understood():
         "a pink circle moves right on a blue field",
         "a red circle moves right on a blue wavy field",
         "a striped large red circle moves right on a blue field",
-        "a red circle moves right on a blue field, then sings",
-        "a red circle moves right on a blue field" + ", then moves up" * 6,
     ],
 )
 def test_what_the_grammar_lacks_is_refused(text):
     with pytest.raises(UserError):
-        grammar.parse_narrative(text)
+        grammar.parse_caption(text)
 
 
 def test_held_out_prompts_are_never_trained_on():
@@ -93,7 +92,7 @@ def test_held_out_prompts_are_never_trained_on():
 def test_every_word_is_in_the_vocabulary():
     rng = random.Random(0)
     for _ in range(200):
-        story = grammar.random_narrative(rng, 4)
+        story = narratives.random_narrative(rng, 4)
         assert set(story.text.replace(",", " , ").split()) <= set(grammar.WORDS)
 
 
@@ -268,8 +267,8 @@ def test_a_video_in_pieces_is_measured_as_a_whole_one(total, piece):
 @given(st.integers(0, 1000))
 def test_a_story_is_rendered_as_told(seed):
     rng = random.Random(seed)
-    story = grammar.random_narrative(rng, 3, held_out=None)
-    frames, looks = world.render_narrative(story, rng, 120)
+    story = narratives.random_narrative(rng, 3, held_out=None)
+    frames, looks = narratives.render_narrative(story, rng, 120)
     assert len(frames) == 120
     assert len(looks) == 4
     for i, scene in enumerate(story.scenes):

@@ -17,10 +17,10 @@ from miga_bench.cli import main
 from miga_bench.errors import UserError
 from miga_bench.harness import store
 from miga_bench.harness.results import read_results
-from miga_bench.harness.tracking_facts import MOST_BINS, Curve, facts, names
-from miga_bench.harness.tracking_log import RunLog, Target
-from miga_bench.harness.tracking_uri import shown, tracking_uri
-from miga_bench.harness.tracking_worker import in_one_line
+from miga_bench.harness.tracking.facts import MOST_BINS, Curve, facts, names
+from miga_bench.harness.tracking.log import RunLog, Target
+from miga_bench.harness.tracking.uri import shown, tracking_uri
+from miga_bench.harness.tracking.worker import in_one_line
 
 ERROR = b"HTTP/1.1 %s\r\nContent-Length: 4\r\nConnection: close\r\n\r\nsee?"
 

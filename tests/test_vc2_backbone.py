@@ -16,12 +16,12 @@ from wan_fixtures import LENGTH
 import miga_bench.backbones as table
 from miga_bench.backbones import BACKBONES, load_backbone, memory, vc2_vae, wan_hub
 from miga_bench.backbones.residence import Residence
+from miga_bench.backbones.schedule import ddpm_schedule
+from miga_bench.backbones.solvers import DDIM
 from miga_bench.backbones.vc2_checkpoint import open_source
 from miga_bench.backbones.vc2_text import TEXT_LENGTH, VideoCrafterText
 from miga_bench.backbones.videocrafter2 import VideoCrafter2Backbone, VideoCrafterDefaults
 from miga_bench.errors import UserError
-from miga_bench.sampling.schedule import ddpm_schedule
-from miga_bench.sampling.solvers import DDIM
 
 SIZE = {"height": 16, "width": 24}
 
@@ -111,7 +111,7 @@ def test_another_reading_shares_the_networks(backbone, inputs):
     other = backbone.reading(fps=24.0)
     assert other.denoiser.network is backbone.denoiser.network
     assert other.vae is backbone.vae
-    assert torch.equal(other.denoiser(*inputs), backbone.denoiser(*inputs, fps=24.0))
+    assert torch.equal(other.denoiser(*inputs), backbone.denoiser.network(*inputs, 24.0))
     assert not torch.equal(other.denoiser(*inputs), plain)
     with other.attending(lambda query, key, value, site: value):
         assert torch.equal(backbone.denoiser(*inputs), plain)
@@ -228,7 +228,7 @@ def test_offloading_does_not_change_results(folder, inputs, backbone, monkeypatc
     assert not offloaded.text.loaded
     assert torch.equal(offloaded.denoiser(*inputs), backbone.denoiser(*inputs))
     other = offloaded.reading(fps=4.0)
-    assert torch.equal(other.denoiser(*inputs), backbone.denoiser(*inputs, fps=4.0))
+    assert torch.equal(other.denoiser(*inputs), backbone.denoiser.network(*inputs, 4.0))
     latents = inputs[0][0].transpose(0, 1)
     assert torch.equal(offloaded.decoder().push(latents), backbone.decoder().push(latents))
     assert moves == ["NoneType", "VideoCrafterUNet", "VideoCrafterUNet", "AutoencoderKL"]

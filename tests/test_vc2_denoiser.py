@@ -130,14 +130,12 @@ def test_text_is_projected_once_for_all_frames(denoiser, inputs, plain):
 
 def test_the_frame_rate_is_felt_and_may_differ_by_row(denoiser, inputs, plain):
     """Breaks if the rate is ignored, or one number and one per row are not the same."""
-    assert (denoiser(*inputs, fps=24.0) - plain).abs().max() > 1e-4
+    faster = VideoCrafterDenoiser(denoiser.network, 24.0)(*inputs)
+    assert (faster - plain).abs().max() > 1e-4
     rates = torch.tensor([8.0, 24.0])
     both = denoiser.network(*inputs, rates)
     torch.testing.assert_close(both[0], plain[0])
-    torch.testing.assert_close(both[1], denoiser(*inputs, fps=24.0)[1])
-    assert torch.equal(
-        VideoCrafterDenoiser(denoiser.network, 24.0)(*inputs), denoiser(*inputs, fps=24.0)
-    )
+    torch.testing.assert_close(both[1], faster[1])
 
 
 def over_frames(query, key, value, site):

@@ -12,11 +12,11 @@ from wan_fixtures import CHANNELS, LENGTH, TEXT_WIDTH, tiny_folder
 
 import miga_bench.backbones as table
 from miga_bench.backbones import BACKBONES, load_backbone, memory, wan, wan_checkpoint, wan_hub
+from miga_bench.backbones.solvers import UniPC
 from miga_bench.backbones.wan import Residence, load_wan
 from miga_bench.backbones.wan_denoiser import WanDenoiser
 from miga_bench.errors import UserError
 from miga_bench.sampling.attention import full_attention
-from miga_bench.sampling.solvers import UniPC
 
 
 @pytest.fixture

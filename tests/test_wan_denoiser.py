@@ -63,23 +63,6 @@ def test_without_the_optional_norm_too(inputs, cross_attn_norm):
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("shift", [0.0, -9.0, 37.5, 2000.0])
-def test_only_differences_of_positions_count(denoiser, inputs, shift):
-    """Breaks if positions are looked up in a table or lose precision far from zero."""
-    positions = torch.arange(FRAMES) + shift
-    actual = denoiser(*inputs, positions=positions)
-    torch.testing.assert_close(actual, denoiser(*inputs), rtol=1e-4, atol=1e-5)
-
-
-def test_positions_matter_and_may_differ_by_window(denoiser, inputs):
-    """Breaks if given positions are ignored, or one window's positions reach another."""
-    near, far = torch.arange(FRAMES), torch.tensor([-30, 1, 2, 3, 4])
-    both = denoiser(*inputs, positions=torch.stack([near, far]))
-    torch.testing.assert_close(both[0], denoiser(*inputs)[0])
-    torch.testing.assert_close(both[1], denoiser(*inputs, positions=far)[1])
-    assert (both[1] - denoiser(*inputs)[1]).abs().max() > 1e-4
-
-
 def test_rotary_tables_are_diffusers_tables():
     """Breaks if the axes' shares of a head or the frequencies differ from Wan's."""
     transformer = tiny_transformer(attention_head_dim=128, num_attention_heads=1)
@@ -224,12 +207,14 @@ def test_an_attention_of_ones_own_stands_in_for_self_attention(denoiser, inputs)
     ]
 
 
-def test_queries_and_keys_come_rotated(denoiser, inputs):
+def test_queries_and_keys_come_rotated(denoiser, inputs, monkeypatch):
     """Breaks if an attention over chosen frames would not know how far apart they are."""
     watching = Watching()
     with denoiser.attending(watching):
         denoiser(*inputs)
-        denoiser(*inputs, positions=torch.arange(FRAMES) * 2)
+        twice = denoiser.rotary._build(torch.arange(FRAMES) * 2, *inputs[0].shape[3:])
+        monkeypatch.setattr(denoiser, "rotary", lambda latents: twice)
+        denoiser(*inputs)
     (query, _, value, _), (turned, _, same, _) = (
         watching.calls[0],
         watching.calls[len(watching.calls) // 2],

@@ -13,8 +13,10 @@ from torch import Tensor
 from miga_bench.errors import UserError
 
 if TYPE_CHECKING:
-    from miga_bench.sampling.schedule import Schedule
-    from miga_bench.sampling.solvers import Solver
+    from miga_bench.backbones.schedule import Schedule
+    from miga_bench.backbones.solvers import Solver
+
+HEADROOM = 0.8  # share of the free memory that a denoiser call may take
 
 
 class Denoiser(Protocol):

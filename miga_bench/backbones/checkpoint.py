@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from miga_bench.errors import UserError
 
+BIG_ENCODER = 1 << 30  # bytes on disk from which a text encoder does not stay loaded
+
 T = TypeVar("T")
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 

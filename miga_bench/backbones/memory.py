@@ -1,4 +1,4 @@
-"""How many windows one denoiser call may hold, and how long a clip."""
+"""How many windows one denoiser call may hold, how long a clip, and how many frames a decoder's call."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from miga_bench.backbones.base import HEADROOM
+
 if TYPE_CHECKING:
     from miga_bench.backbones.base import Backbone
     from miga_bench.backbones.wan import WanBackbone
 
 CPU_WINDOWS = 8
 MOST_WINDOWS = 64
-HEADROOM = 0.8
+# Of an image decoder: four frames of 320x512, whose decoding in float32 takes about 2 GiB.
+PIXELS_AT_ONCE = 4 * 320 * 512
 
 
 def window_bytes(tokens: int, width: int, feed_forward: int, element: int) -> int:

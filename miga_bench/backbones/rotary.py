@@ -32,7 +32,7 @@ def rotary_angles(positions: Tensor, dim: int, theta: float = 10000.0) -> Tensor
 class Rotary:
     """Cosines and sines for windows of any shape, computed outside the network's graph.
 
-    The tables of windows at the usual positions 0 to F - 1 are kept per shape and device.
+    Latents stand at positions 0 to F - 1 in time; tables are kept per shape and device.
     """
 
     def __init__(self, head_dim: int, patch_height: int, patch_width: int) -> None:
@@ -41,17 +41,13 @@ class Rotary:
         self.patch = (patch_height, patch_width)
         self._tables: OrderedDict[tuple[object, ...], tuple[Tensor, Tensor]] = OrderedDict()
 
-    def __call__(self, latents: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return ``cos, sin``, each ``[1 or B, F * L, 1, a / 2]`` float32 on the latents' device.
+    def __call__(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``cos, sin``, each ``[1, F * L, 1, a / 2]`` float32 on the latents' device.
 
         Args:
             latents: ``[B, C, F, H, W]``; only the shape and the device count.
-            positions: ``[F]`` or ``[B, F]`` temporal positions, None for 0 to F - 1. Only
-                differences matter to the network.
         """
         frames, height, width = latents.shape[2:]
-        if positions is not None:
-            return self._build(positions.to(latents.device), height, width)
         if torch.compiler.is_compiling() or torch.compiler.is_exporting():
             return self._build(torch.arange(frames, device=latents.device), height, width)
         key = (frames, height, width, latents.device)

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from miga_bench.backbones.checkpoint import (
+    BIG_ENCODER,
     construct,
     fill,
     fingerprint_of,
@@ -53,7 +54,6 @@ TOKENIZER = "openai/clip-vit-large-patch14"  # the vocabulary is that of every C
 TOKENIZER_FILES = ("tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json")
 
 STEM = "diffusion_pytorch_model"
-BIG_ENCODER = 1 << 30  # bytes on disk
 CACHE_VERSION = "1"  # of what the conversion writes
 
 _POSITIONS = "embeddings.position_ids"

@@ -345,7 +345,7 @@ class VideoCrafterDenoiser(nn.Module):
 
     Attributes:
         network: The part with weights; compile or export this one: ``denoiser.network.compile()``.
-        fps: Frame rate the network is told where a call does not say.
+        fps: Frame rate the network is told.
     """
 
     def __init__(self, network: VideoCrafterUNet, fps: float = 8.0) -> None:
@@ -361,7 +361,6 @@ class VideoCrafterDenoiser(nn.Module):
         text: Tensor,
         *,
         cut: int = 0,
-        fps: float | None = None,
         shortcut: Shortcut | None = None,
     ) -> Tensor:
         """Predict eps.
@@ -372,15 +371,19 @@ class VideoCrafterDenoiser(nn.Module):
             text: ``[B, S, D]`` prompt embeddings.
             cut: The first ``cut`` frames are guidance frames: all frames attend to them, but
                 convolutions and norms over time treat them as a clip of their own.
-            fps: Frame rate to tell the network; None for this denoiser's own.
             shortcut: See ``VideoCrafterUNet``.
 
         Returns:
             ``[B, C, F, H, W]`` in the latents' type.
         """
-        rate = self.fps if fps is None else fps
         return self.network(
-            latents, timesteps, text, rate, cut=cut, attention=self._attention, shortcut=shortcut
+            latents,
+            timesteps,
+            text,
+            self.fps,
+            cut=cut,
+            attention=self._attention,
+            shortcut=shortcut,
         )
 
     @property

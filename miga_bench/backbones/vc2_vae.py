@@ -12,8 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-# Four frames of 320x512, whose decoding in float32 takes about 2 GiB.
-PIXELS_AT_ONCE = 4 * 320 * 512
+from miga_bench.backbones.memory import PIXELS_AT_ONCE
 
 
 def spatial_factor(vae: AutoencoderKL) -> int:

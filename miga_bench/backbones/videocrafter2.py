@@ -7,7 +7,6 @@ embedded tiny model and the 1.4B one run through the same code.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,20 +18,18 @@ from miga_bench.backbones import memory
 from miga_bench.backbones.base import LatentShape
 from miga_bench.backbones.loaded import LoadedBackbone, text_side
 from miga_bench.backbones.residence import Residence, join_defaults, pick_device, pick_dtype
+from miga_bench.backbones.schedule import Schedule
+from miga_bench.backbones.solvers import DDIM, Solver
 from miga_bench.backbones.vc2_checkpoint import VideoCrafterSource, open_source
 from miga_bench.backbones.vc2_denoiser import VideoCrafterDenoiser, VideoCrafterUNet
+from miga_bench.backbones.vc2_rules import check_answers, schedule_of
 from miga_bench.backbones.vc2_text import VideoCrafterText
 from miga_bench.backbones.vc2_vae import (
     VideoCrafterStreamingDecoder,
     VideoCrafterStreamingEncoder,
     spatial_factor,
 )
-from miga_bench.errors import Notice, UserError
-from miga_bench.sampling.schedule import Schedule, ddpm_schedule
-from miga_bench.sampling.solvers import DDIM, Solver
-
-GRIDS = ("even", "stock")
-TRAINING_STEPS = 1000
+from miga_bench.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ class VideoCrafter2Backbone(LoadedBackbone):
         self.window, self.frame_rate = defaults.window, defaults.frame_rate
         self.negative_prompt = defaults.negative_prompt
         self.source, self._residence, self._dtype = source, residence, dtype
-        self._check(defaults)
+        check_answers(name, defaults.grid, defaults.fps, defaults.fps_range)
         network: Any = source.unet(dtype, residence.home)
         self.vae = source.vae(torch.float32, residence.home)
         self.text = make_text(source, residence, cache_text)
@@ -119,21 +116,6 @@ class VideoCrafter2Backbone(LoadedBackbone):
         if residence.offload:
             self.denoiser.register_forward_pre_hook(
                 lambda module, _: residence.bring(module.network) and None
-            )
-
-    def _check(self, defaults: VideoCrafterDefaults) -> None:
-        """Refuse what is impossible; warn of a rate that the network does not know."""
-        if defaults.grid not in GRIDS:
-            raise UserError(f"unknown grid {defaults.grid!r}; there are {', '.join(GRIDS)}")
-        if not defaults.fps > 0:
-            raise UserError(f"fps is {defaults.fps}; the network must be told a rate above 0")
-        lowest, highest = defaults.fps_range
-        if not lowest <= defaults.fps <= highest:
-            warnings.warn(
-                f"{self.name} knows frame rates from {lowest:g} to {highest:g} and is told fps "
-                f"{defaults.fps:g}: expect motion it was not trained on",
-                Notice,
-                stacklevel=4,
             )
 
     def _latent_shape(self, config: Any, height: int, width: int) -> LatentShape:
@@ -159,7 +141,7 @@ class VideoCrafter2Backbone(LoadedBackbone):
         defaults = VideoCrafterDefaults(**{**vars(self.defaults), **given})
         if defaults == self.defaults:
             return self
-        self._check(defaults)
+        check_answers(self.name, defaults.grid, defaults.fps, defaults.fps_range)
         other = copy.copy(self)
         other._settle(self.denoiser.network, defaults)
         return other
@@ -187,9 +169,7 @@ class VideoCrafter2Backbone(LoadedBackbone):
         Raises:
             UserError: The training steps are not enough, or too many.
         """
-        if not 2 <= steps <= TRAINING_STEPS:
-            raise UserError(f"steps is {steps}; {self.name} samples in 2 to {TRAINING_STEPS}")
-        return ddpm_schedule(steps, self.defaults.grid, self.defaults.rescale)
+        return schedule_of(self.name, steps, self.defaults.grid, self.defaults.rescale)
 
     def solver(self, schedule: Schedule) -> Solver:
         """Return DDIM with this model's share of fresh noise."""

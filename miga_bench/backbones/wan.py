@@ -16,6 +16,8 @@ from miga_bench.backbones.base import LatentShape
 from miga_bench.backbones.loaded import LoadedBackbone, text_side
 from miga_bench.backbones.memory import clip_bytes
 from miga_bench.backbones.residence import Residence, join_defaults, pick_device, pick_dtype
+from miga_bench.backbones.schedule import Schedule, flow_schedule
+from miga_bench.backbones.solvers import Solver, UniPC
 from miga_bench.backbones.wan_checkpoint import WanSource, find_source
 from miga_bench.backbones.wan_denoiser import WanDenoiser, is_ours
 from miga_bench.backbones.wan_hub import HubFolder
@@ -27,8 +29,6 @@ from miga_bench.backbones.wan_vae import (
     temporal_factor,
 )
 from miga_bench.errors import UserError
-from miga_bench.sampling.schedule import Schedule, flow_schedule
-from miga_bench.sampling.solvers import Solver, UniPC
 
 
 @dataclass(frozen=True)

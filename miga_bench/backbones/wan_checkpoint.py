@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
 from miga_bench.backbones.checkpoint import (
+    BIG_ENCODER,
     construct,
     fill,
     fingerprint_of,
@@ -41,7 +42,6 @@ ORIGINAL_TEXT = "models_t5_umt5-xxl-enc-bf16.pth"
 ORIGINAL_TOKENIZER = "google/umt5-xxl"
 
 PUBLISHED_TEXT_WIDTH = 4096
-BIG_ENCODER = 1 << 30  # bytes on disk
 
 # transformers ties this one to shared.weight; files may hold either name or both.
 EMBEDDING, EMBEDDING_ALIAS = "shared.weight", "encoder.embed_tokens.weight"

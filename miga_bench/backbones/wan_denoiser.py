@@ -74,7 +74,7 @@ class _Call:
         frames: F.
         modulation: ``[B, F, 6, d]`` float32.
         context: ``[B, S, d]``.
-        rotary: Cosines and sines, ``[1 or B, F * L, 1, a / 2]`` each.
+        rotary: Cosines and sines, ``[1, F * L, 1, a / 2]`` each.
         site: Where self-attention is.
         attention: Stands in for self-attention, if given.
     """
@@ -88,12 +88,10 @@ class _Call:
 
     def of(self, rows: Rows) -> _Call:
         """Return the same for some of the rows."""
-        cos, sin = self.rotary
         return replace(
             self,
             modulation=self.modulation[rows],
             context=self.context[rows],
-            rotary=self.rotary if len(cos) == 1 else (cos[rows], sin[rows]),
             site=replace(self.site, timesteps=self.site.timesteps[rows]),
         )
 
@@ -128,7 +126,7 @@ class WanNetwork(nn.Module):
             latents: ``[B, C, F, H, W]``, any float type.
             timesteps: ``[B, F]`` float32 in ``[0, 1000]``.
             text: ``[B, S, D]``.
-            cos: ``[1 or B, F * L, 1, a / 2]`` float32, see ``Rotary``.
+            cos: ``[1, F * L, 1, a / 2]`` float32, see ``Rotary``.
             sin: As ``cos``.
             attention: Stands in for every block's self-attention.
             shortcut: May leave out all blocks but the first.
@@ -242,7 +240,6 @@ class WanDenoiser(nn.Module):
         latents: Tensor,
         timesteps: Tensor,
         text: Tensor,
-        positions: Tensor | None = None,
         *,
         shortcut: Shortcut | None = None,
     ) -> Tensor:
@@ -252,13 +249,12 @@ class WanDenoiser(nn.Module):
             latents: ``[B, C, F, H, W]`` at mixed noise levels.
             timesteps: ``[B, F]`` float32 in ``[0, 1000]``, one per frame.
             text: ``[B, S, D]`` prompt embeddings.
-            positions: ``[F]`` or ``[B, F]`` temporal positions; None for 0 to F - 1.
             shortcut: May leave out all blocks but the first.
 
         Returns:
             ``[B, C, F, H, W]`` in the latents' type.
         """
-        cos, sin = self.rotary(latents, positions)
+        cos, sin = self.rotary(latents)
         if self._attention is None and shortcut is None:
             return self.network(latents, timesteps, text, cos, sin)
         return self.network(latents, timesteps, text, cos, sin, self._attention, shortcut)

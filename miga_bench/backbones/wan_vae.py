@@ -84,10 +84,6 @@ class _Session:
     def _move(self, device: torch.device) -> None:
         self.past = [v.to(device) if isinstance(v, Tensor) else v for v in self.past]
 
-    def state_bytes(self) -> int:
-        """Return the size of the kept past; constant after the second latent."""
-        return sum(v.nbytes for v in self.past if isinstance(v, Tensor))
-
 
 class WanStreamingDecoder(_Session):
     """Latents in, frames out, as if the whole video had been decoded at once.

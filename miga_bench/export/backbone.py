@@ -6,7 +6,6 @@ What sampling asks beside that, schedule and solver among it, follows from the f
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -16,9 +15,13 @@ import torch
 from torch import Tensor
 
 from miga_bench.backbones.base import Backbone, FrameAttention, LatentShape
-from miga_bench.errors import Notice, UserError
+from miga_bench.backbones.memory import CPU_WINDOWS
+from miga_bench.backbones.schedule import Schedule, flow_schedule
+from miga_bench.backbones.solvers import DDIM, Solver, UniPC
+from miga_bench.backbones.vc2_rules import check_answers, schedule_of
+from miga_bench.errors import UserError
 from miga_bench.export.choice import DenoiserChoice
-from miga_bench.export.facts import Facts
+from miga_bench.export.facts import ExportFacts
 from miga_bench.export.onnx_denoiser import (
     OnnxDenoiser,
     OnnxImageDecoder,
@@ -27,10 +30,7 @@ from miga_bench.export.onnx_denoiser import (
 )
 from miga_bench.export.session import Session
 from miga_bench.export.sidecar import Sidecar
-from miga_bench.sampling.schedule import Schedule, ddpm_schedule, flow_schedule
-from miga_bench.sampling.solvers import DDIM, Solver, UniPC
 
-CPU_WINDOWS = 8
 GPU_WINDOWS = 4
 
 
@@ -56,7 +56,7 @@ class ExportedBackbone(Backbone):
     def __init__(self, choice: DenoiserChoice, device: str | None = None) -> None:
         folder, root = choice.folder, choice.root
         assert root is not None
-        self.facts = facts = Facts.read(root)
+        self.facts = facts = ExportFacts.read(root)
         self.name, self.family, self.window = facts.name, facts.family, facts.window
         self.latent_shape = LatentShape(*facts.latent_shape)
         self.frame_rate, self.negative_prompt = facts.frame_rate, facts.negative_prompt
@@ -134,9 +134,7 @@ class ExportedBackbone(Backbone):
         """
         if self.facts.flow_shift is not None:
             return flow_schedule(steps, self.facts.flow_shift)
-        if not 2 <= steps <= 1000:
-            raise UserError(f"steps is {steps}; {self.name} samples in 2 to 1000")
-        return ddpm_schedule(steps, self._answers["grid"], self._answers["rescale"])
+        return schedule_of(self.name, steps, self._answers["grid"], self._answers["rescale"])
 
     def solver(self, schedule: Schedule) -> Solver:
         """Return the family's per-frame solver on that schedule."""
@@ -168,25 +166,11 @@ class ExportedBackbone(Backbone):
         changed = {**self._answers, **{k: v for k, v in answers.items() if v is not None}}
         if changed == self._answers:
             return self
-        if changed["grid"] not in ("even", "stock"):
-            raise UserError(f"unknown grid {changed['grid']!r}; there are even, stock")
-        self._check_rate(changed["fps"])
+        check_answers(self.name, changed["grid"], changed["fps"], changed["fps_range"])
         other = copy.copy(self)
         other._answers = changed
         other.denoiser = self.denoiser.telling(changed["fps"])
         return other
-
-    def _check_rate(self, fps: float) -> None:
-        if not fps > 0:
-            raise UserError(f"fps is {fps}; the network must be told a rate above 0")
-        lowest, highest = self._answers["fps_range"]
-        if not lowest <= fps <= highest:
-            warnings.warn(
-                f"{self.name} knows frame rates from {lowest:g} to {highest:g} and is told fps"
-                f" {fps:g}: expect motion it was not trained on",
-                Notice,
-                stacklevel=3,
-            )
 
     def attending(self, attention: FrameAttention) -> AbstractContextManager[None]:
         """Refuse: what is inside of a graph is out of reach."""
@@ -211,7 +195,7 @@ class ExportedBackbone(Backbone):
 class _CountedEngine:
     """An engine whose operations are known from the graph it was built from."""
 
-    def __init__(self, engine: Any, facts: Facts) -> None:
+    def __init__(self, engine: Any, facts: ExportFacts) -> None:
         self.engine, self.facts = engine, facts
         self.row_flops = facts.operations
         self.max_batch = engine.max_batch
@@ -224,7 +208,7 @@ class _CountedEngine:
         return _CountedEngine(self.engine.telling(fps), self.facts)
 
 
-def _engine(folder: Any, device: str, fps: float | None, facts: Facts) -> _CountedEngine:
+def _engine(folder: Any, device: str, fps: float | None, facts: ExportFacts) -> _CountedEngine:
     from miga_bench.export.tensorrt.runtime import TensorRTDenoiser
 
     return _CountedEngine(TensorRTDenoiser.load(folder, device, fps=fps), facts)

@@ -12,7 +12,7 @@ from miga_bench.export.request import FACTS, FACTS_FORMAT
 
 
 @dataclass(frozen=True)
-class Facts:
+class ExportFacts:
     """The content of an export's ``backbone.json``.
 
     Attributes:
@@ -48,7 +48,7 @@ class Facts:
     defaults: dict[str, Any] | None = None
 
     @classmethod
-    def read(cls, folder: Path) -> Facts:
+    def read(cls, folder: Path) -> ExportFacts:
         """Read them.
 
         Raises:

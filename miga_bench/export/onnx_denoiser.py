@@ -10,14 +10,14 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from miga_bench.backbones.memory import PIXELS_AT_ONCE
 from miga_bench.backbones.prompt_text import check_tokens, clean_prompt, unknown_words
 from miga_bench.backbones.rotary import Rotary
 from miga_bench.errors import UserError
-from miga_bench.export.facts import Facts
+from miga_bench.export.facts import ExportFacts
 from miga_bench.export.session import Session
 
 PADDING = 0
-PIXELS_AT_ONCE = 4 * 320 * 512
 
 
 class OnnxDenoiser:
@@ -29,7 +29,7 @@ class OnnxDenoiser:
         fps: Frame rate that a VideoCrafter2 network is told.
     """
 
-    def __init__(self, session: Session, facts: Facts, fps: float | None = None) -> None:
+    def __init__(self, session: Session, facts: ExportFacts, fps: float | None = None) -> None:
         self.session, self.fps = session, fps
         self.row_flops = facts.operations
         self._rotary: Rotary | None = None
@@ -120,14 +120,16 @@ class OnnxText:
         UserError: The tokenizer is missing or damaged.
     """
 
-    def __init__(self, session: Session, folder: Path, facts: Facts) -> None:
+    def __init__(self, session: Session, folder: Path, facts: ExportFacts) -> None:
         self.session = session
         self.length, self.unknown = int(facts.text["length"]), facts.text["unknown"]
         path = folder / "tokenizer.json"
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain ones
-            raise UserError(f"{path} is no tokenizer that can be read ({error}): export again") from None
+            raise UserError(
+                f"{path} is no tokenizer that can be read ({error}): export again"
+            ) from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._known: dict[str, Tensor] = {}

@@ -42,7 +42,7 @@ BACKBONES = ("tiny-wan", "tiny-videocrafter2")
 
 
 @dataclass(frozen=True)
-class Arm:
+class DemoArm:
     """A method with settings: one column of the table."""
 
     method: str
@@ -50,33 +50,33 @@ class Arm:
     overrides: dict[str, str] = field(default_factory=dict)
 
 
-METHODS: dict[str, Arm] = {
-    "short": Arm("short"),
-    "fifo": Arm("fifo"),
-    "scaling-noise": Arm("scaling-noise"),
-    "freelong": Arm("freelong"),
-    "freepca": Arm("freepca"),
-    "miga": Arm("miga"),
-    "miga anchored": Arm("miga", "anchored"),
+METHODS: dict[str, DemoArm] = {
+    "short": DemoArm("short"),
+    "fifo": DemoArm("fifo"),
+    "scaling-noise": DemoArm("scaling-noise"),
+    "freelong": DemoArm("freelong"),
+    "freepca": DemoArm("freepca"),
+    "miga": DemoArm("miga"),
+    "miga anchored": DemoArm("miga", "anchored"),
 }
 _OFF = {"reflection": "off"}
 _BARE = {"zigzag": "1", "stage2_steps": "0", "renoise": "0", "guidance_frames": "0", **_OFF}
 # What MIGA's parts do one by one.
-ABLATION: dict[str, Arm] = {
+ABLATION: dict[str, DemoArm] = {
     "short": METHODS["short"],
     "fifo": METHODS["fifo"],
-    "miga, all parts off": Arm("miga", None, _BARE),
-    "alignment only": Arm("miga", None, {"guidance_frames": "0", **_OFF}),
-    "miga, no reflection": Arm("miga", None, _OFF),
+    "miga, all parts off": DemoArm("miga", None, _BARE),
+    "alignment only": DemoArm("miga", None, {"guidance_frames": "0", **_OFF}),
+    "miga, no reflection": DemoArm("miga", None, _OFF),
     "miga": METHODS["miga"],
-    "anchored, no reflection": Arm("miga", "anchored", _OFF),
+    "anchored, no reflection": DemoArm("miga", "anchored", _OFF),
     "miga anchored": METHODS["miga anchored"],
 }
 # What VideoCrafter2 leaves open besides: its dynamic rescale, and guidance frames as neighbors in time.
-_OPEN_QUESTIONS: dict[str, Arm] = {
-    "fifo, not rescaled": Arm("fifo", None, {"rescale": "false"}),
-    "miga, not rescaled": Arm("miga", None, {"rescale": "false", **_OFF}),
-    "miga, guidance cut": Arm("miga", None, {"guidance_cut": "true", **_OFF}),
+_OPEN_QUESTIONS: dict[str, DemoArm] = {
+    "fifo, not rescaled": DemoArm("fifo", None, {"rescale": "false"}),
+    "miga, not rescaled": DemoArm("miga", None, {"rescale": "false", **_OFF}),
+    "miga, guidance cut": DemoArm("miga", None, {"guidance_cut": "true", **_OFF}),
 }
 ABLATIONS = {"tiny-wan": ABLATION, "tiny-videocrafter2": ABLATION | _OPEN_QUESTIONS}
 ARMS = METHODS | ABLATION | _OPEN_QUESTIONS
@@ -103,7 +103,7 @@ PICTURED = 2  # prompts shown in the pictures; the table counts all
 
 
 @dataclass(frozen=True)
-class Item:
+class DemoVideo:
     """One video of the demo."""
 
     label: str
@@ -147,7 +147,7 @@ def demo(
     videos.mkdir(parents=True, exist_ok=True)
     captions = held_out_prompts(prompts)
     items = [
-        Item(label, k, caption, frames, videos / f"{k + 1}-{_file_name(label)}.mp4", backbone)
+        DemoVideo(label, k, caption, frames, videos / f"{k + 1}-{_file_name(label)}.mp4", backbone)
         for k, caption in enumerate(captions)
         for label in reversed(labels)
     ]
@@ -213,7 +213,7 @@ class _Keep(Watcher):
         pass
 
 
-def _make_all(items: Sequence[Item]) -> Iterator[tuple[Item, dict[str, float]]]:
+def _make_all(items: Sequence[DemoVideo]) -> Iterator[tuple[DemoVideo, dict[str, float]]]:
     """Make the videos, one process per core, and yield their scores as they are done."""
     workers = max(1, min(os.cpu_count() or 1, len(items)))
     console = Console(stderr=True)
@@ -224,7 +224,7 @@ def _make_all(items: Sequence[Item]) -> Iterator[tuple[Item, dict[str, float]]]:
             bar.advance(task)
 
 
-def make(item: Item) -> dict[str, float]:
+def make(item: DemoVideo) -> dict[str, float]:
     """Make one video and return what the reader says of it, and what it cost."""
     arm = ARMS[item.label]
     request = GenerateRequest(
@@ -286,7 +286,7 @@ def _pictures(
     captions: Sequence[str],
     labels: Sequence[str],
     frames: int,
-    items: Sequence[Item],
+    items: Sequence[DemoVideo],
 ) -> None:
     """Write the side-by-side video and the contact sheet, reading all videos in step."""
     paths = {(item.number, item.label): item.output for item in items}

@@ -197,7 +197,7 @@ def generate(
 
 def _faster(request: GenerateRequest, backbone: Backbone, sampler: Sampler[Any]) -> Backbone:
     """Return the backbone, run by what is done with the video first."""
-    from miga_bench.export.automatic import faster
+    from miga_bench.harness.automatic_export import faster
 
     frames = length(request, sampler, backbone)
     return faster(backbone, sampler, None if frames is None else backbone.latents_for(frames))

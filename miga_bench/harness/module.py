@@ -26,7 +26,7 @@ from miga_bench.harness.teams import check_settings
 from miga_bench.harness.writer import Making, RunWriter, team_size
 from miga_bench.sampling import METHODS, Short, resolve
 from miga_bench.sampling.base import Sampler
-from miga_bench.sampling.estimate import BATCH, Estimate, estimate
+from miga_bench.sampling.estimate import BATCH, Work, estimate
 from miga_bench.sampling.presets import describe
 
 # precision of the trainer -> type of the denoiser's weights
@@ -313,7 +313,7 @@ class LongVideoModule(LightningModule):
             writer.begin(items, costs, self.metrics)
         return [items[name].spec() for name in todo], costs
 
-    def estimates(self, items: Mapping[str, Item], batch: int | None = None) -> dict[str, Estimate]:
+    def estimates(self, items: Mapping[str, Item], batch: int | None = None) -> dict[str, Work]:
         """Return by name what each item takes, made or not.
 
         Args:
@@ -323,7 +323,7 @@ class LongVideoModule(LightningModule):
         Raises:
             UserError: A setting breaks a rule of the method; the arm is named.
         """
-        known: dict[tuple[str, int, tuple[int, ...]], Estimate] = {}
+        known: dict[tuple[str, int, tuple[int, ...]], Work] = {}
         out = {}
         for name, item in items.items():
             arm, starts = self._arm_of[item.key], prompt_starts(item.prompts, self.backbone)

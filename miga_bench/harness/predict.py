@@ -18,7 +18,7 @@ from miga_bench.harness.data import PromptDataModule
 from miga_bench.harness.lifeline import GONE
 from miga_bench.harness.module import LongVideoModule
 from miga_bench.harness.ranks import Gathering
-from miga_bench.harness.tracking import Tracking
+from miga_bench.harness.tracking.callback import Tracking
 from miga_bench.harness.writer import RunWriter
 
 TRAINER = {

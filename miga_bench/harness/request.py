@@ -41,7 +41,7 @@ class GenerateRequest:
         device: As torch names it; None lets the backbone choose.
         dtype: Precision of the denoiser; None is the family's policy.
         offload: Keep only the part in use on the GPU.
-        denoiser: What runs it, see ``DenoiserChoice``; None is what is done first, see ``automatic``.
+        denoiser: What runs it, see ``DenoiserChoice``; None is what is done first, see ``automatic_export``.
         height: Frame height in pixels; None is the backbone's own.
         width: Frame width in pixels; None is the backbone's own.
         overwrite: Replace files that exist.

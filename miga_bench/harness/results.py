@@ -88,8 +88,9 @@ class Results:
     Attributes:
         folder: The run's.
         name: The run's.
-        about: ``title``, ``question``, ``published`` (a key of the published tables) and ``axis`` (the setting
-            that a curve is drawn over), as far as the run says them.
+        about: ``title``, ``question``, ``published`` (a key of the published tables), ``axis`` (the setting
+            that a curve is drawn over) and ``baseline`` (the arm that others are compared with), as far as
+            the run says them.
         model: Backbone, weights hash, precision, height and width of all videos.
         arms: By name, in the order of the configuration.
         rows: All videos, arm by arm.

@@ -14,11 +14,10 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import Tensor
 
-    from miga_bench.metrics.narrlv import Item, Suite
+    from miga_bench.metrics.narrlv import Story, Suite
 
 OWN = Path(__file__).parents[1] / "prompts"
 SUITES = ("tiny", "natural", "release")
-VOTES = 5
 Progress = Callable[[int, int, str], None]
 
 
@@ -178,6 +177,7 @@ def score_narratives(
     """
     from miga_bench.harness.provenance import versions, write_json
     from miga_bench.metrics.narrlv import answers_to, ask, read_answers, score_video, summarize
+    from miga_bench.metrics.narrlv.scorer import VOTES
 
     request.check()
     suite = _suite(request)
@@ -249,7 +249,7 @@ def _with_videos(suite: Suite, request: NarrativeRequest) -> tuple[Suite, list[s
     from dataclasses import replace
 
     there = [item.video(request.videos).is_file() for item in suite.items]
-    missing: list[Item] = [i for i, here in zip(suite.items, there, strict=True) if not here]
+    missing: list[Story] = [i for i, here in zip(suite.items, there, strict=True) if not here]
     if not missing:
         return suite, []
     if not any(there) or not request.partial:

@@ -233,7 +233,8 @@ class StoryScores(ItemScorer):
         collapse: str = "mean",
         votes: int | None = None,
     ) -> None:
-        from miga_bench.harness.score_narrlv import VOTES, open_suite
+        from miga_bench.harness.score_narrlv import open_suite
+        from miga_bench.metrics.narrlv.scorer import VOTES
 
         _check_choice("variant", variant, ("code", "paper"))
         _check_choice("collapse", collapse, ("mean", "fid", "cov", "coh"))

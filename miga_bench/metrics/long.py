@@ -52,31 +52,6 @@ def clip_length(fps: float, seconds: float = 2.0) -> int:
     return int(fps) * int(seconds)
 
 
-def clip_bounds(frames: int, fps: float, seconds: float = 2.0) -> list[tuple[int, int]]:
-    """Return (start, stop) of every clip of a video, in order.
-
-    All clips are equally long. What is left at the end becomes a clip of full length by reaching back
-    into the one before; a video shorter than one clip is its own only clip.
-
-    Args:
-        frames: Frames of the video, at least 1.
-        fps: Frames per second, as for ``clip_length``.
-        seconds: Length of a clip, as for ``clip_length``.
-
-    Raises:
-        UserError: As for ``clip_length``, or if the video has no frame.
-    """
-    length = clip_length(fps, seconds)
-    if frames < 1:
-        raise UserError(f"a video of {frames} frames has no clips; check the file")
-    if frames < length:
-        return [(0, frames)]
-    bounds = [(start, start + length) for start in range(0, frames - length + 1, length)]
-    if frames % length:
-        bounds.append((frames - length, frames))
-    return bounds
-
-
 class Clip(NamedTuple, Generic[Item]):
     """Frames ``start`` to ``stop - 1`` of a video, by whatever stands for a frame."""
 
@@ -86,7 +61,10 @@ class Clip(NamedTuple, Generic[Item]):
 
 
 class ClipStream(Generic[Item]):
-    """Cuts the clips of ``clip_bounds`` from a stream whose length nobody knows.
+    """Cuts clips from a stream whose length nobody knows.
+
+    All clips are equally long. What is left at the end becomes a clip of full length by reaching back
+    into the one before; a video shorter than one clip is its own only clip.
 
     An item is what the scorer needs of a frame: its pixels, its features, or both. The newest ``length``
     items are kept, and that is all the memory it takes: every clip, the last one that reaches back

@@ -20,7 +20,7 @@ from miga_bench.metrics.narrlv.scorer import (
     collapse_to,
     score_video,
 )
-from miga_bench.metrics.narrlv.suite import FACTORS, Item
+from miga_bench.metrics.narrlv.suite import FACTORS, Story
 
 _STATES = ("factor", "atoms", "fid", "cov", "coh")
 
@@ -57,8 +57,8 @@ class NarrativeExpression(Metric):
 
     Example:
         >>> from miga_bench.metrics.narrative import NarrativeExpression
-        >>> from miga_bench.metrics.narrlv import Item
-        >>> item = Item(
+        >>> from miga_bench.metrics.narrlv import Story
+        >>> item = Story(
         ...     part="demo_target_action_tna_2", factor="target_action", tna=2, group="1", index=0,
         ...     prompt="A dog sits. Then it runs.", segments=("A dog sits.", "Then it runs."),
         ...     questions={
@@ -102,7 +102,7 @@ class NarrativeExpression(Metric):
         for name in _STATES:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
-    def update(self, item: Item, answers: Answers, quality: float | None = None) -> None:
+    def update(self, item: Story, answers: Answers, quality: float | None = None) -> None:
         """Score one video; see the class."""
         score = score_video(item, answers, quality=quality, variant=self.variant)
         values = (FACTORS.index(score.factor), score.tna, score.fid, score.cov, score.coh)

@@ -16,21 +16,15 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-
 from miga_bench.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 Values: TypeAlias = "Sequence[float | None] | np.ndarray[Any, Any] | Tensor"
 Clusters: TypeAlias = "Sequence[Hashable] | np.ndarray[Any, Any] | Tensor"
 Groups: TypeAlias = "dict[Hashable, list[tuple[float, float]]]"  # weight and value, by cluster
-
-DRAWS = (
-    10_000  # bootstrap resamples; the ends of a 95 % interval then move by 2 % of its width or less
-)
-_BLOCK = 1_000_000  # most cluster numbers drawn at a time, 8 MB
 
 
 @dataclass(frozen=True)
@@ -65,37 +59,20 @@ class Paired:
     """The difference of two methods on the same prompts and seeds, first minus second.
 
     Attributes:
-        difference: Mean over pairs; None if there is no pair.
-        standard_error: Of the difference, clustered; None below two clusters.
-        low: Lower end of the percentile bootstrap interval over clusters; None below two clusters.
-        high: Upper end of it.
+        difference: Mean over pairs with its interval; what it counts are pairs, left out where a side was
+            None or NaN.
         p: Two-sided sign test over clusters, 0..1: how often a fair coin would split them at least as
             unevenly. 1 if every cluster is a tie.
         wins: Clusters whose mean difference is above zero.
         losses: Clusters whose mean difference is below zero.
         ties: Clusters whose mean difference is zero; the sign test leaves them out.
-        n: Pairs that went in.
-        clusters: Clusters they belong to.
-        dropped: Pairs left out because a side was None or NaN.
-        draws: Bootstrap resamples.
-        level: Confidence level of the interval, 0..1.
-        reason: Why there is no interval; None if there is one.
     """
 
-    difference: float | None
-    standard_error: float | None
-    low: float | None
-    high: float | None
+    difference: Estimate
     p: float
     wins: int
     losses: int
     ties: int
-    n: int
-    clusters: int
-    dropped: int
-    draws: int
-    level: float
-    reason: str | None = None
 
 
 def estimate(
@@ -134,26 +111,17 @@ def estimate(
     return Estimate(mean, error, mean - reach, mean + reach, n, count, dropped, level)
 
 
-def paired(
-    first: Values,
-    second: Values,
-    clusters: Clusters,
-    level: float = 0.95,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> Paired:
+def paired(first: Values, second: Values, clusters: Clusters, level: float = 0.95) -> Paired:
     """Compare two methods pair by pair: the mean of first minus second, and how sure its sign is.
 
-    The interval resamples whole clusters (percentile bootstrap; with few clusters, say below 10, it is
-    somewhat too narrow). The same seed gives the same interval, in whatever order the pairs come.
+    The interval is that of ``estimate``, as in a report: percentile bootstrap intervals are too narrow
+    below ten clusters, and experiments are often that small.
 
     Args:
         first: ``[N]`` scores; None and NaN stand for videos this method does not have.
         second: ``[N]`` scores of the other method on the same prompts and seeds.
         clusters: ``[N]`` what each pair belongs to, such as its prompt.
         level: Confidence level, between 0 and 1.
-        draws: Bootstrap resamples, at least 1.
-        seed: Seed of the resampling.
 
     Raises:
         UserError: If a value is infinite, the level is not between 0 and 1, or the lengths differ.
@@ -164,36 +132,26 @@ def paired(
             f"{len(left)} scores against {len(right)}: pairs need one of each; "
             "put None where a method lacks the video"
         )
-    differences = [a - b for a, b in zip(left, right, strict=True)]
-    groups, dropped = _grouped(differences, _listed(clusters), level)
-    # by name, so that neither the order of the pairs nor that of the two methods changes the draws
-    named = [groups[key] for key in sorted(groups, key=repr)]
-    totals = [(math.fsum(x for _, x in group), len(group)) for group in named]
-    wins, losses = sum(t > 0 for t, _ in totals), sum(t < 0 for t, _ in totals)
-    n, count = sum(size for _, size in totals), len(totals)
-    mean = _mean(groups) if n else None
-    error = None if mean is None else _standard_error(groups, mean)
-    low = high = reason = None
-    if count < 2:
-        reason = f"an interval needs two clusters at least, and there are {count}"
-    else:
-        low, high = _bootstrap(totals, level, draws, seed)
-    return Paired(
-        difference=mean,
-        standard_error=error,
-        low=low,
-        high=high,
-        p=sign_test(wins, losses),
-        wins=wins,
-        losses=losses,
-        ties=count - wins - losses,
-        n=n,
-        clusters=count,
-        dropped=dropped,
-        draws=draws,
-        level=level,
-        reason=reason,
-    )
+    return compared([a - b for a, b in zip(left, right, strict=True)], clusters, level)
+
+
+def compared(differences: Values, clusters: Clusters, level: float = 0.95) -> Paired:
+    """Return what ``paired`` does of differences that are known, or of other sums of what belongs together.
+
+    Args:
+        differences: ``[N]``; None and NaN are left out.
+        clusters: ``[N]`` what each belongs to.
+        level: Confidence level, between 0 and 1.
+
+    Raises:
+        UserError: As for ``paired``.
+    """
+    numbers, names = _floats(differences), _listed(clusters)
+    found = estimate(numbers, names, level)
+    groups, _ = _grouped(numbers, names, level)
+    totals = [math.fsum(x for _, x in group) for group in groups.values()]
+    wins, losses = sum(total > 0 for total in totals), sum(total < 0 for total in totals)
+    return Paired(found, sign_test(wins, losses), wins, losses, len(totals) - wins - losses)
 
 
 def sign_test(wins: int, losses: int) -> float:
@@ -220,28 +178,6 @@ def _standard_error(groups: Groups, mean: float) -> float | None:
     residuals = [math.fsum(w * (x - mean) for w, x in group) for group in groups.values()]
     weight = math.fsum(w for group in groups.values() for w, _ in group)
     return math.sqrt(count / (count - 1) * math.fsum(r * r for r in residuals)) / weight
-
-
-def _bootstrap(
-    totals: Sequence[tuple[float, int]], level: float, draws: int, seed: int
-) -> tuple[float, float]:
-    """Return the percentile interval of the mean over pairs when clusters are drawn with replacement.
-
-    Args:
-        totals: Sum of the differences and number of pairs, one entry per cluster.
-        level: Confidence level.
-        draws: Resamples.
-        seed: Seed of numpy's default generator.
-    """
-    sums, sizes = (np.array(column, dtype=np.float64) for column in zip(*totals, strict=True))
-    generator = np.random.default_rng(seed)
-    rows = max(1, _BLOCK // len(totals))
-    means = []
-    for start in range(0, draws, rows):
-        picks = generator.integers(len(totals), size=(min(rows, draws - start), len(totals)))
-        means.append(sums[picks].sum(axis=1) / sizes[picks].sum(axis=1))
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def _grouped(

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from miga_bench.backbones.base import Backbone
+from miga_bench.backbones.schedule import Schedule
+from miga_bench.backbones.solvers import Solver
 from miga_bench.errors import NumericalError, UserError
 from miga_bench.sampling.base import CommonSettings, Cost, PassCallback, PromptSchedule
 from miga_bench.sampling.cache import BlockCache, CachedRow
 from miga_bench.sampling.fitting import FittingDenoiser
 from miga_bench.sampling.noise import NoiseSource
 from miga_bench.sampling.queue import Queue
-from miga_bench.sampling.schedule import Schedule
-from miga_bench.sampling.solvers import Solver
 from miga_bench.sampling.windows import Window, independent_groups
 
 

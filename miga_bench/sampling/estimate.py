@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from miga_bench.backbones.base import Backbone, FrameAttention, LatentShape, StreamingDecoder
+from miga_bench.backbones.schedule import Schedule
+from miga_bench.backbones.solvers import FlowEuler, Solver
 from miga_bench.sampling.base import PassReport, PromptSchedule, Sampler
-from miga_bench.sampling.schedule import Schedule
-from miga_bench.sampling.solvers import FlowEuler, Solver
 
 BATCH = 64  # of a walk that is to be short; the count of windows does not depend on it
 
@@ -35,7 +35,7 @@ class Call:
 
 
 @dataclass
-class Estimate:
+class Work:
     """What a video takes, searches left out.
 
     Attributes:
@@ -140,7 +140,7 @@ def estimate(
     length: int,
     batch: int | None = None,
     starts: tuple[int, ...] = (0,),
-) -> Estimate:
+) -> Work:
     """Return what ``length`` latents take, searches left out.
 
     Args:
@@ -153,7 +153,7 @@ def estimate(
     Raises:
         UserError: A setting breaks a rule of the method, or it takes one prompt only.
     """
-    found = Estimate()
+    found = Work()
     hollow = _Hollow(backbone, batch or backbone.default_batch(), found.calls)
     last: list[PassReport] = []
 

@@ -29,6 +29,12 @@ from miga_bench.sampling.reflection import Pooling, Reflection
 from miga_bench.sampling.rules import check_common, require
 from miga_bench.sampling.windows import Reach, growth_partition, miga_windows, partition
 
+# Growth ends where the front is this many levels above the exit, a chunk short of a full queue, as in both
+# released loops. It decides only which passes cut the queue as a growing one, with the remainder at the front,
+# and are judged by reflection of ``growth``; the passes after it rotate their cuts. With 1 or 3 that is one
+# pass more or fewer: another video than the release's. With 0 the front passes the exit unseen.
+GROWTH_ENDS = 2
+
 
 @dataclass(frozen=True)
 class MigaSettings(CommonSettings):
@@ -329,7 +335,7 @@ class _Video:
         while self.chunks is None or grown < self.chunks:
             self._append(self.quirks.growth_from_opening)
             grown += 1
-            if self.queue.levels[0] <= self.exit_level + 2:
+            if self.queue.levels[0] <= self.exit_level + GROWTH_ENDS:
                 break
             ranges = growth_partition(len(self.queue), s.stride, self.window - s.guidance_frames)
             self._pass("growth", ranges, self.quirks.in_place_growth, number)

@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from miga_bench.backbones.schedule import Schedule
+from miga_bench.backbones.solvers import Solver
 from miga_bench.sampling.denoise import WindowDenoiser, Work
 from miga_bench.sampling.noise import NoiseSource
 from miga_bench.sampling.queue import Queue
-from miga_bench.sampling.schedule import Schedule
-from miga_bench.sampling.solvers import Solver
 from miga_bench.sampling.windows import Window, miga_windows
 
 

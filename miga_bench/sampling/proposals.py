@@ -14,8 +14,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from miga_bench.backbones.schedule import Schedule
 from miga_bench.sampling.noise import NoiseSource
-from miga_bench.sampling.schedule import Schedule
 
 Proposal = Literal["noise", "renoise", "frequency", "tilted"]
 KINDS: tuple[Proposal, ...] = get_args(Proposal)

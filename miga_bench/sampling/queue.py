@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from miga_bench.sampling.solvers import Solver, SolverState
+from miga_bench.backbones.solvers import Solver, SolverState
 
 
 @dataclass

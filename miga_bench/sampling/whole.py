@@ -8,15 +8,12 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from miga_bench.backbones.base import Backbone, FrameAttention
+from miga_bench.backbones.base import HEADROOM, Backbone, FrameAttention
 from miga_bench.errors import UserError
 from miga_bench.sampling.base import PassCallback, PromptSchedule, Sampler, SettingsT
 from miga_bench.sampling.denoise import WindowDenoiser
 from miga_bench.sampling.noise import NoiseSource
 from miga_bench.sampling.rules import check_common, refuse_cache, require
-
-# Share of the free memory that a clip may take.
-HEADROOM = 0.8
 
 
 class WholeVideo(Sampler[SettingsT]):

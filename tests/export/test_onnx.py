@@ -25,7 +25,7 @@ from miga_bench.errors import ExportError, UserError
 from miga_bench.export import graphs, onnx_graph
 from miga_bench.export.backbone import ExportedBackbone
 from miga_bench.export.choice import DenoiserChoice
-from miga_bench.export.facts import Facts
+from miga_bench.export.facts import ExportFacts
 from miga_bench.export.lora import Lora
 from miga_bench.export.onnx_denoiser import OnnxDenoiser
 from miga_bench.export.opening import open_model
@@ -154,7 +154,7 @@ def test_half_precision_and_one_size(tmp_path):
     assert sidecar.inputs["latents"].shape == [2, 4, 3, 2, 4]
     assert 1e-5 < max(entry["relative"] for entry in sidecar.parity) <= 5e-3
     source = load_backbone(folder.parent / "wan-source", device="cpu", height=16, width=32)
-    denoiser = OnnxDenoiser(Session(sidecar), Facts.read(folder))
+    denoiser = OnnxDenoiser(Session(sidecar), ExportFacts.read(folder))
     inputs = call(source, 5, 3)  # two calls and a half
     with torch.inference_mode():
         assert close(denoiser(*inputs), source.denoiser(*inputs), 5e-3)

@@ -12,11 +12,11 @@ import torch
 from onnx_fixtures import export
 from wan_fixtures import tiny_text_encoder, tiny_tokenizer, tiny_vae
 
-from miga_bench.export.facts import Facts
+from miga_bench.export.facts import ExportFacts
 from miga_bench.export.onnx_denoiser import OnnxDenoiser
 from miga_bench.export.session import Session
 from miga_bench.export.sidecar import Sidecar
-from miga_bench.harness.real_size import wan_transformer
+from miga_bench.harness.bench.real_size import wan_transformer
 
 STATISTICS = {"latents_mean": [0.0] * 16, "latents_std": [1.0] * 16}
 
@@ -48,12 +48,14 @@ def test_weights_beyond_a_protobuf_files_limit_lie_beside_the_graph(tmp_path):
     (data,) = sidecar.external_data
     size = (tmp_path / "out" / data).stat().st_size
     parity = [entry["relative"] for entry in sidecar.parity]
-    print(f"\n{size / 1e9:.2f} GB beside a graph of {sidecar.path.stat().st_size / 1e6:.1f} MB, exported in")
+    print(
+        f"\n{size / 1e9:.2f} GB beside a graph of {sidecar.path.stat().st_size / 1e6:.1f} MB, exported in"
+    )
     print(f"{seconds:.0f} s, {sum(sidecar.operators.values())} nodes, parity {parity}")
     assert size > 2**31
     assert max(parity) <= 5e-3
     onnx.checker.check_model(str(sidecar.path))
-    facts = Facts.read(tmp_path / "out")
+    facts = ExportFacts.read(tmp_path / "out")
     denoiser = OnnxDenoiser(Session(sidecar, check=False), facts)
     out = denoiser(torch.randn(1, 16, 2, 8, 8), torch.full((1, 2), 500.0), torch.randn(1, 12, 4096))
     assert out.isfinite().all()

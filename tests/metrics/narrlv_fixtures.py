@@ -13,7 +13,7 @@ from transformers import (
 )
 
 import miga_bench
-from miga_bench.metrics.narrlv.suite import Item
+from miga_bench.metrics.narrlv.suite import Story
 
 PROMPTS = Path(miga_bench.__file__).parent / "prompts"
 TINY, NATURAL = PROMPTS / "tiny", PROMPTS / "natural"
@@ -40,7 +40,7 @@ class ImagesProcessor(Qwen2_5_VLProcessor):
 """
 
 
-def synthetic_answers(item: Item, seed: int) -> tuple[dict[str, list[list[str]]], float]:
+def synthetic_answers(item: Story, seed: int) -> tuple[dict[str, list[list[str]]], float]:
     """Answers to an item, some unreadable, and a quality; also what the golden numbers are made of."""
     rng = random.Random(f"{seed}/{item.key}")
     leaning = rng.choice([0.15, 0.5, 0.85, 0.97])

@@ -6,13 +6,13 @@ import urllib.request
 
 import pytest
 import torch
+from narratives import parse_narrative, render_narrative
 from narrlv_fixtures import NATURAL, TINY, tiny_qwen
 from PIL import Image
 from ports import free_port
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from miga_bench.backbones.tiny import world
-from miga_bench.backbones.tiny.grammar import Narrative, parse_narrative
+from miga_bench.backbones.tiny.grammar import Narrative
 from miga_bench.backbones.tiny.judge import ReaderJudge
 from miga_bench.errors import UserError
 from miga_bench.metrics.narrlv.answers import TensorVideo, answers_to, ask, read_answers, slots
@@ -207,7 +207,7 @@ def told(item, frames_per_atom=32):
     story = parse_narrative(item.prompt)
     total = frames_per_atom * item.tna
     stories = (story, Narrative(story.opening))
-    return [world.render_narrative(s, random.Random(item.key), total)[0] for s in stories]
+    return [render_narrative(s, random.Random(item.key), total)[0] for s in stories]
 
 
 def scored(item, frames, folder):

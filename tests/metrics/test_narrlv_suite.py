@@ -10,9 +10,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from narratives import parse_narrative
 from narrlv_fixtures import NATURAL, TINY
 
-from miga_bench.backbones.tiny.grammar import parse_caption, parse_narrative
+from miga_bench.backbones.tiny.grammar import parse_caption
 from miga_bench.backbones.tiny.suite import write_suite
 from miga_bench.errors import UserError
 from miga_bench.metrics.downloads import OFFLINE

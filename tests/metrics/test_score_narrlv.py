@@ -4,9 +4,8 @@ import json
 import random
 
 import pytest
+from narratives import parse_narrative, render_narrative
 
-from miga_bench.backbones.tiny import world
-from miga_bench.backbones.tiny.grammar import parse_narrative
 from miga_bench.cli import main
 from miga_bench.harness.score_narrlv import OWN, FileVideo, NarrativeRequest, score_narratives
 from miga_bench.media import VideoWriter
@@ -20,9 +19,7 @@ def videos(tmp_path_factory):
     """The true videos of the suite's stories of two atoms about the target."""
     folder = tmp_path_factory.mktemp("stories")
     for item in load_suite(OWN / "tiny").select(CHOSEN["factors"], CHOSEN["tna"]).items:
-        frames, _ = world.render_narrative(
-            parse_narrative(item.prompt), random.Random(item.key), 64
-        )
+        frames, _ = render_narrative(parse_narrative(item.prompt), random.Random(item.key), 64)
         with VideoWriter(item.video(folder), 16, quality=4) as writer:
             writer.push(frames)
     return folder

@@ -130,12 +130,6 @@ class Narrative:
             scenes.append(replace(scenes[-1], **{event.attribute: event.value}))
         return scenes
 
-    @property
-    def schedule(self) -> list[tuple[float, str]]:
-        """Plain captions with the fraction of the video, in [0, 1), at which each begins."""
-        scenes = self.scenes
-        return [(i / len(scenes), scene.caption) for i, scene in enumerate(scenes)]
-
 
 def parse_caption(text: str) -> Scene:
     """Read a plain caption.
@@ -172,24 +166,6 @@ def parse_caption(text: str) -> Scene:
         return Scene(**said)
     except UserError as error:
         raise _bad(text, str(error)) from None
-
-
-def parse_narrative(text: str) -> Narrative:
-    """Read a caption followed by up to five events; a plain caption is a narrative of none.
-
-    Args:
-        text: For example "a red circle moves right on a blue field, then turns green".
-
-    Returns:
-        The opening scene and its events.
-
-    Raises:
-        UserError: If the opening or an event is not in the grammar, or there are too many events.
-    """
-    opening, *rest = [part.strip() for part in text.lower().split(",")]
-    if len(rest) > MAX_EVENTS:
-        raise UserError(f"{len(rest)} events in {text!r}; a narrative has at most {MAX_EVENTS}")
-    return Narrative(parse_caption(opening), tuple(_parse_event(part) for part in rest))
 
 
 def values_of() -> dict[str, tuple[str | None, ...]]:
@@ -243,46 +219,6 @@ def held_out_prompts(count: int, seed: int = 0) -> list[str]:
         scene = replace(combinations[i % len(combinations)], **adjectives)
         captions.append(with_random_detail(scene, rng).caption)
     return captions
-
-
-def random_narrative(rng: random.Random, events: int, held_out: bool | None = False) -> Narrative:
-    """Draw a story whose every event changes something (never a value to itself).
-
-    Args:
-        rng: Source of randomness.
-        events: How many events follow the opening, 0 to 5.
-        held_out: As in `random_scene`, for the opening.
-    """
-    if not 0 <= events <= MAX_EVENTS:
-        raise UserError(f"events is {events}; it must be 0 to {MAX_EVENTS}")
-    story = Narrative(random_scene(rng, held_out))
-    for _ in range(events):
-        factor = rng.choice((("field",), ("color", "texture", "size"), ("motion",)))
-        attribute = rng.choice(factor)
-        values = {**_REQUIRED, **_OPTIONAL}[attribute]
-        now = getattr(story.scenes[-1], attribute)
-        event = Event(attribute, rng.choice([value for value in values if value != now]))
-        story = Narrative(story.opening, (*story.events, event))
-    return story
-
-
-def _parse_event(part: str) -> Event:
-    words = part.split()
-    match words:
-        case ["then", "moves", value] if value in MOTIONS:
-            return Event("motion", value)
-        case ["then", "the", "field", "turns", value] if value in COLORS:
-            return Event("field", value)
-        case ["then", "the", "field", "turns", value] if value in PATTERNS:
-            return Event("pattern", value)
-        case ["then", "turns", value]:
-            for name, values in (("color", COLORS), ("texture", TEXTURES), ("size", SIZES)):
-                if value in values:
-                    return Event(name, value)
-    raise UserError(
-        f"event {part!r} is not understood; say 'then moves MOTION', 'then turns "
-        "COLOR|TEXTURE|SIZE' or 'then the field turns COLOR|PATTERN'"
-    )
 
 
 def _join(*words: str | None) -> str:

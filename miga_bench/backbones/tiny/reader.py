@@ -39,7 +39,6 @@ class Reading:
         place: Sprite's centroid (x, y) in pixels [0, 64), on the torus, [N, 2].
         radius: Pixels; the radius the world would draw this shape with, [N].
         aspect: Width / height, [N].
-        overlap: Intersection over union with the best template, [0, 1], [N].
         field_hue: Degrees [0, 360), [N].
         field_color: Mean color of the field in [0, 1], [N, 3].
         mask: Share of each pixel taken by sprite, in [0, 1], [N, 64, 64].
@@ -54,7 +53,6 @@ class Reading:
     place: Tensor
     radius: Tensor
     aspect: Tensor
-    overlap: Tensor
     field_hue: Tensor
     field_color: Tensor
     mask: Tensor
@@ -107,7 +105,6 @@ def read(frames: Tensor) -> Reading:
         place=torch.where(found[:, None], place, nothing[:, None]),
         radius=torch.where(found, radius, nothing),
         aspect=torch.where(found, aspect, nothing),
-        overlap=overlap,
         field_hue=field_hue,
         field_color=field_color,
         mask=_spread(mask),

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from miga_bench.backbones.schedule import ddpm_schedule
 from miga_bench.backbones.tiny import vc2_models
 from miga_bench.backbones.tiny.config import VideoCrafterConfig
 from miga_bench.backbones.tiny.models import make_tokenizer
 from miga_bench.backbones.tiny.tasks import AutoencoderTask, Averaged
-from miga_bench.sampling.schedule import ddpm_schedule
 
 
 class PictureVaeTask(AutoencoderTask):

@@ -11,13 +11,13 @@ between the two bands therefore finds the sprite exactly, which `reader` relies 
 
 import math
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from miga_bench.backbones.tiny.grammar import Narrative, Scene
+from miga_bench.backbones.tiny.grammar import Scene
 
 SIDE = 64
 FPS = 16
@@ -37,7 +37,6 @@ FIELD_VALUE = (0.30, 0.42)
 RADIUS = {"small": (8.0, 10.0), "large": (12.0, 15.0)}
 SPEED = (0.4, 1.0)  # pixels per frame
 HEADING = {"right": (1.0, 0.0), "left": (-1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
-FADE_FRAMES = 8  # an event's change of looks is a cross-fade of half a second
 
 # Single precision throughout; the type names no width because numpy's stubs lose it on the way.
 Array = NDArray[np.floating]
@@ -121,42 +120,6 @@ def render(look: Look, frames: int = CLIP_FRAMES, first: int = 0) -> torch.Tenso
     return torch.from_numpy(draw(look, positions(look, frames, first)))
 
 
-def render_narrative(
-    narrative: Narrative, rng: random.Random, frames: int
-) -> tuple[torch.Tensor, list[Look]]:
-    """Render the true video of a story; each scene lasts an equal share of it.
-
-    What an event does not name stays as it was: the same sprite goes on from where it is.
-
-    Args:
-        narrative: The story.
-        rng: Draws the free numbers.
-        frames: Length of the whole video, at least one frame per scene.
-
-    Returns:
-        Frames [frames, 3, 64, 64] in [0, 1], and the look of each scene.
-    """
-    scenes = narrative.scenes
-    looks = [draw_look(scenes[0], rng)]
-    for event, scene in zip(narrative.events, scenes[1:], strict=True):
-        looks.append(_change(looks[-1], event.attribute, draw_look(scene, rng)))
-    starts = [round(fraction * frames) for fraction, _ in narrative.schedule] + [frames]
-    parts, previous = [], looks[0]
-    for i, look in enumerate(looks):
-        length = starts[i + 1] - starts[i]
-        path = positions(look, length + 1)
-        part = draw(look, path[:-1])
-        fade = min(FADE_FRAMES, length)
-        if i:
-            weight = ((np.arange(fade) + 1) / (fade + 1)).reshape(-1, 1, 1, 1).astype(np.float32)
-            part[:fade] = weight * part[:fade] + (1 - weight) * draw(previous, path[:fade])
-        parts.append(part)
-        previous = look
-        if i + 1 < len(looks):
-            looks[i + 1] = replace(looks[i + 1], start=(float(path[-1, 0]), float(path[-1, 1])))
-    return torch.from_numpy(np.concatenate(parts)), looks
-
-
 def draw(look: Look, path: Array) -> Array:
     """Draw the sprite at given places.
 
@@ -233,21 +196,6 @@ def _draw_waves(kind: str, period: tuple[float, float], rng: random.Random) -> W
     turn = 2 * math.pi
     phase = (rng.uniform(0, turn), rng.uniform(0, turn))
     return Waves(kind, rng.uniform(0, math.pi), rng.uniform(*period), phase)
-
-
-_NUMBERS_OF = {
-    "color": ("hue",),
-    "size": ("radius",),
-    "texture": ("texture",),
-    "motion": ("motion",),
-    "field": ("field_hue",),
-    "pattern": ("pattern",),
-}
-
-
-def _change(look: Look, attribute: str, fresh: Look) -> Look:
-    """``look`` with only the numbers that ``attribute`` names taken from ``fresh``."""
-    return replace(look, **{name: getattr(fresh, name) for name in _NUMBERS_OF[attribute]})
 
 
 def _mix(first: Array, second: Array, weight: Array) -> Array:

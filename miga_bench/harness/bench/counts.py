@@ -26,6 +26,7 @@ from statistics import mean
 
 from miga_bench.backbones.base import Backbone
 from miga_bench.sampling import FifoSettings, MigaSettings, ScalingNoiseSettings
+from miga_bench.sampling.miga import GROWTH_ENDS
 from miga_bench.sampling.windows import growth_partition, partition
 
 Endless = FifoSettings | ScalingNoiseSettings | MigaSettings
@@ -76,8 +77,7 @@ def _miga_before_first(s: MigaSettings, window: int, clean: int) -> int:
     exit_level, opening = clean + s.stage2_steps, window // s.zigzag
     behind, read = _stage_2(s, window)
     passes = s.steps - opening - exit_level + math.ceil(read / s.zigzag) - 1
-    # The queue grows until its front is two levels above the exit; its cuts rotate only then.
-    grown = max(0, s.steps - opening - exit_level - 2)
+    grown = max(0, s.steps - opening - exit_level - GROWTH_ENDS)
     local, windows = window - s.guidance_frames, 0
     for number in range(passes):
         length = min(opening + 1 + number, s.steps - exit_level) * s.zigzag

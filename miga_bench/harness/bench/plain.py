@@ -10,8 +10,8 @@ import torch
 
 from miga_bench.backbones import load_backbone
 from miga_bench.harness.bench.common import MODEL, Part, Row, Say, apart, maker, prompts_of
+from miga_bench.harness.bench.plain_loop import PlainLoop
 from miga_bench.harness.bench.rounds import in_turns
-from miga_bench.harness.plain_loop import PlainLoop
 from miga_bench.sampling import CounterNoise, resolve
 
 # MIGA as in the paper with half its steps.

@@ -1,7 +1,6 @@
 """Does one arm beat another on the same prompts and seeds, and does it still at equal motion?
 
-Intervals are Student's t over prompts, as everywhere in a report: percentile bootstrap intervals are too
-narrow below ten prompts, and experiments are often that small.
+Intervals are Student's t over prompts, as everywhere in a report, see ``metrics.statistics.paired``.
 
 At equal motion: scores of consistency reward a video that stands still. So the difference of the scores of
 each pair is fitted by a straight line over the difference of its motion, ``score = a + b motion``; ``a`` is
@@ -18,7 +17,7 @@ import numpy as np
 
 from miga_bench.harness.report.measures import Measure, value_of
 from miga_bench.harness.results import Results
-from miga_bench.metrics.statistics import estimate, sign_test
+from miga_bench.metrics.statistics import compared, estimate
 
 FEWEST = 6  # prompts: the sign test of five alike is at 0.06
 BETTER, WORSE, MORE, LESS = "better", "worse", "moves more", "moves less"
@@ -87,13 +86,8 @@ def compare(
         motion: What says how much a video moves.
     """
     pairs, values = _pairs(run, weights, measure)
-    found = estimate(values, [prompt for prompt, _ in pairs])
-    by_prompt: dict[str, list[float]] = {}
-    for (prompt, _), value in zip(pairs, values, strict=True):
-        if value is not None:
-            by_prompt.setdefault(prompt, []).append(value)
-    means = [sum(of_prompt) for of_prompt in by_prompt.values()]
-    wins, losses = sum(mean > 0 for mean in means), sum(mean < 0 for mean in means)
+    pair_by_pair = compared(values, [prompt for prompt, _ in pairs])
+    found = pair_by_pair.difference
     equal = None
     if motion is not None and not measure.is_motion and measure.group != "cost" and found.n:
         moved = dict(zip(*_pairs(run, weights, motion), strict=True))
@@ -110,9 +104,9 @@ def compare(
         found.mean,
         found.low,
         found.high,
-        sign_test(wins, losses),
-        wins,
-        losses,
+        pair_by_pair.p,
+        pair_by_pair.wins,
+        pair_by_pair.losses,
         found.n,
         found.clusters,
         found.dropped,

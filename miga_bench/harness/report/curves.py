@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from miga_bench.harness.report.costs import passes_of, searches
+from miga_bench.harness.costs import passes_of, searches
 from miga_bench.harness.report.measures import KNOWN, Measure, measure_of, value_of
 from miga_bench.harness.results import Results, Row
 from miga_bench.metrics.statistics import Estimate, estimate

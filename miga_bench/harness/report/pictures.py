@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from miga_bench.harness.costs import ArmCost, searches
 from miga_bench.harness.report import plots
 from miga_bench.harness.report.comparisons import Comparison
-from miga_bench.harness.report.costs import ArmCost, searches
 from miga_bench.harness.report.curves import (
     along_axis,
     over_time,

@@ -17,7 +17,7 @@ from miga_bench.harness.report.markdown import to_markdown
 from miga_bench.harness.report.published import published_table
 from miga_bench.harness.report.request import FIGURES, HTML, MARKDOWN, ReportRequest
 from miga_bench.harness.report.section import (
-    Facts,
+    RunFacts,
     comparability,
     configuration_of,
     gather,
@@ -76,7 +76,7 @@ def _prefixes(runs: Sequence[Results]) -> list[str]:
     ]
 
 
-def _combined(facts: Sequence[Facts]) -> list[Block]:
+def _combined(facts: Sequence[RunFacts]) -> list[Block]:
     """Return a table for each published table that several runs share."""
     blocks: list[Block] = []
     keys = [found.paper.key for found in facts if found.paper is not None]
@@ -113,7 +113,7 @@ def _write(folder: Path, blocks: Sequence[Block], title: str, runs: dict[str, Re
     write_text(folder / HTML, to_html(blocks, title))
 
 
-def _numbers(found: Facts) -> dict[str, Any]:
+def _numbers(found: RunFacts) -> dict[str, Any]:
     """Return a run's key numbers for the last line of output."""
     run = found.run
     return {

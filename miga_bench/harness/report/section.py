@@ -9,6 +9,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from miga_bench.errors import UserError
+from miga_bench.harness.costs import ArmCost, cost_of
 from miga_bench.harness.report import pictures, tables
 from miga_bench.harness.report.claims import DOES_NOT_HOLD, HOLDS, Finding, check_claims
 from miga_bench.harness.report.comparisons import (
@@ -21,7 +22,6 @@ from miga_bench.harness.report.comparisons import (
     Comparison,
     compare,
 )
-from miga_bench.harness.report.costs import ArmCost, cost_of
 from miga_bench.harness.report.document import (
     Block,
     Bullets,
@@ -42,7 +42,7 @@ NAMED = 6  # arms whose measures are named in the sentences at the top
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunFacts:
     """A run's numbers, before anything is written.
 
     Attributes:
@@ -69,7 +69,7 @@ def title_of(run: Results) -> str:
     return str(run.about.get("title") or run.name)
 
 
-def gather(run: Results, baseline: str | None = None) -> Facts:
+def gather(run: Results, baseline: str | None = None) -> RunFacts:
     """Compute a run's numbers.
 
     Args:
@@ -90,7 +90,7 @@ def gather(run: Results, baseline: str | None = None) -> Facts:
         if arm != wanted
     }
     paper = run.about.get("published")
-    return Facts(
+    return RunFacts(
         run,
         measures,
         wanted,
@@ -101,7 +101,7 @@ def gather(run: Results, baseline: str | None = None) -> Facts:
     )
 
 
-def section(facts: Facts, prefix: str, prompts_shown: int) -> list[Block]:
+def section(facts: RunFacts, prefix: str, prompts_shown: int) -> list[Block]:
     """Return a run's part of the report.
 
     Args:
@@ -130,7 +130,7 @@ def section(facts: Facts, prefix: str, prompts_shown: int) -> list[Block]:
     ]
 
 
-def _in_short(facts: Facts) -> list[str]:
+def _in_short(facts: RunFacts) -> list[str]:
     run = facts.run
     done = sum(row.status == "done" for row in run.rows)
     lost = {s: sum(row.status == s for row in run.rows) for s in ("failed", "missing")}
@@ -221,7 +221,7 @@ def _pairs_table(caption: str, facts: Mapping[str, Any]) -> Table:
     return Table(caption, ["", "value"], [Group("", rows)])
 
 
-def _scores(facts: Facts) -> list[Block]:
+def _scores(facts: RunFacts) -> list[Block]:
     if not facts.measures:
         return []
     run, paper = facts.run, facts.paper
@@ -255,7 +255,7 @@ def comparability(run: Results, paper: PublishedTable, columns: Sequence[Measure
     return " ".join([*out, f"Paper: {paper.conditions}."])
 
 
-def _differences(facts: Facts, prefix: str) -> list[Block]:
+def _differences(facts: RunFacts, prefix: str) -> list[Block]:
     found, baseline = facts.comparisons, facts.baseline
     if not found:
         return []
@@ -292,7 +292,7 @@ def _differences(facts: Facts, prefix: str) -> list[Block]:
     return blocks
 
 
-def _other_lengths(facts: Facts) -> str:
+def _other_lengths(facts: RunFacts) -> str:
     """Say which arms make videos of another length than the baseline."""
     lengths = {
         arm: sorted({row.frames for row in facts.run.of(arm) if row.status == "done"})
@@ -324,7 +324,7 @@ def _claims(findings: Sequence[Finding]) -> list[Block]:
     ]
 
 
-def _cost(facts: Facts, prefix: str) -> list[Block]:
+def _cost(facts: RunFacts, prefix: str) -> list[Block]:
     hardware = facts.run.provenance.get("hardware") or {}
     told = ", ".join(str(hardware[n]) for n in ("gpu", "cpu") if hardware.get(n)) or "unknown"
     words = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from miga_bench.harness.costs import ArmCost
 from miga_bench.harness.report.claims import DOES_NOT_HOLD, HOLDS, Finding
 from miga_bench.harness.report.comparisons import (
     BETTER,
@@ -12,7 +13,6 @@ from miga_bench.harness.report.comparisons import (
     Comparison,
     EqualMotion,
 )
-from miga_bench.harness.report.costs import ArmCost
 from miga_bench.harness.report.document import Cell, Group, Table, Tone
 from miga_bench.harness.report.measures import (
     MINUS,

@@ -20,31 +20,31 @@ from miga_bench.metrics.narrlv.quality import rate, read_quality
 from miga_bench.metrics.narrlv.release import fetch_release
 from miga_bench.metrics.narrlv.scorer import (
     Cell,
+    StoryScore,
     Summary,
-    VideoScore,
     collapse_to,
     score_video,
     summarize,
 )
 from miga_bench.metrics.narrlv.server import ServerJudge
-from miga_bench.metrics.narrlv.suite import Item, Suite, load_suite
+from miga_bench.metrics.narrlv.suite import Story, Suite, load_suite
 
 # QwenJudge is in narrlv.qwen: that module needs torch, the rest loads without it.
 __all__ = [
     "AnswerFile",
     "Asked",
     "Cell",
-    "Item",
     "Judge",
     "JudgeDownError",
     "Sampling",
     "ServerJudge",
     "Slot",
+    "Story",
+    "StoryScore",
     "Suite",
     "Summary",
     "TensorVideo",
     "Video",
-    "VideoScore",
     "answers_to",
     "ask",
     "collapse_to",

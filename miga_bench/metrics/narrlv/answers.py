@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from miga_bench.errors import UserError
 from miga_bench.metrics.narrlv.judge import Judge, differences, seed_of
 from miga_bench.metrics.narrlv.scorer import VOTES
-from miga_bench.metrics.narrlv.suite import Item, Suite
+from miga_bench.metrics.narrlv.suite import Story, Suite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -188,7 +188,7 @@ def read_answers(path: str | Path) -> tuple[dict[str, Any], dict[Slot, str]]:
 
 
 def answers_to(
-    item: Item, answers: Mapping[Slot, str], votes: int = VOTES
+    item: Story, answers: Mapping[Slot, str], votes: int = VOTES
 ) -> dict[str, list[list[str]]]:
     """Return an item's answers as the scorer takes them: by category, a list per question.
 
@@ -210,7 +210,7 @@ def answers_to(
     }
 
 
-def slots(item: Item, votes: int = VOTES) -> list[Slot]:
+def slots(item: Story, votes: int = VOTES) -> list[Slot]:
     """Return every answer that an item needs, in order."""
     return [
         Slot(item.key, category, question, vote)
@@ -228,7 +228,7 @@ def provenance_of(suite: Suite, judge: Judge, votes: int = VOTES, seed: int = 0)
 def ask(
     suite: Suite,
     judge: Judge,
-    videos: Callable[[Item], Video],
+    videos: Callable[[Story], Video],
     path: str | Path,
     *,
     votes: int = VOTES,
@@ -266,10 +266,10 @@ def ask(
 
 
 def _ask_item(
-    item: Item,
+    item: Story,
     missing: Sequence[Slot],
     judge: Judge,
-    videos: Callable[[Item], Video],
+    videos: Callable[[Story], Video],
     pool: ThreadPoolExecutor,
     seed: int,
 ) -> Iterator[tuple[Slot, str]]:

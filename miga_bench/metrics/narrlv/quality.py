@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from miga_bench.errors import UserError
 from miga_bench.metrics.narrlv.answers import Video
-from miga_bench.metrics.narrlv.suite import Item, Suite
+from miga_bench.metrics.narrlv.suite import Story, Suite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def rate(
-    items: Iterable[Item], videos: Callable[[Item], Video], quality: Quality
+    items: Iterable[Story], videos: Callable[[Story], Video], quality: Quality
 ) -> Iterator[tuple[str, float]]:
     """Rate the first frame of each item's video; yields (item's key, 1 to 5).
 
@@ -65,7 +65,7 @@ def read_quality(path: str | Path, suite: Suite) -> dict[str, float]:
 
 
 def _keys(suite: Suite) -> dict[str, str]:
-    """Item's key by everything that a file may call it."""
+    """Story's key by everything that a file may call it."""
     names = [item.name for item in suite.items]
     keys = {item.name: item.key for item in suite.items if names.count(item.name) == 1}
     return keys | {item.key: item.key for item in suite.items}

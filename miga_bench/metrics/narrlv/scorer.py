@@ -29,7 +29,7 @@ from miga_bench.metrics.narrlv.suite import (
     LAYOUT,
     SCENE_TYPE,
     TARGET,
-    Item,
+    Story,
 )
 
 Variant = Literal["code", "paper"]
@@ -43,8 +43,8 @@ QUALITY_UNIT = 0.2  # Q-Align's scale of 1 to 5 becomes 0.2 to 1
 
 
 @dataclass(frozen=True)
-class VideoScore:
-    """Scores of one video.
+class StoryScore:
+    """Scores of the video of one story.
 
     Attributes:
         key: The item's key.
@@ -131,8 +131,8 @@ def accuracy(answers: Sequence[str | None]) -> float | None:
 
 
 def score_video(
-    item: Item, answers: Answers, *, quality: float | None = None, variant: Variant = "code"
-) -> VideoScore:
+    item: Story, answers: Answers, *, quality: float | None = None, variant: Variant = "code"
+) -> StoryScore:
     """Score one video.
 
     Args:
@@ -187,7 +187,7 @@ def score_video(
     cov = scores["cov"]
     means = {category: fmean(values) for category, values in acc.items() if values}
     counted = [a for per in answers.values() for given in per for a in given[:VOTES]]
-    return VideoScore(
+    return StoryScore(
         key=item.key,
         factor=item.factor,
         tna=item.tna,
@@ -205,7 +205,7 @@ def score_video(
 
 
 def summarize(
-    scores: Iterable[VideoScore], *, collapse: Collapse = "mean", variant: Variant = "code"
+    scores: Iterable[StoryScore], *, collapse: Collapse = "mean", variant: Variant = "code"
 ) -> Summary:
     """Average scores over the videos of each factor and TNA, as the original does per file.
 
@@ -223,7 +223,7 @@ def summarize(
     scores = sorted(scores, key=lambda score: score.key)
     if not scores:
         raise UserError("no scored videos; score at least one")
-    grouped: dict[tuple[str, int], list[VideoScore]] = {}
+    grouped: dict[tuple[str, int], list[StoryScore]] = {}
     for score in scores:
         grouped.setdefault((score.factor, score.tna), []).append(score)
     order = sorted(grouped, key=lambda cell: (FACTORS.index(cell[0]), cell[1]))
@@ -280,7 +280,7 @@ def check_collapse(collapse: str) -> None:
         )
 
 
-def _check_answers(item: Item, answers: Answers) -> None:
+def _check_answers(item: Story, answers: Answers) -> None:
     if set(answers) != set(item.questions):
         odd = ", ".join(sorted(set(answers) ^ set(item.questions)))
         raise UserError(
@@ -306,7 +306,7 @@ def _gate_layout(acc: dict[str, list[float]], variant: Variant) -> None:
             acc[LAYOUT] = [0.0]
 
 
-def _gate_transitions(item: Item, acc: dict[str, list[float]]) -> list[str]:
+def _gate_transitions(item: Story, acc: dict[str, list[float]]) -> list[str]:
     """Zero transitions without their states, in the first evolution; return all categories of them."""
     changes = [f"{name}_1" for name in item.evolutions if f"{name}_1" in acc]
     if item.tna > 1:
@@ -329,7 +329,7 @@ def _mean(acc: Mapping[str, Sequence[float]], categories: Iterable[str], flat: b
 
 
 def _reason(
-    item: Item, name: str, categories: Sequence[str], mute: Mapping[str, str], flat: bool
+    item: Story, name: str, categories: Sequence[str], mute: Mapping[str, str], flat: bool
 ) -> str | None:
     """Why this score does not exist, or None if it does."""
     asked = [category for category in categories if category in item.questions]
@@ -344,7 +344,7 @@ def _reason(
     return None if asked else "no question asks about it"
 
 
-def _cell(scores: Sequence[VideoScore], collapse: Collapse) -> Cell:
+def _cell(scores: Sequence[StoryScore], collapse: Collapse) -> Cell:
     fid, cov, coh = (
         _fmean(getattr(score, name) for score in scores) for name in ("fid", "cov", "coh")
     )
@@ -366,7 +366,7 @@ def _over(cells: Sequence[Cell]) -> Cell:
     return Cell(fid, cov, coh, collapsed, sum(cell.videos for cell in cells), absent)
 
 
-def _lacks(score: VideoScore) -> list[str]:
+def _lacks(score: StoryScore) -> list[str]:
     """Names of the scores that are missing though the story has what they measure."""
     return [name for name in score.reasons if name != "coh" or score.tna > 1]
 

@@ -43,8 +43,8 @@ _FENCE = "```"
 
 
 @dataclass(frozen=True)
-class Item:
-    """One prompt with its questions.
+class Story:
+    """One prompt with its questions, an item of the original's files.
 
     Attributes:
         part: Stem of the suite file; also the folder of its videos.
@@ -97,7 +97,7 @@ class Suite:
         source: Where it was loaded from.
     """
 
-    items: tuple[Item, ...]
+    items: tuple[Story, ...]
     notes: tuple[str, ...]
     digest: str
     source: str
@@ -139,7 +139,7 @@ def load_suite(path: str | Path) -> Suite:
     path = Path(path)
     notes: list[str] = []
     files = _files(path, notes)
-    items: list[Item] = []
+    items: list[Story] = []
     digest = hashlib.sha256()
     for (factor, tna), file in files.items():
         raw = file.read_bytes()
@@ -175,7 +175,7 @@ def _files(path: Path, notes: list[str]) -> dict[tuple[str, int], Path]:
     return dict(sorted(found.items(), key=lambda cell: (FACTORS.index(cell[0][0]), cell[0][1])))
 
 
-def _read_file(file: Path, raw: bytes, factor: str, tna: int, notes: list[str]) -> list[Item]:
+def _read_file(file: Path, raw: bytes, factor: str, tna: int, notes: list[str]) -> list[Story]:
     try:
         groups = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -184,7 +184,7 @@ def _read_file(file: Path, raw: bytes, factor: str, tna: int, notes: list[str]) 
         raise UserError(
             f"{file} must be an object from class to a list of items; it is {_kind(groups)}"
         )
-    items: list[Item] = []
+    items: list[Story] = []
     for group, entries in groups.items():
         if not _CLASS.fullmatch(group):
             raise UserError(f"{file}: class {group!r} must be 1 to 40 letters, digits or hyphens")
@@ -209,7 +209,7 @@ def _read_item(
     group: str,
     index: int,
     notes: list[str],
-) -> Item:
+) -> Story:
     if not isinstance(entry, dict):
         raise UserError(f"{where} must be an object; it is {_kind(entry)}")
     prompt = entry.get("prompt_gen")
@@ -240,12 +240,12 @@ def _read_item(
             notes.append(
                 f"{where}: {category!r} has no questions; the original gets NaN and drops the video"
             )
-    item = Item(part, factor, tna, group, index, prompt, segments, questions)
+    item = Story(part, factor, tna, group, index, prompt, segments, questions)
     _check_evolutions(where, item, notes)
     return item
 
 
-def _check_evolutions(where: str, item: Item, notes: list[str]) -> None:
+def _check_evolutions(where: str, item: Story, notes: list[str]) -> None:
     """Whether everything the scores divide by or look up is there."""
     own = EVOLUTIONS[item.factor]
     if own not in item.evolutions:

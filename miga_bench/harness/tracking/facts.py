@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from miga_bench.harness.costs import ArmCost, Pass, cost_of
 from miga_bench.harness.results import Arm, Results, Row
 from miga_bench.metrics.statistics import estimate
 
@@ -53,7 +53,7 @@ def _halved(bins: Mapping[int, Any]) -> dict[int, Any]:
 
 
 @dataclass(frozen=True)
-class Facts:
+class ArmFacts:
     """All that is logged of an arm, apart from files.
 
     Attributes:
@@ -81,21 +81,22 @@ class Facts:
         return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
-def facts(results: Results, arm: Arm) -> Facts:
+def facts(results: Results, arm: Arm) -> ArmFacts:
     """Return what there is to say of an arm, from the run's folder."""
     rows = results.of(arm.name)
     done = [row for row in rows if row.status == "done"]
-    curves, reflection = _reflection(done)
+    reflection = Reflection()
+    cost = cost_of(results, arm.name, reflection.add)
     counts = {f"videos/{name}": float(sum(row.status == name for row in rows)) for name in STATES}
-    metrics = {**_scores(rows), **_cost(done), **reflection, **counts}
+    metrics = {**_scores(rows), **_cost(cost), **counts}
     metrics["videos/frames"] = float(sum(row.frames for row in done))
     states = {row.status for row in rows}
     seconds = sum(float(row.cost.get("total_seconds") or 0) for row in rows)
-    return Facts(
+    return ArmFacts(
         arm,
         _params(results, arm),
         metrics,
-        {**_drift(done), **curves},
+        {**_drift(done), **reflection.curves()},
         _table(rows),
         "KILLED" if "missing" in states else "FAILED" if "failed" in states else "FINISHED",
         seconds,
@@ -148,27 +149,27 @@ def _scores(rows: Sequence[Row]) -> Metrics:
     return metrics
 
 
-def _cost(rows: Sequence[Row]) -> Metrics:
-    if not rows:
-        return {}
-    frames = sum(row.frames for row in rows) or 1
-    metrics: Metrics = {}
-    for name, called in (("nfe", "nfe"), ("flops", "flops"), ("total_seconds", "seconds")):
-        values = [row.cost.get(name) for row in rows]
-        known = [float(value) for value in values if isinstance(value, (int, float))]
-        if len(known) == len(rows):
-            metrics[f"cost/{called}_per_video"] = fmean(known)
-            metrics[f"cost/{called}_per_frame"] = sum(known) / frames
-    if nfe := sum(row.cost.get("nfe") or 0 for row in rows if "skipped" in row.cost):
-        skipped = sum(row.cost.get("skipped") or 0 for row in rows)
-        metrics["cost/skipped_share_of_nfe"] = skipped / nfe
-    for stage in sorted({stage for row in rows for stage in row.cost.get("seconds") or {}}):
-        spent = [float((row.cost.get("seconds") or {}).get(stage, 0)) for row in rows]
-        metrics[f"seconds_per_video/{plain(stage)}"] = fmean(spent)
-    peaks = [row.cost.get("peak_memory_mib") or {} for row in rows]
-    for where in sorted({where for peak in peaks for where in peak}):
-        metrics[f"cost/peak_memory_mib_{plain(where)}"] = max(p.get(where, 0.0) for p in peaks)
-    return metrics
+def _cost(cost: ArmCost) -> Metrics:
+    """Return what was measured; keys are MLflow's, where a judged pass has always been a watched one."""
+    known = {
+        "cost/nfe_per_video": cost.nfe,
+        "cost/nfe_per_frame": cost.nfe_per_frame,
+        "cost/flops_per_video": cost.flops,
+        "cost/flops_per_frame": cost.flops_per_frame,
+        "cost/seconds_per_video": cost.total_seconds,
+        "cost/seconds_per_frame": cost.seconds_per_frame,
+        "cost/skipped_share_of_nfe": cost.skipped,
+    }
+    known |= {f"seconds_per_video/{plain(stage)}": spent for stage, spent in cost.stages.items()}
+    known |= {f"cost/peak_memory_mib_{plain(p)}": peak for p, peak in cost.memory_mib.items()}
+    if cost.judged:
+        known |= {
+            "reflection/triggers_per_watched_pass": cost.triggered,
+            "reflection/triggers_per_frame": cost.triggers / cost.frames,
+            "reflection/search_share_of_windows": cost.search_share,
+            "reflection/accepted_per_trigger": cost.accepted,
+        }
+    return {name: float(value) for name, value in known.items() if value is not None}
 
 
 def _drift(rows: Sequence[Row]) -> dict[str, Points]:
@@ -184,54 +185,21 @@ def _drift(rows: Sequence[Row]) -> dict[str, Points]:
     return curves
 
 
-def passes(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield what each pass of a video reported, one at a time; nothing if that was not kept."""
-    path = folder / "passes.jsonl"
-    if not path.exists():
-        return
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            try:
-                yield json.loads(line)
-            except ValueError:  # the last line of one that was killed
-                return
+class Reflection:
+    """Self-reflection over the judged passes, a mean over videos."""
 
+    def __init__(self) -> None:
+        self._curves = {name: Curve() for name in ("similarity", "triggered", "accepted")}
 
-def _reflection(rows: Sequence[Row]) -> tuple[dict[str, Points], Metrics]:
-    """Return self-reflection over the watched passes, mean over videos, and its rates."""
-    similarity, triggered, accepted = Curve(), Curve(), Curve()
-    watched = triggers = acceptances = windows = searched = 0
-    for row in rows:
-        step = 0
-        last: Mapping[str, Any] = {}
-        for last in passes(row.folder):
-            if last.get("similarity") is None:
-                continue
-            similarity.add(step, float(last["similarity"]))
-            triggered.add(step, float(last["triggered"]))
-            accepted.add(step, float(last["accepted"]))
-            triggers += bool(last["triggered"])
-            acceptances += bool(last["accepted"])
-            step += 1
-        watched += step
-        windows += int(last.get("windows", 0))
-        searched += int(last.get("search_windows", 0))
-    if not watched:
-        return {}, {}
-    metrics = {
-        "reflection/triggers_per_watched_pass": triggers / watched,
-        "reflection/triggers_per_frame": triggers / (sum(row.frames for row in rows) or 1),
-        "reflection/search_share_of_windows": searched / windows if windows else 0.0,
-    }
-    if triggers:
-        metrics["reflection/accepted_per_trigger"] = acceptances / triggers
-    over = "reflection_over_passes"
-    curves = {
-        f"{over}/similarity": similarity.points(),
-        f"{over}/triggered": triggered.points(),
-        f"{over}/accepted": accepted.points(),
-    }
-    return curves, metrics
+    def add(self, number: int, one: Pass) -> None:
+        """Count a judged pass, by its number in the video."""
+        for name, curve in self._curves.items():
+            curve.add(number, float(one[name]))
+
+    def curves(self) -> dict[str, Points]:
+        """Return a curve of each number; none if no pass was judged."""
+        points = {name: curve.points() for name, curve in self._curves.items()}
+        return {f"reflection_over_passes/{name}": of for name, of in points.items() if of}
 
 
 def _table(rows: Sequence[Row]) -> dict[str, list[Any]]:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from miga_bench.harness.tracking_facts import Facts
+from miga_bench.harness.tracking.facts import ArmFacts
 
 WIDTH, HEIGHT = 7.0, 2.4  # inches, of each panel
 GRID = "#dddddd"
 
 
-def drift_plot(arms: Sequence[Facts], path: Path) -> bool:
+def drift_plot(arms: Sequence[ArmFacts], path: Path) -> bool:
     """Draw each score over the frames, a line per arm; return whether there was something to draw."""
     names = sorted({name for arm in arms for name in arm.curves if name.startswith("drift/")})
     if not names:
@@ -30,8 +30,8 @@ def drift_plot(arms: Sequence[Facts], path: Path) -> bool:
     return True
 
 
-def reflection_plot(arm: Facts, path: Path) -> bool:
-    """Draw similarity over the watched passes, triggers and acceptances as ticks below it."""
+def reflection_plot(arm: ArmFacts, path: Path) -> bool:
+    """Draw similarity over the judged passes, triggers and acceptances as ticks below it."""
     points = arm.curves.get("reflection_over_passes/similarity")
     if not points:
         return False
@@ -42,7 +42,7 @@ def reflection_plot(arm: Facts, path: Path) -> bool:
         there = [s for s, rate in arm.curves[f"reflection_over_passes/{name}"] if rate]
         panel.plot(there, [bottom] * len(there), marker, color=color, label=name, linestyle="")
     panel.set_title(f"self-reflection of {arm.arm.name}, all videos", loc="left", fontsize=10)
-    panel.set_xlabel("watched pass")
+    panel.set_xlabel("judged pass")
     panel.legend(fontsize=8, frameon=False, ncols=3)
     figure.savefig(path, dpi=110)
     return True

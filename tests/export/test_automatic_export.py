@@ -8,7 +8,7 @@ from onnx_fixtures import embedded_wan
 from miga_bench.backbones import load_backbone
 from miga_bench.cli import main
 from miga_bench.errors import Notice
-from miga_bench.export import automatic
+from miga_bench.harness import automatic_export
 from miga_bench.sampling import METHODS, resolve
 
 LONG = 60  # latents
@@ -30,14 +30,14 @@ def exports(tmp_path, monkeypatch):
         shutil.copytree(embedded_wan(), request.output)
 
     monkeypatch.setenv("MIGA_BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(automatic, "export_onnx", copy)
-    monkeypatch.setattr(automatic, "PAYS_FROM", {"tiny-wan": PAYS})
+    monkeypatch.setattr(automatic_export, "export_onnx", copy)
+    monkeypatch.setattr(automatic_export, "PAYS_FROM", {"tiny-wan": PAYS})
     return made
 
 
 def chosen(backbone, latents, method="fifo", **settings):
     sampler = METHODS[method](resolve(method, backbone, overrides={"steps": "21", **settings}))
-    return automatic.faster(backbone, sampler, latents)
+    return automatic_export.faster(backbone, sampler, latents)
 
 
 def test_a_long_video_is_exported_for_once(wan, exports):
@@ -91,7 +91,7 @@ def test_without_a_place_for_it_pytorch_goes_on(wan, exports, monkeypatch, tmp_p
 def test_generate_asks_only_where_it_is_open(
     exports, monkeypatch, tmp_path, capsys, options, identity
 ):
-    monkeypatch.setattr(automatic, "PAYS_FROM", {"tiny-wan": 1})
+    monkeypatch.setattr(automatic_export, "PAYS_FROM", {"tiny-wan": 1})
     quick = ["--method", "fifo", "--frames", "5", "--set", "steps=21", "--quiet"]
     assert main(["generate", "a red circle", "-o", str(tmp_path / "a.mp4"), *quick, *options]) == 0
     assert f'"denoiser": "{identity}' in capsys.readouterr().out

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from miga_bench.sampling.schedule import Schedule
+from miga_bench.backbones.schedule import Schedule
 
 SolverState = dict[str, Tensor]
 

@@ -1,7 +1,4 @@
-"""The plainest sampler: one clip per caption, all frames on one level, Euler steps.
-
-For the training's own checks. Real sampling is `miga_bench.sampling`.
-"""
+"""The plainest sampler of a tiny Wan folder: one clip per caption, all frames on one level, Euler steps."""
 
 import itertools
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """The public models' real size on a GPU, with random weights: seconds a window and a frame, memory.
 
-    python -m miga_bench.harness.bench_gpu [--model NAME] [--engine NAME] [--repeats N]
-    python -m miga_bench.harness.bench_gpu --prove      # no GPU: one window of each at a small size
+    python -m miga_bench.harness.bench.gpu [--model NAME] [--engine NAME] [--repeats N]
+    python -m miga_bench.harness.bench.gpu --prove      # no GPU: one window of each at a small size
 
 Wan2.1-1.3B's denoiser makes 480x832 in windows of 21 latents, VideoCrafter2's 320x512 in windows of 16; in
 bfloat16, which takes as long with random weights as with trained ones. A window has both halves of guidance.
@@ -34,6 +34,7 @@ from miga_bench.backbones.base import LatentShape
 from miga_bench.errors import UserError
 from miga_bench.harness.bench.common import Say, TimeMeter, prompts_of
 from miga_bench.harness.bench.counts import windows_per_latent
+from miga_bench.harness.bench.real_size import MODELS, RandomBackbone, RealModel
 from miga_bench.harness.bench.rounds import Spread, seconds
 from miga_bench.harness.provenance import (
     forget_peak_memory,
@@ -41,7 +42,6 @@ from miga_bench.harness.provenance import (
     peak_memory_mib,
     versions,
 )
-from miga_bench.harness.real_size import MODELS, RandomBackbone, RealModel
 from miga_bench.sampling import CounterNoise, FifoSettings, MigaSettings, resolve
 from miga_bench.sampling.denoise import WindowDenoiser
 from miga_bench.sampling.queue import Queue
@@ -385,7 +385,7 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         UserError: There is no GPU, or a number is out of range.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m miga_bench.harness.bench_gpu",
+        prog="python -m miga_bench.harness.bench.gpu",
         description="Real-size denoisers with random weights on a GPU.",
     )
     parser.add_argument("--model", choices=tuple(MODELS), action="append", help="only this one")
@@ -419,7 +419,7 @@ def main() -> int:
     try:
         document = run()
     except UserError as error:
-        print(f"bench_gpu: {error}", file=sys.stderr)
+        print(f"bench gpu: {error}", file=sys.stderr)
         return 2
     print(json.dumps(document))
     return 0

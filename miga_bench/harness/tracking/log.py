@@ -25,10 +25,10 @@ from miga_bench.errors import UserError
 from miga_bench.harness.locks import FileLock, HeldError
 from miga_bench.harness.provenance import write_json
 from miga_bench.harness.results import Results, read_results
-from miga_bench.harness.store import Store
-from miga_bench.harness.tracking_facts import Facts, facts
-from miga_bench.harness.tracking_plots import drift_plot, reflection_plot
-from miga_bench.harness.tracking_uri import artifact_folder, shown
+from miga_bench.harness.store import MANIFEST, SHEET, VIDEO, Store
+from miga_bench.harness.tracking.facts import ArmFacts, facts
+from miga_bench.harness.tracking.plots import drift_plot, reflection_plot
+from miga_bench.harness.tracking.uri import artifact_folder, shown
 
 MEMORY = "tracking.json"
 STATUS = {"done": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
@@ -88,7 +88,7 @@ class RunLog:
         self._told = told
         self._experiment = ""
         self._ids: Ids = {}
-        self._arms: list[Facts] | None = None
+        self._arms: list[ArmFacts] | None = None
 
     def begin(self) -> str:
         """Show the run as running; return its id.
@@ -105,10 +105,10 @@ class RunLog:
             return
         store = self.target.folder.parent / "items"
         keys = {row.key for row in self.results.rows}
-        done = sum((store / key / "manifest.json").exists() for key in keys)
+        done = sum((store / key / MANIFEST).exists() for key in keys)
         self._changed(self._ids["run"], {"videos/done": float(done)})
 
-    def prepare(self) -> list[Facts]:
+    def prepare(self) -> list[ArmFacts]:
         """Do what ``write`` does without MLflow: read the folder; return what there is to say."""
         import matplotlib.figure  # noqa: F401 - for the plots: its import takes seconds
 
@@ -213,7 +213,7 @@ class RunLog:
         found = self.client.search_runs([self._experiment], " and ".join(clauses), max_results=1)
         return found[0] if found else None
 
-    def _parent(self, status: str, arms: Sequence[Facts]) -> str:
+    def _parent(self, status: str, arms: Sequence[ArmFacts]) -> str:
         """Make or find the parent run, and bring its tags up to date."""
         results = self.results
         tags = {**self._provenance(), RUN: self._key()}
@@ -270,7 +270,7 @@ class RunLog:
         keys = [row.key for row in self.results.rows]
         return hashlib.sha256(json.dumps([about, keys]).encode()).hexdigest()[:16]
 
-    def _arm(self, parent: str, arm: Facts, place: int, scratch: Path) -> bool:
+    def _arm(self, parent: str, arm: ArmFacts, place: int, scratch: Path) -> bool:
         """Log an arm, unless it is logged as it is now; return whether there was news."""
         name = arm.arm.name
         wanted = arm.digest(
@@ -316,7 +316,7 @@ class RunLog:
     def _videos_of(self, arm: str) -> list[str]:
         return [f"{row.key} {row.status}" for row in self.results.of(arm)]
 
-    def _files_of_arm(self, run_id: str, arm: Facts, scratch: Path) -> None:
+    def _files_of_arm(self, run_id: str, arm: ArmFacts, scratch: Path) -> None:
         self.client.log_dict(run_id, dict(arm.table), "scores.json")
         if drift_plot([arm], scratch / "drift.png"):
             self._file(run_id, scratch / "drift.png", "plots")
@@ -325,7 +325,7 @@ class RunLog:
         room, left_out = self.target.videos_mib * 2**20, []
         for row in self.results.of(arm.arm.name):
             title = f"{row.prompt_id}-{row.seed}"
-            for source, folder in (("sheet.png", "sheets"), ("video.mp4", "videos")):
+            for source, folder in ((SHEET, "sheets"), (VIDEO, "videos")):
                 path = row.folder / source
                 if not path.exists() or (folder == "videos" and not self.target.videos):
                     continue
@@ -341,7 +341,7 @@ class RunLog:
         if left_out:
             self.client.log_text(run_id, "\n".join(left_out) + "\n", "videos/left_out.txt")
 
-    def _files_of_run(self, parent: str, arms: Sequence[Facts], scratch: Path) -> None:
+    def _files_of_run(self, parent: str, arms: Sequence[ArmFacts], scratch: Path) -> None:
         for name in ("run.yaml", "status.json", "prompts.json"):
             if (self.target.folder / name).exists():
                 self._file(parent, self.target.folder / name, None)
@@ -442,7 +442,7 @@ class _Remembering:
         self._lock.release()
 
 
-def note(results: Results, arms: Sequence[Facts]) -> str:
+def note(results: Results, arms: Sequence[ArmFacts]) -> str:
     """Return what a reader sees first: title, question, and the arms' scores as a table."""
     about = results.about
     lines = [f"### {about.get('title') or results.name}"]
@@ -460,13 +460,13 @@ def note(results: Results, arms: Sequence[Facts]) -> str:
     return "\n".join(lines)
 
 
-def arm_note(arm: Facts) -> str:
+def arm_note(arm: ArmFacts) -> str:
     """Return what is different in an arm."""
     changed = ", ".join(f"{name} = {value}" for name, value in arm.arm.changed.items())
     return f"**{arm.arm.name}**: {changed or 'method = ' + arm.arm.method}"
 
 
-def _cell(arm: Facts, key: str) -> str:
+def _cell(arm: ArmFacts, key: str) -> str:
     mean = arm.metrics.get(key)
     kind, _, name = key.partition("/")
     error = arm.metrics.get(f"{kind}_standard_error/{name}")  # costs have none

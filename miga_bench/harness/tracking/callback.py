@@ -14,8 +14,8 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback
 
 from miga_bench.errors import UserError
-from miga_bench.harness.tracking_process import TrackingProcess
-from miga_bench.harness.tracking_uri import shown, tracking_uri
+from miga_bench.harness.tracking.process import TrackingProcess
+from miga_bench.harness.tracking.uri import shown, tracking_uri
 from miga_bench.harness.writer import RunWriter
 
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from miga_bench.harness.tracking_process import PATIENCE
+from miga_bench.harness.tracking.process import PATIENCE
 
 LAST_MINUTES = 120.0  # seconds that are left to it when the run's process is gone
 NEW_DATABASE = 40.0  # seconds more for MLflow to make its tables in a file, on a busy machine
@@ -65,8 +65,8 @@ def _listen(orders: queue.Queue[dict[str, Any]]) -> None:
 
 def _track(told: dict[str, Any], orders: queue.Queue[dict[str, Any]], answer: Answer) -> None:
     busy = _Busy()
-    from miga_bench.harness.tracking_log import RunLog, Target
-    from miga_bench.harness.tracking_uri import sqlite_file
+    from miga_bench.harness.tracking.log import RunLog, Target
+    from miga_bench.harness.tracking.uri import sqlite_file
 
     follow = told.pop("follow")
     target = Target(**{**told, "folder": Path(told["folder"])})
@@ -128,9 +128,11 @@ def _watch_machine(run_id: str, uri: str) -> Any:
 
 def _fair_seconds(log: Any) -> float:
     """Return what a healthy server takes for the run's files: 1 s for each MB, 0.2 s for each file."""
+    from miga_bench.harness.store import SHEET, VIDEO
+
     sizes = []
     for row in log.results.rows:
-        for name in ("sheet.png", "video.mp4"):
+        for name in (SHEET, VIDEO):
             with suppress(OSError):
                 sizes.append((row.folder / name).stat().st_size)
     if not log.target.videos:

@@ -1,8 +1,8 @@
 """What runs the denoiser where the user leaves it open: PyTorch, or for much work on a CPU an export.
 
-ONNX Runtime runs the embedded models sooner than PyTorch does, but they have to be exported first. That is done
-where it pays within the one video that is asked for, and kept for later ones. Whether it is done depends on what
-is asked alone and not on what is kept, so that the same command makes the same video.
+ONNX Runtime runs the embedded models sooner than PyTorch does, but they have to be exported first. That is
+done where it pays within the one video that is asked for, and kept for later ones. Whether it is done depends
+on what is asked alone and not on what is kept, so that the same command makes the same video.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from miga_bench.export.sidecar import Sidecar
 from miga_bench.sampling.base import Sampler
 from miga_bench.sampling.estimate import estimate
 
-# Denoiser evaluations, searches left out, from which exporting pays: `make bench-export` on an AMD EPYC, rounded.
+# Denoiser evaluations, searches left out, from which exporting pays: `make bench-export` on an AMD EPYC,
+# rounded.
 PAYS_FROM = {"tiny-wan": 2000, "tiny-videocrafter2": 3200}
 
 
@@ -67,7 +68,12 @@ def faster(backbone: Any, sampler: Sampler[Any], latents: int | None) -> Backbon
 def _pays(backbone: Any, sampler: Sampler[Any], latents: int | None) -> bool:
     """Tell whether a video is so much work that an export saves more than it takes."""
     least = PAYS_FROM.get(backbone.name)
-    if latents is None or least is None or backbone.denoiser_identity != "torch" or backbone.device != "cpu":
+    if (
+        latents is None
+        or least is None
+        or backbone.denoiser_identity != "torch"
+        or backbone.device != "cpu"
+    ):
         return False
     settings = sampler.settings
     if not sampler.endless or settings.cache or getattr(settings, "guidance_cut", False):

@@ -19,8 +19,9 @@ from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 
 from miga_bench.backbones.base import Backbone
+from miga_bench.backbones.schedule import Schedule
 from miga_bench.sampling import MigaSettings, NoiseSource, PromptSchedule
-from miga_bench.sampling.schedule import Schedule
+from miga_bench.sampling.miga import GROWTH_ENDS
 from miga_bench.sampling.windows import Window, growth_partition, miga_windows, partition
 
 
@@ -85,7 +86,7 @@ class PlainLoop:
         while grown < chunks:
             queue += self._chunk(queue)
             grown += 1
-            if queue[0].level <= exit_level + 2:
+            if queue[0].level <= exit_level + GROWTH_ENDS:
                 break
             self._zigzag_pass(queue, growth_partition(len(queue), s.stride, local))
         while len(done) < chunks * s.zigzag:

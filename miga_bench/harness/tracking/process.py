@@ -34,7 +34,7 @@ class TrackingProcess:
     """A process that tracks one run.
 
     Args:
-        target: Where and how: the fields of ``tracking_log.Target``.
+        target: Where and how: the fields of ``log.Target``.
         follow: Whether the run is being made: it shows as running until ``finish``. Otherwise what
             lies in its folder is logged at once.
         waiting: Told why a run that is being made could not be shown as running; that is tried again.
@@ -50,7 +50,7 @@ class TrackingProcess:
         waiting: Callable[[str], None] = lambda what: None,
     ) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "miga_bench.harness.tracking_worker"],
+            [sys.executable, "-m", "miga_bench.harness.tracking.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

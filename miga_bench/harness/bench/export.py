@@ -4,7 +4,7 @@ All contenders of a model are timed in turns within one process and on one threa
 a call takes, so that other work on the machine counts little; ratios are of medians. Exporting, start-up
 and compilation are told apart, in processor time, too. Whole videos are MIGA's, by its default settings.
 
-    python -m miga_bench.harness.bench_export [--model NAME] [--repeats N] [--videos]
+    python -m miga_bench.harness.bench.export [--model NAME] [--repeats N] [--videos]
 """
 
 from __future__ import annotations

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from miga_bench.backbones.base import Backbone, LatentShape, StreamingDecoder
+from miga_bench.backbones.schedule import Schedule, ddpm_schedule, flow_schedule
+from miga_bench.backbones.solvers import DDIM, Solver, UniPC
 from miga_bench.backbones.vc2_denoiser import KEEP_FLOAT32, VideoCrafterDenoiser, VideoCrafterUNet
 from miga_bench.backbones.wan_denoiser import WanDenoiser
 from miga_bench.errors import FailedError
-from miga_bench.sampling.schedule import Schedule, ddpm_schedule, flow_schedule
-from miga_bench.sampling.solvers import DDIM, Solver, UniPC
 
 DEVIATION = 0.02  # of weights; biases are 0 and norms' weights 1
 
