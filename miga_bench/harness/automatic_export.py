@@ -21,6 +21,7 @@ from miga_bench.export.onnx_graph import made_by
 from miga_bench.export.opening import open_model
 from miga_bench.export.request import FACTS, OnnxRequest
 from miga_bench.export.sidecar import Sidecar
+from miga_bench.harness.locks import FileLock
 from miga_bench.sampling.base import Sampler
 from miga_bench.sampling.estimate import estimate
 
@@ -45,7 +46,12 @@ def faster(backbone: Any, sampler: Sampler[Any], latents: int | None) -> Backbon
         return backbone
     folder = cache_folder().with_name("onnx") / f"{backbone.name}-{_identity(backbone)}"
     try:
-        if not _is_whole(folder):
+        with FileLock(
+            folder.with_name(f".{folder.name}.lock")
+        ).held():  # another command may be at it
+            kept = _kept(backbone, folder)
+            if kept is not None:
+                return kept
             shutil.rmtree(folder, ignore_errors=True)
             warnings.warn(
                 f"{backbone.name} is exported first, once, which pays at this length; --denoiser torch"
@@ -54,6 +60,7 @@ def faster(backbone: Any, sampler: Sampler[Any], latents: int | None) -> Backbon
                 stacklevel=2,
             )
             export_onnx(OnnxRequest(backbone.name, folder))
+            return _open(backbone, folder)
     except OSError as error:
         warnings.warn(
             f"{folder} cannot be written ({error.strerror}): PyTorch runs the denoiser; set"
@@ -62,7 +69,6 @@ def faster(backbone: Any, sampler: Sampler[Any], latents: int | None) -> Backbon
             stacklevel=2,
         )
         return backbone
-    return open_model(backbone.name, DenoiserChoice("onnx", folder), device="cpu")
 
 
 def _pays(backbone: Any, sampler: Sampler[Any], latents: int | None) -> bool:
@@ -86,14 +92,18 @@ def _identity(backbone: Any) -> str:
     return f"{backbone.weights_hash[:16]}-{made_by()['source'][:16]}"
 
 
-def _is_whole(folder: Path) -> bool:
-    """Tell whether an export is there as it was written."""
+def _open(backbone: Any, folder: Path) -> Backbone:
+    return open_model(backbone.name, DenoiserChoice("onnx", folder), device="cpu")
+
+
+def _kept(backbone: Any, folder: Path) -> Backbone | None:
+    """Return the backbone on an export that is there as it was written, None if there is none."""
     if not folder.is_dir():
-        return False
+        return None
     try:
         for record in folder.glob("*.json"):
             if record.name != FACTS:
                 Sidecar.read(folder, record.stem).check()
+        return _open(backbone, folder)
     except UserError:
-        return False
-    return True
+        return None

@@ -1,6 +1,8 @@
 """Where the user leaves open what runs the denoiser: what is chosen, and that it is only made once."""
 
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from onnx_fixtures import embedded_wan
@@ -62,11 +64,36 @@ def test_what_changes_the_networks_inside_stays_with_pytorch(wan, exports, chang
     assert not exports
 
 
-def test_a_damaged_export_is_made_again(wan, exports):
+def cut(folder):
+    graph = folder / "vae_decoder_step.onnx"
+    graph.write_bytes(graph.read_bytes()[:1000])
+
+
+def clean_half(folder):
+    for record in folder.glob("*.json"):
+        record.unlink()
+
+
+@pytest.mark.filterwarnings("ignore:.*exported first")
+def test_two_first_commands_at_once_export_once(wan, exports, monkeypatch):
+    whole = automatic_export.export_onnx
+
+    def slow(request):
+        time.sleep(0.3)
+        whole(request)
+
+    monkeypatch.setattr(automatic_export, "export_onnx", slow)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: chosen(wan, LONG).denoiser_identity[:5], range(2)))
+    assert found == ["onnx:", "onnx:"]
+    assert len(exports) == 1
+
+
+@pytest.mark.parametrize("damage", [cut, clean_half])
+def test_a_damaged_export_is_made_again(wan, exports, damage):
     with pytest.warns(Notice, match="exported first"):
         chosen(wan, LONG)
-    graph = exports[0] / "vae_decoder_step.onnx"
-    graph.write_bytes(graph.read_bytes()[:1000])
+    damage(exports[0])
     with pytest.warns(Notice, match="exported first"):
         assert chosen(wan, LONG) is not wan
     assert len(exports) == 2
