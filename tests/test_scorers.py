@@ -304,7 +304,7 @@ class PaidJudge(ReaderJudge):
 def test_answers_of_a_judge_that_goes_down_are_not_asked_for_again(tmp_path):
     story = a_story()
     item = item_of([PromptAt(story.prompt)], 16)
-    true, _ = world.render_narrative(parse_narrative(story.prompt), random.Random(1), 16)
+    true, _ = render_narrative(parse_narrative(story.prompt), random.Random(1), 16)
     video, kept = write(tmp_path / "video.mp4", true), tmp_path / "scores"
     scorer = StoryScores()
     expected = scorer.score(video, item)

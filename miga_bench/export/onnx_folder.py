@@ -116,7 +116,8 @@ def _write_tokenizer(text: Any, folder: Path) -> None:
     for prompt in SPOKEN:
         if plain.encode(clean_prompt(prompt)).ids != text.tokenizer(clean_prompt(prompt)).input_ids:
             raise ExportError(
-                f"the tokenizer written reads {prompt!r} otherwise than the model's own: fetch the model's tokenizer again"
+                f"the tokenizer written reads {prompt!r} otherwise than the model's own: fetch the model's"
+                " tokenizer again"
             )
 
 

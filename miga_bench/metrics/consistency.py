@@ -8,7 +8,7 @@ from torch import Tensor
 
 from miga_bench.metrics.base import Aggregate, VideoScore
 from miga_bench.metrics.functional.consistency import ConsistencyState, _consistency_update
-from miga_bench.metrics.networks.base import FrameEncoder, Network
+from miga_bench.metrics.networks.base import FrameEncoder
 
 
 class FeatureConsistency(VideoScore):

@@ -11,7 +11,7 @@ from torch import Tensor
 from miga_bench.errors import UserError
 from miga_bench.metrics.base import Aggregate, VideoScore
 from miga_bench.metrics.functional.dynamics import is_dynamic, pair_motion, stride, threshold
-from miga_bench.metrics.networks.base import FlowEstimator, Network
+from miga_bench.metrics.networks.base import FlowEstimator
 
 
 class DynamicDegree(VideoScore):

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from miga_bench.metrics.base import Aggregate, VideoScore
-from miga_bench.metrics.networks.base import Network
 from miga_bench.metrics.networks.judges import Aesthetic, FrameJudge, Musiq
 
 _BATCH = 32

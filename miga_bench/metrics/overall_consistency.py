@@ -12,7 +12,6 @@ from miga_bench.errors import UserError
 from miga_bench.metrics.base import Aggregate, VideoScore
 from miga_bench.metrics.functional.agreement import middle_frames, text_agreement
 from miga_bench.metrics.networks import preprocess
-from miga_bench.metrics.networks.base import Network
 from miga_bench.metrics.networks.viclip import ViClip, VideoTextEncoder
 
 _SIDE = 224

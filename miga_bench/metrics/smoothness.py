@@ -8,7 +8,7 @@ from torch import Tensor
 
 from miga_bench.metrics.base import Aggregate, VideoScore
 from miga_bench.metrics.functional.smoothness import _smoothness_update
-from miga_bench.metrics.networks.base import Interpolator, Network
+from miga_bench.metrics.networks.base import Interpolator
 
 
 class MotionSmoothness(VideoScore):

@@ -39,7 +39,10 @@ def wan_ports() -> dict[str, Port]:
 
 def vc2_ports() -> dict[str, Port]:
     ports = wan_ports()
-    return {**{name: ports[name] for name in ("latents", "timesteps", "text")}, "fps": port("batch")}
+    return {
+        **{name: ports[name] for name in ("latents", "timesteps", "text")},
+        "fps": port("batch"),
+    }
 
 
 def describe(folder: Path, ports: dict[str, Port], **changes) -> Sidecar:

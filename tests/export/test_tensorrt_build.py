@@ -110,7 +110,9 @@ def test_a_graph_of_fixed_sizes_is_built(rtx, tmp_path, monkeypatch):
     import tensorrt_fixtures
 
     fixed = {"batch": 2, "frames": 3}
-    monkeypatch.setattr(tensorrt_fixtures, "SIZES", dict.fromkeys(("least", "usual", "most"), fixed))
+    monkeypatch.setattr(
+        tensorrt_fixtures, "SIZES", dict.fromkeys(("least", "usual", "most"), fixed)
+    )
 
     def port(*shape):
         sizes = [fixed.get(size, size) for size in shape]
@@ -182,7 +184,10 @@ def test_a_build_can_be_interrupted(rtx, export):
     ("wanted", "words"),
     [
         (Options(), "there is no GPU here: say what to build for by --compute-capability, one or"),
-        (options("9.0"), "does not build for compute capability 9.0: it does for 7.5, 8.0, 8.6, 8.9"),
+        (
+            options("9.0"),
+            "does not build for compute capability 9.0: it does for 7.5, 8.0, 8.6, 8.9",
+        ),
         (options("sm89"), "--compute-capability 'sm89' is not of the form 8.9"),
         (options(refittable=True), "--refittable needs a GPU to build"),
         (options(level=6), "--builder-level is 6: it is 0 (quick) to 5 (thorough)"),
@@ -199,7 +204,9 @@ def test_what_cannot_be_built_here_is_one_line(rtx, export, wanted, words):
 def test_tensorrt_builds_for_its_own_gpu_only(export, monkeypatch):
     tensorrt = SimpleNamespace(name="tensorrt", version="11.4.0", targets=())
     monkeypatch.setattr(building, "gpu", lambda: None)
-    with pytest.raises(UserError, match=r"tensorrt builds for the GPU it runs on, and there is none"):
+    with pytest.raises(
+        UserError, match=r"tensorrt builds for the GPU it runs on, and there is none"
+    ):
         build(export.folder, tensorrt, options(), said()[1])
     monkeypatch.setattr(building, "gpu", lambda: "9.0")
     with pytest.raises(UserError, match=r"8.9: tensorrt builds for the GPU .* which has 9.0"):
@@ -228,7 +235,9 @@ def test_the_install_command_is_named(modules):
         load()
     assert 'pip install "miga-bench[tensorrt]"' in str(error.value)
     assert '"miga-bench[tensorrt-rtx]"' in str(error.value)
-    with pytest.raises(UserError, match=r'is not installed: pip install "miga-bench\[tensorrt-rtx\]"'):
+    with pytest.raises(
+        UserError, match=r'is not installed: pip install "miga-bench\[tensorrt-rtx\]"'
+    ):
         load("tensorrt_rtx")
     with pytest.raises(UserError, match="no library 'openvino': use tensorrt or tensorrt_rtx"):
         load("openvino")
@@ -251,7 +260,9 @@ def test_versions_are_checked(modules, name, version, supported):
         assert load().version == version
         assert list(libraries.installed()) == [name]
     else:
-        with pytest.raises(UserError, match=f"{name} {version} is not supported, .* are: pip install"):
+        with pytest.raises(
+            UserError, match=f"{name} {version} is not supported, .* are: pip install"
+        ):
             load()
 
 
@@ -284,7 +295,9 @@ def test_the_command_builds_and_reports(rtx, export, capsys):
 
 def test_a_disk_that_takes_no_more_is_one_line(rtx, export, capsys):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))  # files end here, as on a full disk
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (5000, limits[1])
+    )  # files end here, as on a full disk
     try:
         command = ["export", "tensorrt", str(export.folder), "--compute-capability", "8.9"]
         assert main([*command, "--library", "tensorrt_rtx"]) == 1

@@ -110,7 +110,9 @@ def test_a_foreign_engine_is_not_loaded(export, installed, gpu, words):
 def test_how_many_others_do_not_fit_is_said(export):
     written(export, compute_capability="8.6")
     written(export, compute_capability="8.9")
-    with pytest.raises(UserError, match=r"capability 8.9: this GPU has 9.0, nor does one of 1 other"):
+    with pytest.raises(
+        UserError, match=r"capability 8.9: this GPU has 9.0, nor does one of 1 other"
+    ):
         find(export.folder, HERE, GPU)
 
 
@@ -125,7 +127,9 @@ def test_a_changed_engine_is_not_loaded(export):
     path = written(export)
     path.write_bytes(b"code for a CPU")  # as long as the other
     for where in (export.folder, path):
-        with pytest.raises(UserError, match="not the file that its record describes.*run any code"):
+        with pytest.raises(
+            UserError, match=r"not the file that its record describes.*run any code"
+        ):
             find(where, HERE, GPU)
     path.write_bytes(b"code")  # truncated
     with pytest.raises(UserError, match="not the file that its record describes"):
@@ -194,7 +198,7 @@ def test_only_weights_of_the_same_graph_can_be_refitted(export, tmp_path):
     assert refit.check(engine, other) == Manifest.read(engine)
     with pytest.raises(UserError, match="is not refittable: build it with --refittable"):
         refit.check(fixed, other)
-    with pytest.raises(UserError, match="--refit .* is missing"):
+    with pytest.raises(UserError, match=r"--refit .* is missing"):
         refit.check(tmp_path / "none.engine", other)
     content = json.loads(other.file.read_text())
     other.file.write_text(json.dumps({**content, "operators": {"Mul": 3}}))

@@ -32,7 +32,9 @@ def library():
 @pytest.fixture(scope="module")
 def wan(library):
     denoiser, sidecar = exported_wan()
-    build(sidecar.folder, library, Options(profiles=("batch=1:2:4,frames=2:5:8",)), lambda line: None)
+    build(
+        sidecar.folder, library, Options(profiles=("batch=1:2:4,frames=2:5:8",)), lambda line: None
+    )
     return copy.deepcopy(denoiser).to("cuda"), sidecar.folder
 
 

@@ -108,7 +108,7 @@ def test_outside_is_one_line_with_both_sizes():
 
 
 def test_a_batch_below_the_profile_cannot_be_split_into_it():
-    with pytest.raises(UserError, match="latents is 1x4x5x8x8: .* takes 2x4x2x8x8 to"):
+    with pytest.raises(UserError, match=r"latents is 1x4x5x8x8: .* takes 2x4x2x8x8 to"):
         rows_of_calls([profile("batch=2:2:4")], shapes(1, 5), BATCHED)
 
 
@@ -117,5 +117,5 @@ def test_shapes_that_only_different_profiles_take():
     profiles[0].inputs["text"] = ((1, 3, 16),) * 3
     profiles[1].inputs["latents"] = ((1, 4, 9, 8, 8),) * 3
     given = {"latents": (1, 4, 5, 8, 8), "text": (1, 7, 16)}
-    with pytest.raises(UserError, match="no single profile .* latents 1x4x5x8x8, text 1x7x16"):
+    with pytest.raises(UserError, match=r"no single profile .* latents 1x4x5x8x8, text 1x7x16"):
         rows_of_calls(profiles, given, ["latents", "text"])

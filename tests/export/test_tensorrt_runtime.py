@@ -1,4 +1,4 @@
-"""An engine as a denoiser: addresses, shapes, splitting, plans. The engine is a stand-in, 10 s; on a GPU it is not."""
+"""An engine as a denoiser: addresses, shapes, splitting, plans; a stand-in for the engine."""
 
 import pytest
 import torch
@@ -132,7 +132,9 @@ def test_the_profile_made_for_a_shape_runs_it(tmp_path):
 
 
 def test_a_shape_outside_is_one_line(engine):
-    with pytest.raises(UserError, match="latents is 2x4x9x8x8: the engine's profile takes 1x4x2x8x8 to"):
+    with pytest.raises(
+        UserError, match="latents is 2x4x9x8x8: the engine's profile takes 1x4x2x8x8 to"
+    ):
         engine(*arguments(2, 9))
     latents, timesteps, text = arguments(2, 5)
     with pytest.raises(UserError, match="text is 2x6x16: the engine's profile takes 1x7x16"):
@@ -143,7 +145,9 @@ def test_an_engine_of_something_else_is_one_line(tmp_path):
     there = loaded(small_export(tmp_path))
     there.engine.ports = {name: p for name, p in there.engine.ports.items() if name != "latents"}
     there.engine.num_io_tensors -= 1
-    with pytest.raises(UserError, match="no engine of a denoiser: it takes and gives timesteps, text"):
+    with pytest.raises(
+        UserError, match="no engine of a denoiser: it takes and gives timesteps, text"
+    ):
         TensorRTDenoiser(there, "cpu", fps=8)
 
 

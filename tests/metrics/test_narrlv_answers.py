@@ -14,7 +14,7 @@ import pytest
 import torch
 from narrlv_fixtures import NATURAL
 
-from miga_bench.errors import UserError
+from miga_bench.errors import JudgeDownError, UserError
 from miga_bench.metrics.narrlv.answers import (
     AnswerFile,
     Slot,
@@ -25,7 +25,7 @@ from miga_bench.metrics.narrlv.answers import (
     read_answers,
     slots,
 )
-from miga_bench.metrics.narrlv.judge import JudgeDownError, Sampling, original_frames
+from miga_bench.metrics.narrlv.judge import Sampling, original_frames
 from miga_bench.metrics.narrlv.scorer import score_video
 from miga_bench.metrics.narrlv.suite import load_suite
 

@@ -14,9 +14,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from miga_bench.backbones.tiny.grammar import Narrative
 from miga_bench.backbones.tiny.judge import ReaderJudge
-from miga_bench.errors import UserError
+from miga_bench.errors import JudgeDownError, UserError
 from miga_bench.metrics.narrlv.answers import TensorVideo, answers_to, ask, read_answers, slots
-from miga_bench.metrics.narrlv.judge import JudgeDownError, Sampling
+from miga_bench.metrics.narrlv.judge import Sampling
 from miga_bench.metrics.narrlv.qwen import QwenJudge, patchify, resized
 from miga_bench.metrics.narrlv.scorer import score_video
 from miga_bench.metrics.narrlv.server import ServerJudge

@@ -92,7 +92,9 @@ def test_a_server_that_goes_down_is_gone_on_with(tmp_path, how):
     def videos(item):
         return TensorVideo(FRAMES)
 
-    with pytest.raises(JudgeDownError, match="answers so far are kept, run the same command") as error:
+    with pytest.raises(
+        JudgeDownError, match="answers so far are kept, run the same command"
+    ) as error:
         list(ask(FEW, judge(failing), videos, path))
     assert "\n" not in str(error.value)
     assert len(read_answers(path)[1]) == 3

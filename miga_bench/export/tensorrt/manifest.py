@@ -97,7 +97,9 @@ class Manifest:
         except FileNotFoundError:
             raise UserError(f"{engine} has no record: {path.name} is missing") from None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{path} is not the record of an engine ({error}): build it again with --force") from None
+            raise UserError(
+                f"{path} is not the record of an engine ({error}): build it again with --force"
+            ) from None
 
     def is_of(self, engine: Path) -> bool:
         """Return whether a file is, byte for byte, the engine that this record is of."""

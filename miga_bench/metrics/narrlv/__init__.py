@@ -4,6 +4,7 @@ A judge (`ServerJudge`, `qwen.QwenJudge`, or anything of `Judge`'s shape) is ask
 which keeps every answer in a file; `score_video` and `summarize` make scores of that file alone.
 """
 
+from miga_bench.errors import JudgeDownError
 from miga_bench.metrics.narrlv.answers import (
     AnswerFile,
     Asked,
@@ -15,7 +16,7 @@ from miga_bench.metrics.narrlv.answers import (
     provenance_of,
     read_answers,
 )
-from miga_bench.metrics.narrlv.judge import Judge, JudgeDownError, Sampling, original_frames
+from miga_bench.metrics.narrlv.judge import Judge, Sampling, original_frames
 from miga_bench.metrics.narrlv.quality import rate, read_quality
 from miga_bench.metrics.narrlv.release import fetch_release
 from miga_bench.metrics.narrlv.scorer import (

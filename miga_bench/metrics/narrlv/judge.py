@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from miga_bench.errors import JudgeDownError, UserError
+from miga_bench.errors import UserError
 from miga_bench.metrics.narrlv.suite import FIRST_FRAME
 
 if TYPE_CHECKING:

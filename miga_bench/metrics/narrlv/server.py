@@ -12,11 +12,10 @@ import io
 import os
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from miga_bench.errors import UserError
+from miga_bench.errors import JudgeDownError, UserError
 from miga_bench.metrics.narrlv.judge import (
     SUFFIX,
     SYSTEM,
-    JudgeDownError,
     Sampling,
     first_line,
     original_frames,

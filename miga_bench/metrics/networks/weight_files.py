@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import pickle
 import tempfile
 import urllib.request
 import warnings
