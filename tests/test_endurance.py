@@ -43,7 +43,7 @@ def test_a_video_that_breaks_off_is_told(monkeypatch, capsys, tmp_path):
 
 
 def test_a_real_process_is_looked_at_and_stopped(tmp_path):
-    settings = ("steps=9", "stage2_steps=1", "renoise=1", "reflection=off", "guidance_scale=1")
+    settings = ("steps=12", "stage2_steps=1", "renoise=1", "reflection=off", "guidance_scale=1")
     watched = endurance.watch("tiny-wan", None, settings, tmp_path, seconds=1)
     assert watched.record["status"] == "stopped"
     assert endurance.drift_curve(watched.video, 40)[0] == watched.record["frames"] > 0

@@ -26,7 +26,7 @@ FEW = {
     "scaling-noise": {"steps": 21, "reward": "latent"},
     "freelong": {"steps": 2},
     "freepca": {"steps": 2},
-    "miga": {"steps": 8, "stage2_steps": 2, "renoise": 0, "reflection_level": 7},
+    "miga": {"steps": 8, "zigzag": 4, "stage2_steps": 2, "renoise": 0, "reflection_level": 7},
 }
 
 

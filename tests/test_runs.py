@@ -24,6 +24,7 @@ SMALL = {"steps": "8", "zigzag": "2", "guidance_frames": "2", "stride": "3"} | {
     "stage2_steps": "2",
     "renoise": "0",
     "reflection": "off",
+    "reflection_threshold": "0.01",
 }
 
 

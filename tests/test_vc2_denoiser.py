@@ -253,6 +253,7 @@ def test_trains_under_autocast(inputs):
     assert all(weight.grad is not None for weight in network.parameters())
 
 
+@pytest.mark.slow  # the export to ONNX, which is tested, stands on the same
 def test_exports_for_any_batch_and_length(denoiser, inputs):
     """Breaks on Python in mid graph, or on a batch or length fixed at tracing."""
     batch, frames = torch.export.Dim("b", min=1, max=64), torch.export.Dim("f", min=2, max=64)

@@ -36,7 +36,7 @@ from miga_bench.harness.provenance import hardware, versions
 from miga_bench.media import read_video
 
 # Few steps, so that thousands of frames end soon; what is held in memory does not depend on them.
-BRIEF = ("steps=12", "stage2_steps=2", "renoise=2", "reflection=off", "guidance_scale=1")
+BRIEF = ("steps=14", "stage2_steps=2", "renoise=2", "reflection=off", "guidance_scale=1")
 SHORT = 500
 EVERY = 0.5  # seconds from look to look
 SETTLED = 0.2  # of the looks belong to starting up and filling the queue
