@@ -23,31 +23,39 @@ def test_every_frame_is_played_and_every_part_held_against_the_opening(tmp_path)
     assert curve[0]["field_drift"] < 0.01 < 0.2 < curve[-1]["field_drift"]
 
 
-def test_a_video_that_breaks_off_is_told(monkeypatch, capsys, tmp_path):
+def test_a_video_that_breaks_off_and_memory_that_grows_are_told(monkeypatch, capsys, tmp_path):
     def watch(backbone, frames, settings, folder, seconds=0.0):
         video = folder / f"{frames}.mp4"
         with VideoWriter(video, 16) as writer:
-            writer.push(torch.rand(min(frames, 600), 3, 64, 64))
-        peak = 100.0 + frames / 100
+            writer.push(torch.full((min(frames, 110), 3, 64, 64), 128, dtype=torch.uint8))
         cost = {"peak_memory_mib": {"process": peak}, "total_seconds": 1.0}
-        return endurance.Watched({"frames": frames, "cost": cost}, video, [9, 9, 9], [4, 4, 4])
+        record = {"frames": frames, "cost": cost}
+        return endurance.Watched(record, video, early, [9, 9, 9], [4, 4, 4])
+
+    def failed(frames):
+        code = endurance.main(["--frames", str(frames)])
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])["failed"]
+        assert code == (1 if found else 0)
+        return found
 
     monkeypatch.setattr(endurance, "watch", watch)
-    assert endurance.main(["--frames", "700"]) == 1
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["failed"] == ["frames that play"]
-    assert endurance.main(["--frames", "600"]) == 0
-    assert endurance.main(["--frames", "900"]) == 1
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["failed"] == ["peak memory, long / short", "frames that play"]
+    monkeypatch.setattr(endurance, "EARLY", 50)
+    peak, early = 101.0, 100.0
+    assert failed(120) == ["frames that play"]
+    assert failed(110) == []
+    peak = 103.0
+    assert failed(110) == ["peak memory, whole / 50 frames"]
+    early = 0.0  # never seen: nothing to hold it against
+    assert failed(110) == ["peak memory, whole / 50 frames"]
 
 
-def test_a_real_process_is_looked_at_and_stopped(tmp_path):
+def test_a_real_process_is_looked_at_and_stopped(monkeypatch, tmp_path):
+    monkeypatch.setattr(endurance, "EARLY", 1)
     settings = ("steps=12", "stage2_steps=1", "renoise=1", "reflection=off", "guidance_scale=1")
-    watched = endurance.watch("tiny-wan", None, settings, tmp_path, seconds=1)
+    watched = endurance.watch("tiny-wan", None, settings, tmp_path, seconds=0)
     assert watched.record["status"] == "stopped"
     assert endurance.drift_curve(watched.video, 40)[0] == watched.record["frames"] > 0
-    assert watched.peak_mib > 100
+    assert 100 < watched.early_peak_mib <= watched.peak_mib
     assert min(watched.threads) >= 1
     assert max(watched.files) >= 3
 
@@ -55,4 +63,4 @@ def test_a_real_process_is_looked_at_and_stopped(tmp_path):
 def test_too_short_a_long_video_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         endurance.main(["--frames", "100"])
-    assert "more than 500 frames" in capsys.readouterr().err
+    assert "the least is 1000" in capsys.readouterr().err
