@@ -124,3 +124,13 @@ def test_settings_out_of_range_are_refused(change):
     sampler = FreePca(dataclasses.replace(RELEASED, **change))
     (name,) = change
     assert f"{name} is" in refusal(lambda: estimate_windows(sampler, tiny, 30))
+
+
+def test_components_are_found_in_float32_under_autocast():
+    local = [tokens(seed=seed)[0][:, :8].bfloat16() for seed in range(3)]
+    wide = tokens(frames=16, seed=9)[0].bfloat16()
+    expected = borrow_consistency(local, wide, [0, 4, 8], 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = borrow_consistency(local, wide, [0, 4, 8], 2)
+    for a, b in zip(made, expected, strict=True):
+        assert torch.equal(a, b)

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from miga_bench.backbones.residence import pick_dtype
 from miga_bench.harness.provenance import forget_peak_memory, peak_memory_mib
 
 
@@ -16,3 +17,22 @@ def test_a_peak_is_forgotten_once_its_memory_is_free():
     assert peak_memory_mib("cpu")["process"] >= high - 1
     forget_peak_memory("cpu")
     assert peak_memory_mib("cpu")["process"] < high - 80
+
+
+def test_a_gpu_that_nothing_has_used_has_no_peak_to_forget(monkeypatch):
+    def reset(device):
+        raise RuntimeError("Invalid device argument: did you call init?")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+    forget_peak_memory("cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [((9, 0), torch.bfloat16), ((8, 0), torch.bfloat16), ((7, 5), torch.float16)],
+)
+def test_a_gpu_without_bfloat16_takes_float16(monkeypatch, capability, dtype):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: capability)
+    assert pick_dtype(None, torch.device("cuda:0")) == dtype
+    assert pick_dtype(None, torch.device("cpu")) == torch.float32

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from miga_bench.sampling import (
     Short,
     ShortSettings,
     estimate_windows,
+    reflection,
     resolve,
 )
 from miga_bench.sampling.base import Cost
@@ -278,6 +280,37 @@ def test_windows_that_do_not_wait_change_nothing(monkeypatch, reach, length):
         lambda self, index, plan, length, early: begin(self, index, plan, length, False),
     )
     assert torch.equal(miga(batch=1, length=length, guidance_reach=reach), early)
+
+
+@pytest.mark.parametrize("family", ["wan", "videocrafter2"])
+def test_mixed_precision_is_the_denoisers_alone(family, monkeypatch):
+    """Breaks if a sampler's own sums and similarities are narrowed with the network's."""
+    backbone, inside, seen = (
+        AnalyticBackbone(family, window=8),
+        [],
+        {"denoiser": set(), "sampler": set()},
+    )
+
+    @contextmanager
+    def narrow():
+        inside.append(True)
+        yield
+        inside.pop()
+
+    def watch(where, work):
+        def watched(*given, **named):
+            seen[where].add(bool(inside))
+            return work(*given, **named)
+
+        return watched
+
+    backbone.arithmetic = narrow
+    backbone.denoiser = watch("denoiser", backbone.denoiser)
+    monkeypatch.setattr(reflection, "similarity", watch("sampler", reflection.similarity))
+    kind = type(backbone.solver(backbone.schedule(SMALL.steps)))
+    monkeypatch.setattr(kind, "step", watch("sampler", kind.step))
+    miga(backbone, reflection="continuous", reflection_threshold=-2.0)
+    assert seen == {"denoiser": {True}, "sampler": {False}}
 
 
 @pytest.mark.parametrize("zigzag", [4, 3, 5])

@@ -1,5 +1,6 @@
 """VideoCrafter2's denoiser against its own code's numbers and diffusers' forward; cut, attention."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from diffusers import UNet3DConditionModel
 from vc2_fixtures import CHANNELS, TEXT_WIDTH, tiny_unet
 from vc2_original import original_unet
 
+from miga_bench.backbones import fused_attention
 from miga_bench.backbones.vc2_denoiser import VideoCrafterDenoiser, VideoCrafterUNet
+from miga_bench.sampling.attention import full_attention, local_attention
 
 GOLDEN = Path(__file__).parent / "golden" / "vc2_denoiser.npz"
 BATCH, FRAMES, SIZE = 2, 5, 4
@@ -306,3 +309,25 @@ def test_the_full_size_network_runs():
         out = VideoCrafterDenoiser(network)(latents, timesteps, text)
     assert out.shape == latents.shape
     assert torch.isfinite(out).all()
+
+
+def test_more_places_than_a_kernel_takes_go_in_several_calls(denoiser, inputs, plain, monkeypatch):
+    """Breaks if a large frame or batch asks a GPU's attention for more sequences than it can launch."""
+    asked = []
+    attend = fused_attention.nnf.scaled_dot_product_attention
+
+    def watched(query, *others, **named):
+        asked.append(len(query))
+        return attend(query, *others, **named)
+
+    monkeypatch.setattr(fused_attention, "MOST_SEQUENCES", 7)
+    monkeypatch.setattr(fused_attention.nnf, "scaled_dot_product_attention", watched)
+    q, k, v = (torch.randn(2, 5, 9, 2, 4) for _ in range(3))  # 18 sequences of 5 frames
+    for attention in (full_attention, partial(local_attention, reach=1)):
+        asked.clear()
+        made = attention(q, k, v, joint=False)
+        assert max(asked) == 7
+        monkeypatch.setattr(fused_attention, "MOST_SEQUENCES", 65_535)
+        assert torch.equal(made, attention(q, k, v, joint=False))
+        monkeypatch.setattr(fused_attention, "MOST_SEQUENCES", 7)
+    torch.testing.assert_close(denoiser(*inputs), plain, rtol=1e-5, atol=1e-5)

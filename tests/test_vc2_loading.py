@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -326,3 +328,20 @@ def test_a_checkpoint_without_a_tokenizer(original, table, monkeypatch):
     monkeypatch.setattr(vc2_checkpoint, "download", offline)
     message = refusal(lambda: load_videocrafter2(original))
     assert f"--local-dir {original / 'tokenizer'}" in message
+
+
+def test_of_many_processes_one_converts(original, table, monkeypatch):
+    """Breaks if every rank of a run writes a copy of its own of several gigabytes."""
+    path = original / "model.ckpt"
+    torch.save({"state_dict": {k: v + 2 for k, v in table.items() if v.is_floating_point()}}, path)
+    read, reads = vc2_checkpoint.read_pickle, []
+
+    def slow(path):
+        reads.append(path)
+        time.sleep(0.2)
+        return read(path)
+
+    monkeypatch.setattr(vc2_checkpoint, "read_pickle", slow)
+    with ThreadPoolExecutor(3) as pool:
+        folders = set(pool.map(converted, [path] * 3))
+    assert len(reads) == len(folders) == 1

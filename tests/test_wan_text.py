@@ -173,3 +173,18 @@ def test_the_negative_prompt_is_the_released_one():
     assert len(NEGATIVE_PROMPT) == 137
     assert NEGATIVE_PROMPT.startswith("\u8272\u8c03\u8273\u4e3d\uff0c\u8fc7\u66dd\uff0c")
     assert NEGATIVE_PROMPT.endswith("\u5012\u7740\u8d70")
+
+
+def test_prompts_encoded_ahead_load_the_encoder_once(tokenizer, tmp_path):
+    """Breaks if a run over many prompts loads 5.7B parameters for each of them."""
+    load, cache = Loads(), EmbeddingCache(tmp_path)
+    text = make_text(tokenizer, load, cache=cache, keep=False)
+    text.encode_ahead([*PROMPTS, *PROMPTS])
+    assert (load.count, text.loaded) == (1, False)
+    for prompt in PROMPTS:
+        text.encode([prompt])
+    text.encode_ahead(PROMPTS)
+    assert load.count == 1
+    # nothing is gained where there is no cache
+    make_text(tokenizer, load, keep=False).encode_ahead(PROMPTS)
+    assert load.count == 1

@@ -75,7 +75,8 @@ def load_backbone(
         name_or_path: A name in ``BACKBONES``, a folder with a diffusers pipeline or the original
             checkpoint files, VideoCrafter2's checkpoint, or ``organization/repository``.
         device: As torch names it; by default the GPU if there is one.
-        dtype: Of the denoiser, for example ``bf16``; by default bfloat16 on a GPU, else float32.
+        dtype: Of the denoiser, for example ``bf16``; by default bfloat16 on a GPU
+            (float16 on one older than Ampere), else float32.
         offload: Bring networks to the GPU only while they are used.
         **changes: What the family's loader takes besides, for example ``height`` and ``width``.
 

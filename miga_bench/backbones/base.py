@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
@@ -155,6 +155,8 @@ class Backbone(ABC):
         denoiser: The network behind the ``Denoiser`` interface.
         team: The processes that denoise together; None is this one alone.
         meter: Measures the denoiser calls of samplers that begin now; None measures nothing.
+        arithmetic: Returns the context of each denoiser call, as automatic mixed precision has one. What
+            samplers compute themselves is outside of it.
         denoiser_identity: What runs the denoiser; ``torch`` is the family's own module as it is.
     """
 
@@ -166,11 +168,16 @@ class Backbone(ABC):
     denoiser: Denoiser
     team: Team | None = None
     meter: Meter | None = None
+    arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext
     denoiser_identity: str = "torch"
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Return the prompts' embeddings ``[len(prompts), S, D]``, padded as the family wants."""
+
+    def encode_ahead(self, prompts: Sequence[str]) -> None:
+        """Have prompts ready for ``encode``, if its encoder would be loaded for each anew."""
+        return
 
     def unknown_words(self, prompts: Sequence[str]) -> list[str]:
         """Return the prompts' words that the text encoder has no token for."""

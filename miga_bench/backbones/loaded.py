@@ -72,6 +72,10 @@ class LoadedBackbone(Backbone):
             )
         return text.to(self._residence.device, self._dtype)
 
+    def encode_ahead(self, prompts: Sequence[str]) -> None:
+        """Have prompts ready for ``encode``, if its encoder would be loaded for each anew."""
+        self.text.encode_ahead(prompts)
+
     def unknown_words(self, prompts: Sequence[str]) -> list[str]:
         """Return the prompts' words that the tokenizer does not know."""
         return self.text.unknown_words(prompts)

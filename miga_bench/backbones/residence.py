@@ -73,13 +73,17 @@ def pick_device(device: str | torch.device | None) -> torch.device:
 
 
 def pick_dtype(dtype: str | torch.dtype | None, place: torch.device) -> torch.dtype:
-    """Return the type a user names; None is bfloat16 on a GPU, else float32.
+    """Return the type a user names; None is the GPU's own half precision, or float32 on a CPU.
 
     Raises:
         UserError: It is unknown.
     """
     if dtype is None:
-        return torch.bfloat16 if place.type == "cuda" else torch.float32
+        if place.type != "cuda":
+            return torch.float32
+        # older ones only emulate bfloat16, and their attention then holds all scores at once
+        has_bfloat16 = torch.cuda.get_device_capability(place) >= (8, 0)
+        return torch.bfloat16 if has_bfloat16 else torch.float16
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype not in DTYPES:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -186,6 +187,17 @@ def converted(path: Path) -> Path:
     folder = cache_folder().with_name("videocrafter2") / f"{key}-{CACHE_VERSION}"
     if folder.is_dir():
         return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):  # of many processes one converts
+            if not folder.is_dir():
+                _convert(path, folder)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    return folder
+
+
+def _convert(path: Path, folder: Path) -> None:
     source = str(path)
     state = named_tensors(table_of(read_pickle(path)), source)
     unet, vae, text = split_checkpoint(state, source)
@@ -202,7 +214,6 @@ def converted(path: Path) -> Path:
         text_config(text, source), parts["text_encoder"][1], source, torch.float32, nowhere
     )
     _write(folder, parts)
-    return folder
 
 
 def _write(
@@ -214,16 +225,18 @@ def _write(
             (part / name).mkdir(parents=True)
             save_file(_own(state), part / name / f"{stem}.safetensors", {"format": "pt"})
             (part / name / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        if not folder.is_dir():
-            part.rename(folder)
+        part.rename(folder)
     except (OSError, SafetensorError) as error:
-        if not folder.is_dir():  # or else another process was quicker
-            raise UserError(
-                f"the checkpoint cannot be converted to {folder} ({error}); "
-                "let MIGA_BENCH_CACHE name a folder with room for it"
-            ) from None
+        raise _unwritable(folder, error) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _unwritable(folder: Path, error: Exception) -> UserError:
+    return UserError(
+        f"the checkpoint cannot be converted to {folder} ({error}); "
+        "let MIGA_BENCH_CACHE name a folder with room for it"
+    )
 
 
 def _own(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ from diffusers.models.transformers.transformer_temporal import TransformerTempor
 from torch import Tensor, nn
 
 from miga_bench.backbones.base import AttentionSite, FrameAttention, Rows, Shortcut
+from miga_bench.backbones.fused_attention import fused_attention
 
 # Parts whose parameters stay float32 whatever the type of the rest: they see timesteps.
 KEEP_FLOAT32 = ("time_embedding", "fps_embedding")
@@ -331,9 +332,7 @@ def _attention(attention: Any, tokens: Tensor, site: AttentionSite, call: _Call)
         ).transpose(1, 2)
     else:
         # Fused kernels want four dimensions: [B * P, heads, F, a].
-        out = nnf.scaled_dot_product_attention(
-            *(part.flatten(0, 1).transpose(1, 2) for part in (query, key, value))
-        )
+        out = fused_attention(*(part.flatten(0, 1).transpose(1, 2) for part in (query, key, value)))
         out = out.transpose(1, 2).unflatten(0, tokens.shape[:2])
     return attention.to_out[0](out.flatten(3))
 

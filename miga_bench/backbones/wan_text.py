@@ -181,12 +181,24 @@ class WanText:
         cleaned = [clean_prompt(prompt) for prompt in prompts]
         tokens = {prompt: self.tokens(prompt) for prompt in cleaned}
         rows = {prompt: self._embed(prompt, ids) for prompt, ids in tokens.items()}
-        if self.loaded and not self._keep:
-            self.unload()
+        self._leave()
         padded = [rows[prompt] for prompt in cleaned]
         return torch.stack(
             [torch.nn.functional.pad(r, (0, 0, 0, self.length - len(r))) for r in padded]
         )
+
+    def encode_ahead(self, prompts: Sequence[str]) -> None:
+        """Put embeddings that are not in the cache there, with the encoder loaded once for all."""
+        if self._cache is None or self._keep:
+            return
+        for prompt in dict.fromkeys(map(clean_prompt, prompts)):
+            self._embed(prompt, self.tokens(prompt))
+        self._leave()
+
+    def _leave(self) -> None:
+        """Drop an encoder that is not to stay."""
+        if self.loaded and not self._keep:
+            self.unload()
 
     def _embed(self, prompt: str, tokens: list[int]) -> Tensor:
         path = None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -213,7 +213,6 @@ class Video:
         backbone: The model, loaded.
         sampler: The method with its settings for this backbone.
         clock: Goes on counting where the caller stopped.
-        around: Returns the context that denoising is done in; decoding is outside of it.
     """
 
     def __init__(
@@ -222,10 +221,9 @@ class Video:
         backbone: Backbone,
         sampler: Sampler[Any],
         clock: Stopwatch | None = None,
-        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.request, self.backbone, self.sampler = request, backbone, sampler
-        self._clock, self._around = clock or Stopwatch(), around
+        self._clock = clock or Stopwatch()
         self._tally, self._meter, self._started = Tally(), FlopMeter(), datetime.now(UTC)
         self._prompts: PromptSchedule | None = None
         self._windows: int | None = None
@@ -250,14 +248,15 @@ class Video:
         self._windows = windows if self._latents else None
         self._clock.lap("plan")
         texts = [prompt.text for prompt in request.prompts]
+        unwanted = negative_prompt(request.negative_prompt, backbone)
         try:
-            wanted = backbone.encode(texts)
-            unwanted = backbone.encode([negative_prompt(request.negative_prompt, backbone)])
+            # in one go: a large encoder is loaded for it and leaves again
+            encoded = backbone.encode([*texts, unwanted])
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             raise ran_out_elsewhere(str(backbone.device)) from None
-        self._prompts = PromptSchedule(wanted, unwanted, starts)
+        self._prompts = PromptSchedule(encoded[:-1], encoded[-1:], starts)
         unknown = backbone.unknown_words(texts)
         if unknown:
             watcher.noticed(f"{backbone.name} does not know and passes over: {', '.join(unknown)}")
@@ -326,6 +325,8 @@ class Video:
                 if frames is not None:
                     decoded = decoded[: frames - made]
                 made += len(decoded)
+                if decoded.is_cuda:  # or its time would be told as the writer's, which waits for it
+                    torch.cuda.synchronize(decoded.device)
                 self._clock.lap("decode")
                 yield decoded
 
@@ -349,7 +350,7 @@ class Video:
         stream = self.sampler.stream(backbone, self._prompts, noise, self._latents, on_pass)
         made = 0
         while made != self._latents:
-            with self._around(), self._meter.on(backbone):
+            with self._meter.on(backbone):
                 latent = next(stream, None)
             if latent is None:
                 return

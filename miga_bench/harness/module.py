@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -169,6 +169,9 @@ class LongVideoModule(LightningModule):
                 height=self._height,
                 width=self._width,
             )
+        plugin = trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision):
+            self.backbone.arithmetic = plugin.forward_context
 
     def open_scorers(self) -> None:
         """Tell the scorers of the backbone.
@@ -313,6 +316,21 @@ class LongVideoModule(LightningModule):
             writer.begin(items, costs, self.metrics)
         return [items[name].spec() for name in todo], costs
 
+    def encode_ahead(self, specs: Sequence[Mapping[str, Any]]) -> None:
+        """Have the prompts of a share ready.
+
+        Args:
+            specs: What ``Item.spec`` returns.
+        """
+        texts: dict[str, None] = {}
+        for spec in specs:
+            request = Item.of(spec).request()
+            texts |= dict.fromkeys(prompt.text for prompt in request.prompts)
+            texts[negative_prompt(request.negative_prompt, self.backbone)] = None
+        # what goes wrong does so again at the video, where it is told and stops no other
+        with suppress(Exception):
+            self.backbone.encode_ahead(list(texts))
+
     def estimates(self, items: Mapping[str, Item], batch: int | None = None) -> dict[str, Work]:
         """Return by name what each item takes, made or not.
 
@@ -379,14 +397,5 @@ class LongVideoModule(LightningModule):
         """
         item = Item.of(batch)
         sampler = self.samplers[self._arm_of[item.key]]
-        video = Video(item.request(), self.backbone, sampler, around=self.precision())
+        video = Video(item.request(), self.backbone, sampler)
         return Making(item, video)
-
-    def precision(self) -> Callable[[], AbstractContextManager[Any]]:
-        """Return the context that the denoiser runs in; weights that are narrow need none."""
-        trainer: Any = self.trainer
-        plugin = trainer.precision_plugin
-        if isinstance(plugin, MixedPrecision):
-            context: Callable[[], AbstractContextManager[Any]] = plugin.forward_context
-            return context
-        return nullcontext

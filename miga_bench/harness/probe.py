@@ -11,7 +11,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -35,15 +35,10 @@ class Probe:
 
     Args:
         backbone: Loaded, on its device.
-        around: Returns the context that denoising is done in.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    ) -> None:
-        self._backbone, self._around = backbone, around
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
         self._row: dict[Kind, float] = {}  # seconds of one row
         self._latent = 0.0  # seconds to decode one
 
@@ -101,7 +96,7 @@ class Probe:
         texts = text.expand(rows, *text.shape[1:])
         attending = nullcontext() if attention is None else backbone.attending(attention)
         try:
-            with self._around(), attending:
+            with backbone.arithmetic(), attending:
                 return self._median(lambda: backbone.denoiser(latents, timesteps, texts))
         except Exception as error:
             if not is_out_of_memory(error):

@@ -52,7 +52,7 @@ def forget_peak_memory(device: str) -> None:
     """Let the peaks begin anew, where the system can: a video's peak is not that of the one before."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    if device.startswith("cuda"):
+    if device.startswith("cuda") and torch.cuda.is_initialized():  # until then nothing has a peak
         torch.cuda.reset_peak_memory_stats(device)
 
 

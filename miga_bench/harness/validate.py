@@ -227,7 +227,7 @@ class Preflight:
             return SKIPPED, "--no-probe"
         if not self.todo:
             return OK, "nothing is to be made"
-        probe = Probe(self.model.backbone, self.model.precision())
+        probe = Probe(self.model.backbone)
         wanted: Counter[Any] = Counter()
         for name in self.todo:
             wanted.update(self.estimates[name].calls)

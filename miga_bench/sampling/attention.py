@@ -7,8 +7,9 @@ every token of the frames it may see, attention per place (VideoCrafter2) only t
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor
+
+from miga_bench.backbones.fused_attention import fused_attention
 
 # Queries of one call with a mask; a frame with more tokens is a call of its own and needs no mask.
 _MASKED_QUERIES = 512
@@ -43,11 +44,11 @@ def full_attention(
         ``[B, F, P, heads, a]``.
     """
     batch, frames, places, _, width = query.shape
-    out = nnf.scaled_dot_product_attention(
+    out = fused_attention(
         _rows(query, joint),
         _rows(key, joint),
         _rows(value, joint),
-        attn_mask=mask,
+        mask=mask,
         scale=None if sharpness == 1 else sharpness / width**0.5,
     )
     if joint:

@@ -90,7 +90,7 @@ class WindowDenoiser:
         batch: int,
         cost: Cost,
     ) -> None:
-        self.denoiser: Any = FittingDenoiser(backbone.denoiser)
+        self.denoiser: Any = FittingDenoiser(backbone.denoiser, backbone.arithmetic)
         self.device = backbone.device
         self.prompts = prompts
         self.solver = solver

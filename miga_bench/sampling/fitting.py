@@ -8,6 +8,8 @@ are those of the whole call to float tolerance. Processes that share a call each
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -44,13 +46,19 @@ class FittingDenoiser:
 
     Args:
         denoiser: The one that is called.
+        arithmetic: Returns the context of each call; see ``Backbone``.
 
     Attributes:
         most: Rows that a call may have, None as long as all fitted.
     """
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         self._denoiser: Any = denoiser
+        self._arithmetic = arithmetic
         self.most: int | None = None
 
     def __call__(self, latents: Tensor, timesteps: Tensor, text: Tensor, **more: Any) -> Tensor:
@@ -65,7 +73,8 @@ class FittingDenoiser:
             rows = slice(done, done + min(self.most or len(latents), len(latents) - done))
             try:
                 told = _of_rows(more, rows)
-                part = self._denoiser(latents[rows], timesteps[rows], text[rows], **told)
+                with self._arithmetic():
+                    part = self._denoiser(latents[rows], timesteps[rows], text[rows], **told)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise

@@ -22,6 +22,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from miga_bench.backbones.base import AttentionSite, Backbone
+from miga_bench.backbones.fused_attention import unnarrowed
 from miga_bench.sampling.attention import full_attention
 from miga_bench.sampling.base import CommonSettings
 from miga_bench.sampling.noise import NoiseSource
@@ -87,21 +88,25 @@ def borrow_consistency(
     wides = [wide[:, start : start + window] for start in starts[1:]]
     if not wides:
         return list(local)
-    covariance = []
-    for part in wides:
-        rows, _ = _centered(part)
-        covariance.append(rows @ rows.mT / (window - 1))
-    # A value that is not finite is told by the solver's step; here it would end in LAPACK's words.
-    gram = torch.stack(covariance).nan_to_num(0, 0, 0)
-    bases = torch.linalg.eigh(gram).eigenvectors  # [windows, B, w, w], one call for all
-    out = [local[0]]
-    for number, (own, part, basis) in enumerate(zip(local[1:], wides, bases, strict=True), 1):
-        (own_rows, _), (part_rows, mean) = _centered(own), _centered(part)
-        motion, steady = basis.mT @ own_rows, basis.mT @ part_rows  # [B, w, N], component by row
-        likeness = nnf.cosine_similarity(motion, steady, dim=2)  # [B, w]
-        rank = likeness.argsort(1, descending=True).argsort(1)
-        mixed = torch.where((rank < min(number, components))[..., None], steady, motion)
-        out.append((basis @ mixed + mean).view_as(own))
+    with unnarrowed(wide):
+        covariance = []
+        for part in wides:
+            rows, _ = _centered(part)
+            covariance.append(rows @ rows.mT / (window - 1))
+        # A value that is not finite is told by the solver's step; here it would end in LAPACK's words.
+        gram = torch.stack(covariance).nan_to_num(0, 0, 0)
+        bases = torch.linalg.eigh(gram).eigenvectors  # [windows, B, w, w], one call for all
+        out = [local[0]]
+        for number, (own, part, basis) in enumerate(zip(local[1:], wides, bases, strict=True), 1):
+            (own_rows, _), (part_rows, mean) = _centered(own), _centered(part)
+            motion, steady = (
+                basis.mT @ own_rows,
+                basis.mT @ part_rows,
+            )  # [B, w, N], component by row
+            likeness = nnf.cosine_similarity(motion, steady, dim=2)  # [B, w]
+            rank = likeness.argsort(1, descending=True).argsort(1)
+            mixed = torch.where((rank < min(number, components))[..., None], steady, motion)
+            out.append((basis @ mixed + mean).view_as(own))
     return out
 
 
