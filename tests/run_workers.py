@@ -5,8 +5,10 @@ import multiprocessing
 import os
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import yaml
@@ -27,6 +29,7 @@ SETTINGS = {
 }
 WAIT = 400  # seconds for a run of seconds: where other work has the cores, messages wait for their turn
 COUNTER = None  # a process of a run has one
+IMPORTED = os.getpid()  # the process that imported this; it is forked into those that work
 
 
 class CountingBackbone(SimpleBackbone):
@@ -86,6 +89,7 @@ def configuration(root, name="run", **changes):
 def work(arguments, counter, environment, results):
     """Be one process of a run."""
     global COUNTER
+    assert os.getpid() != IMPORTED, "the process was not forked from one that has imported this"
     COUNTER = counter
     torch.set_num_threads(1)
     faulthandler.dump_traceback_later(WAIT - 20)  # says where it hangs, if it does
@@ -100,6 +104,10 @@ def context():
     """
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(["run_workers", "window_parallel_ranks"])
+    with pytest.MonkeyPatch.context() as patch:
+        # it finds them by this alone: pytest's own path does not reach it, and what it lacks it passes over
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        forkserver.ensure_running()
     return found
 
 
