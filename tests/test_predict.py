@@ -202,6 +202,24 @@ def test_the_denoiser_runs_in_the_trainers_precision(tmp_path, precision, monkey
     assert set(WEIGHTS) >= {"32-true", precision}
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told_in_one_line(capsys, tmp_path):
+    config = few_items(tmp_path, trainer__accelerator="gpu")
+    assert main(["predict", "--config", str(config)]) == 2
+    assert "--trainer.accelerator cpu" in capsys.readouterr().err
+
+
+def test_a_scorer_that_refuses_is_heard(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("MIGA_BENCH_OFFLINE", "1")
+    monkeypatch.setenv("MIGA_BENCH_CACHE", str(tmp_path / "cache"))
+    scorer = {"class_path": "StoryScores", "init_args": {"narratives": "release", "judge": "a/b"}}
+    config = few_items(tmp_path, model__metrics=[scorer])
+    assert main(["predict", "--config", str(config)]) == 2
+    said = capsys.readouterr().err
+    assert "downloads are off" in said
+    assert "subtypes" not in said
+
+
 def test_print_config_is_a_configuration(capsys, tmp_path):
     with pytest.raises(SystemExit) as ended:
         main(["predict", "--config", str(few_items(tmp_path)), "--print_config"])

@@ -1,14 +1,18 @@
 """The repository itself: links, license, verbs, who imports whom, and what importing costs."""
 
 import ast
+import itertools
 import os
 import re
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from miga_bench.sampling import ShortSettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -149,3 +153,23 @@ def test_every_data_file_is_packaged():
     )
     data = {ROOT / name for name in kept.stdout.splitlines() if not name.endswith(".py")}
     assert not sorted(str(file) for file in data - named)
+
+
+def test_readmes_python_runs(tmp_path, monkeypatch, capsys):
+    """Breaks if the example of README's "From Python" names what is not there any more."""
+    section = (ROOT / "README.md").read_text().split("### From Python\n\n")[1]
+    lines = itertools.takewhile(
+        lambda line: not line or line.startswith("    "), section.splitlines()
+    )
+    code = textwrap.dedent("\n".join(lines))
+    for shown, quick in (
+        ("frames=161)", 'frames=1, method="short", overrides={"steps": "2"})'),
+        ('METHODS["miga"](resolve("miga", backbone))', 'METHODS["short"](ShortSettings(2, 1.0))'),
+        (" 41)", " 1)"),
+    ):
+        assert shown in code
+        code = code.replace(shown, quick)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {"ShortSettings": ShortSettings})
+    assert (tmp_path / "made.mp4").is_file()
+    assert "done None" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What a sampler may know of a model family: the interfaces of DESIGN's Backbone and Denoiser."""
+"""What a sampler may know of a model family: Backbone, Denoiser and what they hand out."""
 
 from __future__ import annotations
 

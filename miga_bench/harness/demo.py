@@ -324,7 +324,7 @@ def _print_table(document: dict[str, Any]) -> None:
     table = Table(
         "measure",
         *document["methods"],
-        title=f"{document['backbone']}: mean ± spread over {count} prompts, {document['frames']} frames",
+        title=f"{document['backbone']}: mean +- spread over {count} prompts, {document['frames']} frames",
         caption=(
             "what a reader of the procedural world says; drifts are against the opening"
             " clip, for short against its own first quarter. A steadier video may simply move"
@@ -340,7 +340,7 @@ def _print_table(document: dict[str, Any]) -> None:
                 continue
             text = f"{factor * value['mean']:.{digits}f}"
             if value["sd"] is not None:
-                text += f" ± {factor * value['sd']:.{digits}f}"
+                text += f" +- {factor * value['sd']:.{digits}f}"
             cells.append(text)
         table.add_row(heading, *cells)
     console = Console()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from miga_bench.errors import FailedError, LostError, UserError
@@ -111,6 +112,18 @@ def parse(arguments: Sequence[str], verb: str = "predict") -> PredictCLI:
         )
     except ArgumentError as error:
         raise UserError(_one_line(error)) from None
+    except ValueError as error:
+        refused = re.search(r"Errors:\s*- (.*?)\n\s*- Expected", str(error), re.DOTALL)
+        if refused is None:
+            raise
+        # what a class said itself, among what jsonargparse tried
+        raise UserError(" ".join(refused[1].split())) from None
+    except MisconfigurationException as error:  # Lightning's own check of accelerator and devices
+        raise UserError(
+            f"trainer: {' '.join(str(error).split())} The configuration asks for what this machine has not:"
+            " run it where it is, or add --trainer.accelerator cpu --trainer.devices 1"
+            " --trainer.precision 32-true to look at the rest"
+        ) from None
 
 
 def _one_line(error: ArgumentError) -> str:

@@ -412,8 +412,13 @@ def _remake(run: Results, prefix: str) -> list[Block]:
     if run.configuration:
         model = run.configuration.get("model") or {}
         verb = "experiment" if model.get("arms") or model.get("grid") else "predict"
+        kind, _, folder = str(model.get("denoiser") or "").partition(":")
+        export = f"miga-bench export onnx {model.get('backbone')} -o {folder}\n"
         blocks += [
-            Code(f"miga-bench {verb} --config {prefix}.yaml", "sh"),
+            Code(
+                (export if kind == "onnx" else "") + f"miga-bench {verb} --config {prefix}.yaml",
+                "sh",
+            ),
             Fold(f"{prefix}.yaml", [Code(configuration_of(run), "yaml")]),
         ]
     return blocks
