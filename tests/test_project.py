@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from miga_bench.sampling import ShortSettings
+from miga_bench.harness.listing import meanings
+from miga_bench.sampling import METHODS, ShortSettings
+from miga_bench.sampling.presets import settings_class
 
 ROOT = Path(__file__).parents[1]
 
@@ -173,3 +175,10 @@ def test_readmes_python_runs(tmp_path, monkeypatch, capsys):
     exec(compile(code, "README.md", "exec"), {"ShortSettings": ShortSettings})
     assert (tmp_path / "made.mp4").is_file()
     assert "done None" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_list_says_what_every_setting_is(method):
+    told = meanings(settings_class(METHODS[method]))
+    assert {"steps", "batch", "cache"} <= set(told)
+    assert all(values and meaning for values, meaning in told.values())

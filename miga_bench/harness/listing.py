@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import typing
 from pathlib import Path
+from typing import Any
 
+import docstring_parser
 from rich.console import Console
 from rich.table import Table
 
 from miga_bench.backbones import BACKBONES
 from miga_bench.sampling import METHODS, PRESETS
+from miga_bench.sampling.base import CommonSettings
 from miga_bench.sampling.cards import markdown, tables
 from miga_bench.sampling.presets import settings_class
 
@@ -33,10 +36,41 @@ def _methods() -> None:
         for row in body:
             table.add_row(*row)
         _print(table)
-    table = Table("method", "settings", title="settings, each changed by --set NAME=VALUE")
-    for name, method in METHODS.items():
-        table.add_row(name, ", ".join(typing.get_type_hints(settings_class(method))))
+    table = Table(
+        "method", "setting", "values", "what it is", title="settings, changed by --set NAME=VALUE"
+    )
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    common = set(meanings(CommonSettings))
+    kinds = {"all": CommonSettings} | {name: settings_class(m) for name, m in METHODS.items()}
+    for name, kind in kinds.items():
+        for setting, (values, meaning) in meanings(kind).items():
+            if kind is CommonSettings or setting not in common:
+                table.add_row(name, setting, values, meaning)
     _print(table)
+
+
+def meanings(settings: type) -> dict[str, tuple[str, str]]:
+    """Return by name what a setting may be and what it is, as its class' docstring has it.
+
+    Args:
+        settings: A method's settings, a dataclass.
+    """
+    told: dict[str, str] = {}
+    for kind in reversed(settings.__mro__):
+        for entry in docstring_parser.parse(kind.__doc__ or "").params:
+            told[entry.arg_name] = " ".join((entry.description or "").split()).replace("``", "")
+    hints = typing.get_type_hints(settings)
+    return {name: (_values(hint), told[name]) for name, hint in hints.items()}
+
+
+def _values(hint: Any) -> str:
+    """Return a setting's type as a user would say it."""
+    choices = typing.get_args(hint)
+    if not choices:
+        return {"int": "whole number", "float": "number", "bool": "true, false"}[hint.__name__]
+    if typing.get_origin(hint) is typing.Literal:
+        return ", ".join(map(str, choices))
+    return ", ".join(_values(choice) for choice in choices if choice is not type(None))
 
 
 def _backbones() -> None:

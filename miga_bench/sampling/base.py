@@ -29,16 +29,15 @@ class CommonSettings:
         guidance_scale: Classifier-free guidance; 1 is without.
         batch: Windows in one denoiser call; 0 chooses from free memory. Processes that share a call
             hold as many each.
-        grid: Training steps that the levels stand at, ``even`` or ``stock``; see ``ddpm_schedule``.
+        grid: Training steps that the levels stand at, ``even`` or ``stock``; see ``ddpm_schedule``. Of
+            VideoCrafter2, as the next two; None leaves them to the backbone.
         rescale: Whether the schedule shrinks clean latents as the network was trained.
         fps: Frame rate that the network is told.
         guidance_from: Lowest level with guidance; the denoiser's prediction for the prompt stands alone
             below it. 0 is all levels.
         guidance_to: Highest level with guidance, likewise; None is the top.
         cache: Change of a frame, in what the denoiser's first block makes of it, below which the other
-            blocks are not run again; see ``cache.py``. 0 always runs them.
-
-    ``grid``, ``rescale`` and ``fps`` are VideoCrafter2's; None leaves them to the backbone.
+            blocks are not run again; see ``cache.py``. 0 always runs them. Of short, fifo and miga.
     """
 
     steps: int
