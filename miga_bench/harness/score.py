@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from miga_bench import __version__
 from miga_bench.errors import UserError
@@ -22,6 +22,9 @@ from miga_bench.harness.score_request import Plan, ScoreRequest
 from miga_bench.harness.score_sources import Source, TruncatedError, find_videos, with_prompts
 from miga_bench.harness.seals import opened, sealed
 from miga_bench.metrics.suites import fast_encoders, make_scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Row = dict[str, Any]
 Progress = Callable[[int, int, str], None]
@@ -203,13 +206,19 @@ def score_video(source: Source, plan: Plan, device: str) -> Row:
         return {"frames": None, "scores": {}, "reason": f"{source.name} {error}"}
 
 
+def _on_device(source: Source, device: str) -> Iterator[Tensor]:
+    """Yield a video's pieces where the networks are, one tensor for all: scores share what they compute."""
+    for piece in source.pieces():
+        yield piece.to(device)
+
+
 def _whole(source: Source, plan: Plan, device: str, scores: Sequence[Any]) -> Row:
     """Score a whole video: of each dimension the terms, and the score over video time."""
     for one in scores:
         one.reset()
         one.begin(prompt=source.prompt, video_id=source.name, fps=source.frame_rate)
     frames = 0
-    for piece in source.pieces():
+    for piece in _on_device(source, device):
         frames += len(piece)
         for one in scores:
             one.extend(piece)
@@ -234,7 +243,7 @@ def _by_clips(source: Source, plan: Plan, device: str, scores: Sequence[Any]) ->
     fast = fast_encoders(plan.dimensions, plan.networks, device) if plan.development else {}
     videos = LongVideos(scores, fast, clip_length(source.frame_rate), source.frame_rate)
     frames = 0
-    for piece in source.pieces():
+    for piece in _on_device(source, device):
         frames += len(piece)
         videos.extend(piece)
     found = videos.end(Path(source.name).stem)
