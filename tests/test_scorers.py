@@ -398,6 +398,17 @@ def test_suite_scores_are_those_of_the_command(tmp_path):
     assert {bins[-1][1] for bins in found.series.values()} == {row["frames"] - 1}
 
 
+@pytest.mark.parametrize("suite", ["tiny", "vbench-long"])
+def test_suite_scores_wait_for_no_other_rank(tmp_path, suite):
+    scorer = SuiteScores(suite, ["temporal_flickering"], networks="tiny")
+    scorer.use(type("B", (), {"device": "cpu"})())
+    for one in scorer._scores:
+        one.distributed_available_fn = lambda: pytest.fail("asks what the other ranks have")
+    video = write(tmp_path / "a.mp4", torch.rand(4, 3, 16, 16))
+    found = scorer.score(video, item_of([PromptAt("a")], 4))
+    assert found.scores["temporal_flickering"] > 0
+
+
 def test_all_scorers_on_the_embedded_model(tmp_path):
     config = configuration(
         tmp_path,

@@ -88,7 +88,8 @@ def _of_videos(score: VideoScore, rows: Sequence[Row]) -> tuple[Row, dict[str, f
         if found and found["value"] is not None:
             values[row["video"]] = found["value"]
             score.restore(Terms(*found["terms"]), row["prompt"], row["video"])
-    return _document(score, score.estimate(), len(rows)), values
+    # all rows are here; ranks of a run that score other videos take no part
+    return _document(score, score.own_estimate(), len(rows)), values
 
 
 def _of_clips(
