@@ -242,6 +242,7 @@ def _by_clips(source: Source, plan: Plan, device: str, scores: Sequence[Any]) ->
     assert source.frame_rate is not None
     fast = fast_encoders(plan.dimensions, plan.networks, device) if plan.development else {}
     videos = LongVideos(scores, fast, clip_length(source.frame_rate), source.frame_rate)
+    videos.begin(source.prompt)
     frames = 0
     for piece in _on_device(source, device):
         frames += len(piece)

@@ -1,6 +1,7 @@
 """``miga-bench score``: anybody's videos in, one document out, nothing scored twice."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import ClassVar
 
 import av
 import pytest
@@ -17,12 +19,14 @@ from PIL import Image
 
 from miga_bench.cli import main
 from miga_bench.errors import UserError
-from miga_bench.harness.score import score, score_video
+from miga_bench.harness.score import _scores, score, score_video
 from miga_bench.harness.score_request import Plan, ScoreRequest
 from miga_bench.harness.score_sources import find_videos, with_prompts
 from miga_bench.media import VideoWriter, read_video
 from miga_bench.metrics import TemporalFlickering
 from miga_bench.metrics.base import VideoScore
+from miga_bench.metrics.networks.base import Provenance
+from miga_bench.metrics.networks.viclip import VideoTextEncoder
 from miga_bench.metrics.suites import OVERALL
 
 
@@ -101,6 +105,37 @@ def test_vbench_long_on_embedded_networks(folder):
     # three clips of long.mp4 and one of each other
     assert other["scores"]["temporal_flickering"]["mean"] != pytest.approx(sum(flicker) / 4)
     assert other["scores"]["temporal_flickering"]["aggregate"] == "clip"
+
+
+class Agrees(VideoTextEncoder):
+    """Finds every clip a half agreeing with its text."""
+
+    label = "agrees"
+    provenance = Provenance("agrees", "none", None)
+    texts: ClassVar[list[str]] = []
+
+    def embed_video(self, frames):
+        return torch.tensor([0.0, 1.0])
+
+    def embed_text(self, text):
+        self.texts.append(text)
+        return torch.tensor([math.sqrt(0.75), 0.5])
+
+
+def test_every_clip_of_a_long_video_is_held_against_the_videos_prompt(folder, monkeypatch):
+    monkeypatch.setattr("miga_bench.metrics.suites.public_network", lambda *_: Agrees())
+    _scores.cache_clear()
+    Agrees.texts.clear()
+    video = write(folder / "long.mp4", moving(39))
+    prompts = folder.parent / "prompts.json"
+    prompts.write_text('{"long": "a square moves"}')
+    names = ["overall_consistency", "temporal_flickering"]
+    document = score(request(video, suite="vbench-long", dimensions=names, prompts=prompts))
+    _scores.cache_clear()
+    (found,) = document["videos"]
+    assert (found["reason"], Agrees.texts) == (None, ["a square moves"] * 3)
+    assert found["scores"]["overall_consistency[agrees]"] == pytest.approx(0.5)
+    assert found["scores"]["temporal_flickering"] > 0.9
 
 
 class Placed(VideoScore):
