@@ -398,6 +398,33 @@ def test_suite_scores_are_those_of_the_command(tmp_path):
     assert {bins[-1][1] for bins in found.series.values()} == {row["frames"] - 1}
 
 
+def test_clip_to_clip_networks_are_there_before_a_video_and_are_recorded(tmp_path, monkeypatch):
+    only = ["background_consistency", "temporal_flickering"]
+    backbone = type("B", (), {"device": "cpu"})()
+    scorer = SuiteScores("vbench-long", only, networks="tiny")
+    scorer.use(backbone)
+    networks = scorer.identity()["networks"]
+    assert networks["background_consistency"]["fast"]["weights"] == "tiny_encoder.safetensors"
+    assert networks["temporal_flickering"] == {}
+    video = write(tmp_path / "a.mp4", torch.rand(4, 3, 16, 16))
+    told = ["--suite", "vbench-long", "--networks", "tiny", "-o", str(tmp_path / "scores.json")]
+    only_these = [part for name in only for part in ("--dimension", name)]
+    assert main(["score", str(video), *told, *only_these]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    assert [found["networks"] for found in scores.values()] == list(networks.values())
+    without = SuiteScores("vbench-long", only, networks="tiny", development=False)
+    without.use(backbone)
+    assert "fast" not in without.identity()["networks"]["background_consistency"]
+
+    def lacks(*_):
+        raise UserError("DreamSim is not there: fetch it")
+
+    monkeypatch.setattr("miga_bench.harness.score.fast_encoders", lacks)
+    with pytest.raises(UserError, match="DreamSim is not there"):
+        scorer.use(backbone)
+    without.use(backbone)
+
+
 @pytest.mark.parametrize("suite", ["tiny", "vbench-long"])
 def test_suite_scores_wait_for_no_other_rank(tmp_path, suite):
     scorer = SuiteScores(suite, ["temporal_flickering"], networks="tiny")

@@ -51,8 +51,7 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
     check_sources(sources, plan)
     # made now, so that what is missing is said before work is done
     scores = make_scores(plan.dimensions, plan.networks, request.devices[0], request.aggregate)
-    if plan.long and plan.development:
-        fast_encoders(plan.dimensions, plan.networks, request.devices[0])
+    fast = clip_encoders(plan, request.devices[0])
     rows = dict(_known(request.journal, plan))
     keys = {source.name: _key(source) for source in sources}
     waiting = [source for source in sources if keys[source.name] not in rows]
@@ -73,7 +72,7 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
 
     found = [{**rows[keys[s.name]], "video": s.name, "prompt": s.prompt} for s in sources]
     document = {
-        **summary(found, plan, scores, request.reading),
+        **summary(found, plan, scores, request.reading, fast),
         "decoder": f"PyAV {version('av')}, all frames, RGB",
         "versions": versions(),
         "hardware": hardware(request.devices[0]),
@@ -82,6 +81,17 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
     write_json(request.output, document)
     request.journal.unlink(missing_ok=True)
     return document
+
+
+def clip_encoders(plan: Plan, device: str) -> dict[str, Any]:
+    """Return the encoders of clip-to-clip scores by dimension; none where the plan has no such scores.
+
+    Raises:
+        UserError: One's weights or package are missing.
+    """
+    if not (plan.long and plan.development):
+        return {}
+    return fast_encoders(plan.dimensions, plan.networks, device)
 
 
 def check_sources(sources: Sequence[Source], plan: Plan) -> None:
@@ -240,7 +250,7 @@ def _by_clips(source: Source, plan: Plan, device: str, scores: Sequence[Any]) ->
     from miga_bench.metrics.long_stream import LongVideos
 
     assert source.frame_rate is not None
-    fast = fast_encoders(plan.dimensions, plan.networks, device) if plan.development else {}
+    fast = clip_encoders(plan, device)
     videos = LongVideos(scores, fast, clip_length(source.frame_rate), source.frame_rate)
     videos.begin(source.prompt)
     frames = 0

@@ -109,17 +109,24 @@ class SuiteScores(ItemScorer):
         request = ScoreRequest((), suite, networks, dimensions, development=development)
         self.plan, self._device = request.plan, "cpu"
         self._scores: list[Any] = []
+        self._fast: dict[str, Any] = {}
 
     def use(self, backbone: Backbone) -> None:
         """Score where the videos are made; what is missing is said now, before work is done."""
+        from miga_bench.harness.score import clip_encoders
         from miga_bench.metrics.suites import make_scores
 
         self._device = backbone.device
         self._scores = make_scores(self.plan.dimensions, self.plan.networks, self._device)
+        self._fast = clip_encoders(self.plan, self._device)
 
     def identity(self) -> dict[str, Any]:
         """Return the plan, and the networks with their weights' hashes."""
+        from miga_bench.metrics.networks.base import plain
+
         networks = {score.name: score.provenance()["networks"] for score in self._scores}
+        for name, encoder in self._fast.items():
+            networks[name] |= plain({"fast": encoder.provenance})
         return {"scorer": self.name, "plan": vars(self.plan), "networks": networks}
 
     def score(self, video: Path, item: Item) -> Found:
