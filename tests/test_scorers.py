@@ -331,6 +331,26 @@ def test_answers_of_a_judge_that_goes_down_are_not_asked_for_again(tmp_path):
     assert list(kept.iterdir()) == []
 
 
+class Lacking(Counting):
+    """Says once that it lacks something."""
+
+    name = "lacking"
+    said = False
+
+    def score(self, video, item):
+        error = UserError("its judge is not there: fetch it")
+        error.told, self.said = self.said, True
+        raise error
+
+
+def test_what_the_user_was_told_is_not_said_again(run):
+    code, status, err = run(
+        metrics=[{"class_path": "test_scorers.Lacking"}], model__arms=None, run__quiet=False
+    )
+    assert (code, status["done"], len(status["unscored"])) == (1, 2, 2)
+    assert err.count("its judge is not there") == 1
+
+
 def test_world_scores_are_the_drift_measures(tmp_path):
     caption = "a red circle moves right on a blue field"
     look = world.draw_look(parse_caption(caption), random.Random(0))
