@@ -7,7 +7,7 @@ class UserError(ValueError):
     Whatever names and answers from outside are in the text, it is one line, and a terminal shows it as it is.
 
     Attributes:
-        told: Of a process that is one of several: another one tells the user.
+        told: The user has heard it before, or of a process that is one of several hears it from another.
     """
 
     told = False

@@ -331,6 +331,26 @@ def test_answers_of_a_judge_that_goes_down_are_not_asked_for_again(tmp_path):
     assert list(kept.iterdir()) == []
 
 
+class Lacking(Counting):
+    """Says once that it lacks something."""
+
+    name = "lacking"
+    said = False
+
+    def score(self, video, item):
+        error = UserError("its judge is not there: fetch it")
+        error.told, self.said = self.said, True
+        raise error
+
+
+def test_what_the_user_was_told_is_not_said_again(run):
+    code, status, err = run(
+        metrics=[{"class_path": "test_scorers.Lacking"}], model__arms=None, run__quiet=False
+    )
+    assert (code, status["done"], len(status["unscored"])) == (1, 2, 2)
+    assert err.count("its judge is not there") == 1
+
+
 def test_world_scores_are_the_drift_measures(tmp_path):
     caption = "a red circle moves right on a blue field"
     look = world.draw_look(parse_caption(caption), random.Random(0))
@@ -396,6 +416,44 @@ def test_suite_scores_are_those_of_the_command(tmp_path):
     assert {label.partition("[")[0] for label in found.series} == set(row["series"])
     # motion smoothness has evidence for every other frame; its curve covers the video all the same
     assert {bins[-1][1] for bins in found.series.values()} == {row["frames"] - 1}
+
+
+def test_clip_to_clip_networks_are_there_before_a_video_and_are_recorded(tmp_path, monkeypatch):
+    only = ["background_consistency", "temporal_flickering"]
+    backbone = type("B", (), {"device": "cpu"})()
+    scorer = SuiteScores("vbench-long", only, networks="tiny")
+    scorer.use(backbone)
+    networks = scorer.identity()["networks"]
+    assert networks["background_consistency"]["fast"]["weights"] == "tiny_encoder.safetensors"
+    assert networks["temporal_flickering"] == {}
+    video = write(tmp_path / "a.mp4", torch.rand(4, 3, 16, 16))
+    told = ["--suite", "vbench-long", "--networks", "tiny", "-o", str(tmp_path / "scores.json")]
+    only_these = [part for name in only for part in ("--dimension", name)]
+    assert main(["score", str(video), *told, *only_these]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    assert [found["networks"] for found in scores.values()] == list(networks.values())
+    without = SuiteScores("vbench-long", only, networks="tiny", development=False)
+    without.use(backbone)
+    assert "fast" not in without.identity()["networks"]["background_consistency"]
+
+    def lacks(*_):
+        raise UserError("DreamSim is not there: fetch it")
+
+    monkeypatch.setattr("miga_bench.harness.score.fast_encoders", lacks)
+    with pytest.raises(UserError, match="DreamSim is not there"):
+        scorer.use(backbone)
+    without.use(backbone)
+
+
+@pytest.mark.parametrize("suite", ["tiny", "vbench-long"])
+def test_suite_scores_wait_for_no_other_rank(tmp_path, suite):
+    scorer = SuiteScores(suite, ["temporal_flickering"], networks="tiny")
+    scorer.use(type("B", (), {"device": "cpu"})())
+    for one in scorer._scores:
+        one.distributed_available_fn = lambda: pytest.fail("asks what the other ranks have")
+    video = write(tmp_path / "a.mp4", torch.rand(4, 3, 16, 16))
+    found = scorer.score(video, item_of([PromptAt("a")], 4))
+    assert found.scores["temporal_flickering"] > 0
 
 
 def test_all_scorers_on_the_embedded_model(tmp_path):

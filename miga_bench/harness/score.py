@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from miga_bench import __version__
 from miga_bench.errors import UserError
@@ -22,6 +22,9 @@ from miga_bench.harness.score_request import Plan, ScoreRequest
 from miga_bench.harness.score_sources import Source, TruncatedError, find_videos, with_prompts
 from miga_bench.harness.seals import opened, sealed
 from miga_bench.metrics.suites import fast_encoders, make_scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Row = dict[str, Any]
 Progress = Callable[[int, int, str], None]
@@ -48,8 +51,7 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
     check_sources(sources, plan)
     # made now, so that what is missing is said before work is done
     scores = make_scores(plan.dimensions, plan.networks, request.devices[0], request.aggregate)
-    if plan.long and plan.development:
-        fast_encoders(plan.dimensions, plan.networks, request.devices[0])
+    fast = clip_encoders(plan, request.devices[0])
     rows = dict(_known(request.journal, plan))
     keys = {source.name: _key(source) for source in sources}
     waiting = [source for source in sources if keys[source.name] not in rows]
@@ -70,7 +72,7 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
 
     found = [{**rows[keys[s.name]], "video": s.name, "prompt": s.prompt} for s in sources]
     document = {
-        **summary(found, plan, scores, request.reading),
+        **summary(found, plan, scores, request.reading, fast),
         "decoder": f"PyAV {version('av')}, all frames, RGB",
         "versions": versions(),
         "hardware": hardware(request.devices[0]),
@@ -79,6 +81,17 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
     write_json(request.output, document)
     request.journal.unlink(missing_ok=True)
     return document
+
+
+def clip_encoders(plan: Plan, device: str) -> dict[str, Any]:
+    """Return the encoders of clip-to-clip scores by dimension; none where the plan has no such scores.
+
+    Raises:
+        UserError: One's weights or package are missing.
+    """
+    if not (plan.long and plan.development):
+        return {}
+    return fast_encoders(plan.dimensions, plan.networks, device)
 
 
 def check_sources(sources: Sequence[Source], plan: Plan) -> None:
@@ -203,13 +216,19 @@ def score_video(source: Source, plan: Plan, device: str) -> Row:
         return {"frames": None, "scores": {}, "reason": f"{source.name} {error}"}
 
 
+def _on_device(source: Source, device: str) -> Iterator[Tensor]:
+    """Yield a video's pieces where the networks are, one tensor for all: scores share what they compute."""
+    for piece in source.pieces():
+        yield piece.to(device)
+
+
 def _whole(source: Source, plan: Plan, device: str, scores: Sequence[Any]) -> Row:
     """Score a whole video: of each dimension the terms, and the score over video time."""
     for one in scores:
         one.reset()
         one.begin(prompt=source.prompt, video_id=source.name, fps=source.frame_rate)
     frames = 0
-    for piece in source.pieces():
+    for piece in _on_device(source, device):
         frames += len(piece)
         for one in scores:
             one.extend(piece)
@@ -231,10 +250,11 @@ def _by_clips(source: Source, plan: Plan, device: str, scores: Sequence[Any]) ->
     from miga_bench.metrics.long_stream import LongVideos
 
     assert source.frame_rate is not None
-    fast = fast_encoders(plan.dimensions, plan.networks, device) if plan.development else {}
+    fast = clip_encoders(plan, device)
     videos = LongVideos(scores, fast, clip_length(source.frame_rate), source.frame_rate)
+    videos.begin(source.prompt)
     frames = 0
-    for piece in source.pieces():
+    for piece in _on_device(source, device):
         frames += len(piece)
         videos.extend(piece)
     found = videos.end(Path(source.name).stem)

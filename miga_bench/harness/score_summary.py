@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from miga_bench.errors import UserError
 from miga_bench.metrics.base import Terms, VideoScore
 from miga_bench.metrics.long import LongVideo, long_score
+from miga_bench.metrics.networks.base import Network, plain
 from miga_bench.metrics.statistics import Estimate, estimate
 from miga_bench.metrics.suites import OVERALL
 
@@ -27,6 +28,7 @@ def summary(
     plan: Plan,
     scores: Sequence[VideoScore],
     reading: str = "exact",
+    fast: Mapping[str, Network] | None = None,
 ) -> Row:
     """Return the document of a scoring.
 
@@ -35,6 +37,7 @@ def summary(
         plan: How they were scored.
         scores: Of the plan's dimensions, without videos; they take these in.
         reading: Of VBench-Long; see ``long_score``.
+        fast: Encoders of VBench-Long's clip-to-clip scores, by dimension.
 
     Raises:
         UserError: No video has a value.
@@ -45,6 +48,9 @@ def summary(
         _of_clips(score, rows, reading, plan.development) if plan.long else _of_videos(score, rows)
         for score in scores
     ]
+    for score, (found, _) in zip(scores, sums, strict=True):
+        if fast and score.name in fast:
+            found["networks"] |= plain({"fast": fast[score.name].provenance})
     labels = {score.name: score.label for score in scores}
     document: Row = {
         "suite": "vbench-long" if plan.long else plan.networks,
@@ -88,7 +94,8 @@ def _of_videos(score: VideoScore, rows: Sequence[Row]) -> tuple[Row, dict[str, f
         if found and found["value"] is not None:
             values[row["video"]] = found["value"]
             score.restore(Terms(*found["terms"]), row["prompt"], row["video"])
-    return _document(score, score.estimate(), len(rows)), values
+    # all rows are here; ranks of a run that score other videos take no part
+    return _document(score, score.own_estimate(), len(rows)), values
 
 
 def _of_clips(

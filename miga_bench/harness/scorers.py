@@ -109,17 +109,24 @@ class SuiteScores(ItemScorer):
         request = ScoreRequest((), suite, networks, dimensions, development=development)
         self.plan, self._device = request.plan, "cpu"
         self._scores: list[Any] = []
+        self._fast: dict[str, Any] = {}
 
     def use(self, backbone: Backbone) -> None:
         """Score where the videos are made; what is missing is said now, before work is done."""
+        from miga_bench.harness.score import clip_encoders
         from miga_bench.metrics.suites import make_scores
 
         self._device = backbone.device
         self._scores = make_scores(self.plan.dimensions, self.plan.networks, self._device)
+        self._fast = clip_encoders(self.plan, self._device)
 
     def identity(self) -> dict[str, Any]:
         """Return the plan, and the networks with their weights' hashes."""
+        from miga_bench.metrics.networks.base import plain
+
         networks = {score.name: score.provenance()["networks"] for score in self._scores}
+        for name, encoder in self._fast.items():
+            networks[name] |= plain({"fast": encoder.provenance})
         return {"scorer": self.name, "plan": vars(self.plan), "networks": networks}
 
     def score(self, video: Path, item: Item) -> Found:
@@ -217,6 +224,9 @@ class StoryScores(ItemScorer):
         variant: ``code`` or ``paper``.
         collapse: How three numbers become one: ``mean``, ``fid``, ``cov`` or ``coh``.
         votes: How often each question is asked, at most 5; by default 5, of the reader 1.
+        device: Of a Qwen2.5-VL in this process: ``auto`` spreads it over all GPUs; or one device. Each
+            process of a run loads its own beside the model that makes videos: a large one is better
+            asked behind a URL.
 
     Raises:
         UserError: The suite cannot be read, or a name is unknown.
@@ -232,6 +242,7 @@ class StoryScores(ItemScorer):
         variant: str = "code",
         collapse: str = "mean",
         votes: int | None = None,
+        device: str = "auto",
     ) -> None:
         from miga_bench.harness.score_narrlv import open_suite
         from miga_bench.metrics.narrlv.scorer import VOTES
@@ -259,11 +270,18 @@ class StoryScores(ItemScorer):
         self._narratives, self._judge_name, self._judge_model = narratives, judge, judge_model
         self._variant, self._collapse = variant, collapse
         self._votes = votes or (1 if judge == "reader" else VOTES)
-        self._device, self._judge = "cpu", None
+        self._device = device
+        self._judge: Any = None
+        self._refusal: str | None = None
 
     def use(self, backbone: Backbone) -> None:
-        """Run a judge of one's own where the videos are made."""
-        self._device = backbone.device
+        """Say now whether the judge can be had; one with weights is loaded when a video asks for it."""
+        if self._judge_name == "reader" or self._judge_model is not None:
+            self._judge = self._open_judge()
+            return
+        from miga_bench.metrics.narrlv.qwen import check_model
+
+        check_model(self._judge_name, self._device)
 
     def identity(self) -> dict[str, Any]:
         """Return the suite, the judge and the formulas."""
@@ -280,7 +298,7 @@ class StoryScores(ItemScorer):
 
     def score(self, video: Path, item: Item) -> Found:
         """Ask the judge about the video; a judge that is down is asked for the rest by the same command."""
-        from miga_bench.harness.score_narrlv import FileVideo, NarrativeRequest
+        from miga_bench.harness.score_narrlv import FileVideo
         from miga_bench.metrics.narrlv import (
             answers_to,
             ask,
@@ -294,14 +312,7 @@ class StoryScores(ItemScorer):
         if story is None:
             return Found()
         if self._judge is None:
-            request = NarrativeRequest(
-                video.parent,
-                self._narratives,
-                self._judge_name,
-                self._judge_model,
-                device=self._device,
-            )
-            self._judge = request.open_judge()
+            self._judge = self._open_judge()
         one: Any = replace(self._suite, items=(story,))
         judge: Any = self._judge
         answers = self._answers(video, provenance_of(one, judge, self._votes))
@@ -319,6 +330,27 @@ class StoryScores(ItemScorer):
         return Found(
             {n: None if v is None or math.isnan(v) else v for n, v in scores.items()}, missing
         )
+
+    def _open_judge(self) -> Any:
+        """Return the judge; one that could not be loaded is not read again for every video.
+
+        Raises:
+            UserError: It cannot be loaded; after the first time as one that was told.
+        """
+        from miga_bench.harness.score_narrlv import NarrativeRequest
+
+        if self._refusal is not None:
+            again = UserError(f"the judge could not be loaded before: {self._refusal}")
+            again.told = True
+            raise again
+        request = NarrativeRequest(
+            Path(), self._narratives, self._judge_name, self._judge_model, device=self._device
+        )
+        try:
+            return request.open_judge()
+        except Exception as error:  # memory that runs out, too
+            self._refusal = str(error)
+            raise
 
     def scored(self, video: Path) -> None:
         """Remove the answers that were kept for another try."""

@@ -183,7 +183,7 @@ class RunWriter(BasePredictionWriter):
         try:
             self.run.store.score(item, self._scorers, self._stop)
         except Exception as error:
-            if not self._gives_up(error):
+            if not self._gives_up(error) and not getattr(error, "told", False):
                 self._watcher.noticed(f"{name} is not scored: {in_print(str(error))}")
 
     def on_predict_end(self, trainer: Any, pl_module: Any) -> None:

@@ -252,7 +252,7 @@ class VideoScore(Metric):
 
     def compute(self) -> Tensor:
         """Return the score of all videos, a float64 scalar; NaN without any."""
-        mean = self._estimate(0.95).mean
+        mean = self.own_estimate().mean
         return torch.tensor(math.nan if mean is None else mean, dtype=torch.float64)
 
     def estimate(self, level: float = 0.95) -> Estimate:
@@ -264,9 +264,14 @@ class VideoScore(Metric):
             level: Of the interval, in (0, 1).
         """
         with self.sync_context():
-            return self._estimate(level)
+            return self.own_estimate(level)
 
-    def _estimate(self, level: float) -> Estimate:
+    def own_estimate(self, level: float = 0.95) -> Estimate:
+        """Return the same over this process's own videos; the other ranks take no part.
+
+        Args:
+            level: Of the interval, in (0, 1).
+        """
         sums, counts, videos, prompts = self._rows()
         scores = [self._from_mean(s / c) for s, c in zip(sums, counts, strict=True)]
         if self.aggregate == "clip":

@@ -1,6 +1,7 @@
 """VBench-Long on scores instead of files: cut a video into clips, map the fast score, fuse.
 
-VBench-Long cuts a long video into clips of two seconds and scores each clip like a short video. Subject
+VBench-Long cuts a long video into clips of two seconds and scores each clip like a short video (of videos
+for its own prompts, clips for overall consistency last ten; for anybody's, as here, all last two). Subject
 and background consistency also have a fast branch: the same formula on the first frames of all clips,
 with another network; a table maps its score to the scale of the in-clip scores, and the two are fused.
 Source of every rule here: vbench2_beta_long of https://github.com/Vchitect/VBench (45e79ec, Apache-2.0).

@@ -35,8 +35,13 @@ class LongVideos:
         self.length, self.fps = length, fps
         self.begin()
 
-    def begin(self) -> None:
-        """Begin a video; one that is running is dropped."""
+    def begin(self, prompt: str | None = None) -> None:
+        """Begin a video; one that is running is dropped.
+
+        Args:
+            prompt: What it was made from, for scores that compare with it; every clip is held against it.
+        """
+        self._prompt = prompt
         self._stream: ClipStream[Tensor] = ClipStream(self.length)
         self._clips: dict[str, list[float]] = {score.name: [] for score in self.scores}
         self._fast: dict[str, _Fast] = {name: _Fast(net) for name, net in self.fast.items()}
@@ -81,7 +86,7 @@ class LongVideos:
         frames = torch.stack(clip.items)  # one tensor for all: encoders that are shared run once
         for score in self.scores:
             score.reset()
-            score.begin(fps=self.fps)
+            score.begin(self._prompt, fps=self.fps)
             score.extend(frames)
             self._clips[score.name].append(score.end())
         for fast in self._fast.values():

@@ -76,7 +76,6 @@ class OverallConsistency(VideoScore):
             small = preprocess.short_side(frame, _SIDE, "bicubic").clamp(0, 255).round()
             pixels = preprocess.center_crop(small, _SIDE).to("cpu", torch.uint8)
             self._waiting.write(pixels.contiguous().numpy().tobytes())
-        self._device = frames.device
         return torch.zeros(0)
 
     def _last_terms(self) -> list[float]:
@@ -85,7 +84,7 @@ class OverallConsistency(VideoScore):
             self._waiting.seek(index * _BYTES)  # type: ignore[union-attr]
             raw = bytearray(self._waiting.read(_BYTES))  # type: ignore[union-attr]
             chosen.append(torch.frombuffer(raw, dtype=torch.uint8).reshape(_SHAPE))
-        video = self.encoder.embed_video(torch.stack(chosen).to(self._device))
+        video = self.encoder.embed_video(torch.stack(chosen).to(self.device))
         text = self.encoder.embed_text(self._text)
         return [text_agreement(video, text.to(video.device)).item()]
 

@@ -134,7 +134,10 @@ def public_network(name: str, device: str = "cpu") -> Any:
         UserError: Its weights or its package are missing.
     """
     module = importlib.import_module(f"miga_bench.metrics.networks.{_MODULES[name]}")
-    return getattr(module, name)().eval().to(device)
+    made = getattr(module, name)
+    if name == "DreamSim":  # its package remembers where it was made
+        return made(device=device).eval()
+    return made().eval().to(device)
 
 
 def fast_encoders(

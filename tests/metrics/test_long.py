@@ -3,8 +3,11 @@
 ``golden/vbench_long.json`` says what was run; the formula in it stands again in ``features`` below.
 """
 
+import fcntl
 import json
 import math
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miga_bench.errors import UserError
+from miga_bench.metrics.downloads import OFFLINE
 from miga_bench.metrics.long import (
     ClipStream,
     LongVideo,
@@ -22,6 +26,8 @@ from miga_bench.metrics.long import (
     map_fast,
     mapping_table,
 )
+from miga_bench.metrics.networks.dreamsim import FILES, DreamSim
+from miga_bench.metrics.suites import public_network
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "vbench_long.json").read_text())
 SCORED = [suite for suite in GOLDEN["suites"] if suite["error"] is None]
@@ -145,6 +151,85 @@ def test_weights():
     assert fuse(0.5, 1.0) == 0.75
     assert fuse(0.5, 1.0, development=False) == 0.5
     assert fuse(0.5, 0.0) == fuse(0.5, None) == 0.5
+
+
+# Backgrounds
+
+
+class Package(torch.nn.Module):
+    """What the package dreamsim makes, cut down: it remembers its device, and shows what it was given."""
+
+    def __init__(self, device, cache_dir):
+        super().__init__()
+        self.device, self.cache_dir = device, Path(cache_dir)
+        self.weight = torch.nn.Parameter(torch.zeros(1, device=device))
+
+    def embed(self, pictures):
+        self.pictures = pictures
+        return pictures.flatten(1)
+
+
+@pytest.fixture
+def dreamsim(tmp_path, monkeypatch):
+    """Put a package in the place of dreamsim that finds its folder and fetches nothing."""
+
+    def make(pretrained, device, cache_dir):
+        assert Path(cache_dir).is_dir()
+        return Package(device, cache_dir), None
+
+    monkeypatch.setitem(sys.modules, "dreamsim", types.SimpleNamespace(dreamsim=make))
+    monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path / "not" / "yet"))
+    for switch in OFFLINE:
+        monkeypatch.delenv(switch, raising=False)
+    return tmp_path / "not" / "yet" / "dreamsim"
+
+
+def test_dreamsim_is_made_where_it_runs(dreamsim):
+    public_network.cache_clear()
+    model = public_network("DreamSim", "meta").model
+    assert (model.device, model.weight.device.type) == ("meta", "meta")
+    assert model.cache_dir == dreamsim
+    public_network.cache_clear()
+
+
+def test_dreamsim_sees_what_interpolation_overshoots(dreamsim):
+    edge = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    edge[..., 8:] = 255
+    network = DreamSim()
+    network(edge)
+    assert network.model.pictures.shape == (1, 3, 224, 224)
+    assert network.model.pictures.min() < 0
+    assert network.model.pictures.max() > 1
+
+
+def test_dreamsim_fetches_nothing_where_downloads_are_off(dreamsim, monkeypatch):
+    monkeypatch.setenv("MIGA_BENCH_OFFLINE", "1")
+    with pytest.raises(UserError, match=r"downloads are off \(MIGA_BENCH_OFFLINE\)"):
+        DreamSim()
+    assert not dreamsim.exists()
+    for name in FILES:
+        (dreamsim / name).mkdir(parents=True)
+    DreamSim()
+
+
+def test_one_process_at_a_time_fetches_dreamsim(dreamsim, monkeypatch):
+    held = []
+
+    def make(pretrained, device, cache_dir):
+        with open(Path(cache_dir) / ".lock", "rb") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held.append(True)
+        return Package(device, cache_dir), None
+
+    monkeypatch.setattr(sys.modules["dreamsim"], "dreamsim", make)
+    DreamSim()
+    assert held == [True]
+
+
+def test_without_dreamsim_the_message_says_which_and_how(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dreamsim", None)
+    with pytest.raises(UserError, match=r"pip install 'dreamsim>=0\.2'.*--in-clip-only"):
+        DreamSim()
 
 
 # Suites

@@ -129,6 +129,12 @@ def test_overall_consistency_sees_the_middle_frames_whatever_the_pieces():
     assert other.compute() == -1
 
 
+def test_overall_consistency_shows_frames_where_it_is_wherever_they_were():
+    score = OverallConsistency(Seen()).to("meta")
+    score.update(clip("short", 3, 32, 32), prompt="a text")
+    assert score.encoder.frames.device.type == score.device.type == "meta"
+
+
 def test_overall_consistency_wants_a_prompt_and_closes_its_file():
     score = OverallConsistency(Seen())
     with pytest.raises(UserError, match="there is no prompt"):

@@ -1,6 +1,7 @@
 """``miga-bench score``: anybody's videos in, one document out, nothing scored twice."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import ClassVar
 
 import av
 import pytest
@@ -17,11 +19,14 @@ from PIL import Image
 
 from miga_bench.cli import main
 from miga_bench.errors import UserError
-from miga_bench.harness.score import score
-from miga_bench.harness.score_request import ScoreRequest
+from miga_bench.harness.score import _scores, score, score_video
+from miga_bench.harness.score_request import Plan, ScoreRequest
 from miga_bench.harness.score_sources import find_videos, with_prompts
 from miga_bench.media import VideoWriter, read_video
 from miga_bench.metrics import TemporalFlickering
+from miga_bench.metrics.base import VideoScore
+from miga_bench.metrics.networks.base import Provenance
+from miga_bench.metrics.networks.viclip import VideoTextEncoder
 from miga_bench.metrics.suites import OVERALL
 
 
@@ -100,6 +105,79 @@ def test_vbench_long_on_embedded_networks(folder):
     # three clips of long.mp4 and one of each other
     assert other["scores"]["temporal_flickering"]["mean"] != pytest.approx(sum(flicker) / 4)
     assert other["scores"]["temporal_flickering"]["aggregate"] == "clip"
+
+
+class Agrees(VideoTextEncoder):
+    """Finds every clip a half agreeing with its text."""
+
+    label = "agrees"
+    provenance = Provenance("agrees", "none", None)
+    texts: ClassVar[list[str]] = []
+
+    def embed_video(self, frames):
+        return torch.tensor([0.0, 1.0])
+
+    def embed_text(self, text):
+        self.texts.append(text)
+        return torch.tensor([math.sqrt(0.75), 0.5])
+
+
+def test_every_clip_of_a_long_video_is_held_against_the_videos_prompt(folder, monkeypatch):
+    monkeypatch.setattr("miga_bench.metrics.suites.public_network", lambda *_: Agrees())
+    _scores.cache_clear()
+    Agrees.texts.clear()
+    video = write(folder / "long.mp4", moving(39))
+    prompts = folder.parent / "prompts.json"
+    prompts.write_text('{"long": "a square moves"}')
+    names = ["overall_consistency", "temporal_flickering"]
+    document = score(request(video, suite="vbench-long", dimensions=names, prompts=prompts))
+    _scores.cache_clear()
+    (found,) = document["videos"]
+    assert (found["reason"], Agrees.texts) == (None, ["a square moves"] * 3)
+    assert found["scores"]["overall_consistency[agrees]"] == pytest.approx(0.5)
+    assert found["scores"]["temporal_flickering"] > 0.9
+
+
+class Placed(VideoScore):
+    """Notes the frames it is shown."""
+
+    def __init__(self, name):
+        self.name = name
+        self.shown = []
+        super().__init__()
+
+    def _terms(self, frames):
+        self.shown.append(frames)
+        return torch.ones(len(frames))
+
+    def _forget(self):
+        pass
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_frames_are_scored_where_the_networks_are_and_are_one_tensor_for_all(
+    folder, monkeypatch, long
+):
+    names = ("temporal_flickering", "motion_smoothness")
+    scores = [Placed(name) for name in names]
+    monkeypatch.setattr("miga_bench.harness.score._scores", lambda plan, device: scores)
+    row = score_video(find_videos([folder])[0], Plan(long, "tiny", names), "meta")
+    assert (row["frames"], row["reason"]) == (12, None)
+    first, second = (one.shown for one in scores)
+    assert {frames.device.type for frames in first} == {"meta"}
+    # encoders that are shared run once
+    assert all(a is b for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("suite", ["tiny", "vbench-long"])
+def test_a_gpu_gives_the_same_scores(folder, suite):
+    write(folder / "long.mp4", moving(39))
+    alone = score(request(folder, suite=suite, networks="tiny"))
+    other = score(request(folder, suite=suite, networks="tiny", overwrite=True, devices=["cuda"]))
+    for name, found in alone["scores"].items():
+        assert other["scores"][name]["mean"] == pytest.approx(found["mean"], abs=1e-4), name
 
 
 def test_a_killed_command_goes_on(folder):

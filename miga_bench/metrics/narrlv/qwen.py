@@ -10,6 +10,7 @@ original sends frames through JPEG files first; here they come as they are.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import inspect
 import math
 from pathlib import Path
@@ -73,10 +74,7 @@ class QwenJudge:
                 device_map="auto" if device == "auto" else None,
             ).eval()
         except (OSError, ValueError, ImportError) as error:
-            raise UserError(
-                f"cannot load the judge {model} ({first_line(error)}); give a folder or a Hub name of "
-                "a Qwen2.5-VL model, and pip install 'miga-bench[narrlv]'"
-            ) from None
+            raise _refusal(model, first_line(error)) from None
         if device != "auto":
             self.model.to(device)
         self._identity = _identity(model, self.model.config)
@@ -148,6 +146,35 @@ class QwenJudge:
             "sampling": {**self.sampling.as_dict(), "top_k": generation.top_k},
             "suffix": SUFFIX,
         }
+
+
+def check_model(model: str | Path, device: str = "auto") -> None:
+    """Refuse a judge that could not be loaded, by its configuration; its weights are not looked at.
+
+    Args:
+        model: As for ``QwenJudge``.
+        device: The same.
+
+    Raises:
+        UserError: There is no such model, it is of another kind, or a package is missing.
+    """
+    from transformers import AutoConfig
+
+    try:
+        kind = AutoConfig.from_pretrained(model).model_type
+    except (OSError, ValueError) as error:
+        raise _refusal(model, first_line(error)) from None
+    if kind != "qwen2_5_vl":
+        raise _refusal(model, f"it is a {kind}")
+    if device == "auto" and importlib.util.find_spec("accelerate") is None:
+        raise _refusal(model, "device auto needs accelerate")
+
+
+def _refusal(model: str | Path, reason: str) -> UserError:
+    return UserError(
+        f"cannot load the judge {model} ({reason}); give a folder or a Hub name of a Qwen2.5-VL model,"
+        " and pip install 'miga-bench[narrlv]'"
+    )
 
 
 def resized(height: int, width: int, factor: int) -> tuple[int, int]:

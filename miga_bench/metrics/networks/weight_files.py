@@ -219,7 +219,10 @@ def _read(path: Path, file: WeightFile) -> Mapping[str, Any]:
         with _numbers_allowed():
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a reader that is led astray by its input fails in any way
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        lines = (str(error) or type(error).__name__).splitlines()
+        # torch begins with what to do about it; a line further on has what it met
+        met = (line.partition(". Please")[0] for line in lines if "Unsupported" in line)
+        reason = next(met, lines[0]).strip()
         raise UserError(
             f"{path}: no tensors of {file.network} can be read from it ({reason}); "
             f"fetch it again from {file.url}"
@@ -241,7 +244,9 @@ def _numbers_allowed() -> Iterator[None]:
 
     kinds = [type(np.dtype(kind)) for kind in ("float64", "float32", "int64")]
     scalar: Any = np.float64(0).__reduce__()[0]
-    with torch.serialization.safe_globals([scalar, np.dtype, *kinds, _codecs.encode]):
+    # NumPy 1 and 2 write other names into files, and each reads the other's
+    scalars = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    with torch.serialization.safe_globals([*scalars, np.dtype, *kinds, _codecs.encode]):
         yield
 
 

@@ -1,0 +1,45 @@
+"""Stories scored in a run: a judge with weights of its own is looked at early, and loaded once."""
+
+import pytest
+import torch
+from test_scorers import a_story, item_of
+
+from miga_bench.errors import UserError
+from miga_bench.harness.request import PromptAt
+from miga_bench.harness.scorers import StoryScores
+
+
+def test_a_judge_with_weights_is_looked_at_before_a_video_is_made(tmp_path):
+    backbone = type("B", (), {"device": "cuda:3"})()
+    scorer = StoryScores(judge=str(tmp_path), device="cpu")
+    with pytest.raises(UserError, match="cannot load the judge"):
+        scorer.use(backbone)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="it is a bert"):
+        scorer.use(backbone)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    scorer.use(backbone)
+    assert scorer._judge is None
+
+
+def test_a_judge_that_cannot_be_loaded_is_read_once_and_not_onto_the_videos_device(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    opened = []
+
+    def too_large(model, device):
+        opened.append((model, device))
+        raise torch.OutOfMemoryError("no room for it")
+
+    monkeypatch.setattr("miga_bench.metrics.narrlv.qwen.QwenJudge", too_large)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    scorer, item = StoryScores(judge=str(tmp_path)), item_of([PromptAt(a_story().prompt)], 16)
+    scorer.use(type("B", (), {"device": "cuda:3"})())
+    with pytest.raises(torch.OutOfMemoryError):
+        scorer.score(tmp_path / "a.mp4", item)
+    for _ in range(2):
+        with pytest.raises(UserError, match="no room for it") as again:
+            scorer.score(tmp_path / "a.mp4", item)
+        assert again.value.told
+    assert opened == [(str(tmp_path), "auto")]
