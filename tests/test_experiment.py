@@ -10,13 +10,13 @@ from diffusers import WanTransformer3DModel
 
 from miga_bench.backbones import BACKBONES
 from miga_bench.cli import main
-from miga_bench.cli_experiment import experiments, places, shipped
 from miga_bench.harness.arms import ArmPlan, expand
 from miga_bench.harness.experiment import experiment
 from miga_bench.harness.module import LongVideoModule
 from miga_bench.harness.prompt_lists import SHIPPED, read_wishes
 from miga_bench.harness.report.published import published_tables
 from miga_bench.harness.results import read_results
+from miga_bench.harness.shipped import experiments, places, shipped
 
 # few passes of few windows; the rules between settings still hold
 FEW = {
