@@ -27,6 +27,7 @@ from miga_bench.errors import Notice
 from miga_bench.harness import runs
 from miga_bench.harness.generate import Watcher, generate
 from miga_bench.harness.locks import FileLock, HeldError
+from miga_bench.harness.ranks import Together
 from miga_bench.harness.results import read_results
 from miga_bench.harness.runs import Run
 from miga_bench.harness.seals import sealed
@@ -278,6 +279,30 @@ def test_a_run_that_is_asked_to_stop_says_so_and_goes_on(tmp_path, capsys, monke
     code, status, _ = predict(capsys, config)
     assert (code, status["status"], status["done"]) == (0, "done", 2)
     assert (folder / "manifest.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("moment", ["the disk is looked at", "others are waited for"])
+def test_a_stop_is_heard_from_the_first_look_to_the_last(tmp_path, capsys, monkeypatch, moment):
+    """Lightning would swallow a SIGTERM at either moment."""
+    if moment == "the disk is looked at":
+        whole = Run.open
+        monkeypatch.setattr(Run, "open", lambda *given: stop_then(whole, *given))
+    else:
+        monkeypatch.setattr(Together, "wait", lambda self: stop_then(time.sleep, 5))
+    code, status, said = predict(capsys, configuration(tmp_path, **FEW))
+    made = len(done_manifests(tmp_path))
+    assert (code, made) == (143, 0 if status is None else 2)
+    if status is None:
+        assert said[-1] == "miga-bench: stopped: the same command goes on"
+    else:
+        assert (status["status"], status["signal"]) == ("stopped", 15)
+    assert FileLock(tmp_path / "run" / ".lock").holder() is None
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def stop_then(go_on, *given):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return go_on(*given)
 
 
 def test_a_rank_that_never_comes_is_waited_for_so_long_and_said_in_one_line(tmp_path):
