@@ -204,6 +204,15 @@ def test_a_status_that_cannot_be_written_is_said(tmp_path, monkeypatch):
         assert run.close({"a": item()})["status"] == "done"
 
 
+def test_a_run_that_is_stopped_reads_no_video_for_its_status(made, monkeypatch):
+    store, _ = made
+    run = Run(store.root, "mine")
+    run.folder.mkdir()
+    monkeypatch.setattr(Store, "_sha256", lambda self, path: pytest.fail("a video was read"))
+    status = run.close({"a": item(), "b": item(seed=5)}, signal.SIGTERM)
+    assert (status["status"], status["done"], status["missing"]) == ("stopped", 1, ["b"])
+
+
 def test_a_lock_on_a_full_disk_is_one(tmp_path):
     with small_disk(tmp_path / "disk", "4k") as _:
         (tmp_path / "disk" / "all").write_bytes(bytes(4096))

@@ -110,6 +110,13 @@ class Store:
         except (OSError, ValueError):
             return None
 
+    def told(self, key: str) -> Manifest | None:
+        """Return an item's manifest as it was written, None if there is none; no other file is looked at."""
+        try:
+            return _told(self.folder(key))[0]
+        except (OSError, ValueError):
+            return None
+
     def damage(self, key: str) -> str | None:
         """Return what is broken in an item that was finished, None if nothing is or it never was."""
         try:
@@ -130,12 +137,7 @@ class Store:
             OSError: It or one of the files cannot be read.
             ValueError: It or one of them is broken; the text says which.
         """
-        raw = (folder / MANIFEST).read_bytes()
-        try:
-            manifest = opened(raw)
-            facts = _files_of(manifest)
-        except ValueError:
-            raise ValueError(f"{MANIFEST} is damaged") from None
+        manifest, facts = _told(folder)
         for name, (size, digest) in facts.items():
             if (folder / name).stat().st_size != size or self._sha256(folder / name) != digest:
                 raise ValueError(f"{name} is not what was written")
@@ -157,9 +159,17 @@ class Store:
         manifest = self.manifest(key)
         return manifest is not None and manifest["status"] == "done"
 
-    def unscored(self, key: str, scorers: Sequence[ItemScorer]) -> list[ItemScorer]:
-        """Return the scorers whose scores of an item are not there; scores of another file do not count."""
-        manifest = self.manifest(key)
+    def unscored(
+        self, key: str, scorers: Sequence[ItemScorer], manifest: Manifest | None = None
+    ) -> list[ItemScorer]:
+        """Return the scorers whose scores of an item are not there; scores of another file do not count.
+
+        Args:
+            key: The item's.
+            scorers: Those that are wanted.
+            manifest: The item's, where the caller has it.
+        """
+        manifest = manifest or self.manifest(key)
         sha = None if manifest is None else manifest["files"].get(VIDEO, {}).get("sha256")
         return [scorer for scorer in scorers if self.scores(key, scorer.file, sha) is None]
 
@@ -319,6 +329,21 @@ def _manifest(
         "files": {name: _facts(folder / name) for name in names if (folder / name).exists()},
         "timings": {**timings, "processes": processes, "hardware": record["hardware"]},
     }
+
+
+def _told(folder: Path) -> tuple[Manifest, dict[str, tuple[int, str]]]:
+    """Read a manifest; return it, and size and hash of each of its files.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is broken.
+    """
+    raw = (folder / MANIFEST).read_bytes()
+    try:
+        manifest = opened(raw)
+        return manifest, _files_of(manifest)
+    except ValueError:
+        raise ValueError(f"{MANIFEST} is damaged") from None
 
 
 def _files_of(manifest: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
