@@ -30,6 +30,7 @@ from miga_bench.harness.locks import FileLock, HeldError
 from miga_bench.harness.ranks import Together
 from miga_bench.harness.results import read_results
 from miga_bench.harness.runs import Run
+from miga_bench.harness.scorers import Found
 from miga_bench.harness.seals import sealed
 from miga_bench.harness.stop import StopSignals
 from miga_bench.harness.store import Store
@@ -122,6 +123,42 @@ def test_broken_scores_are_no_scores(made):
         assert found is None or found["scores"] == {"a": 0.25}
     path.write_text("{")
     assert store.unscored(item().key, [Scorer]) == [Scorer]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_no_score(made, value):
+    class Scorer:
+        file = "odd-1.json"
+
+        def identity(self):
+            return {}
+
+        def score(self, video, item):
+            series = {"a": [[0, 3, value], [4, 8, 0.5]]}
+            return Found({"a": value, "b": 0.5, "c": None}, {"c": "no flow"}, series)
+
+        def scored(self, video):
+            pass
+
+    store, manifest = made
+    path = store.folder(item().key) / "scores" / Scorer.file
+    sha = manifest["files"]["video.mp4"]["sha256"]
+    expected = {
+        "scores": {"a": None, "b": 0.5, "c": None},
+        "reasons": {"c": "no flow", "a": "not finite"},
+        "series": {"a": [[0, 3, None], [4, 8, 0.5]]},
+    }
+    with StopSignals() as stop:
+        store.score(item(), [Scorer()], stop)
+    text = path.read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert store.scores(item().key, Scorer.file, sha).items() >= expected.items()
+    # as files of before may have it
+    raw = {"video": sha, "scores": {"a": value, "b": 0.5, "c": None}, "reasons": {"c": "no flow"}}
+    path.write_text(json.dumps(sealed({**raw, "series": {"a": [[0, 3, value], [4, 8, 0.5]]}})))
+    assert store.scores(item().key, Scorer.file, sha).items() >= expected.items()
+    path.unlink()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from report_runs import RunFolder, reflective_passes
 
 from miga_bench.cli import main
 from miga_bench.harness.report.claims import all_claims
-from miga_bench.harness.report.comparisons import compare
+from miga_bench.harness.report.comparisons import _verdict, compare
 from miga_bench.harness.report.measures import measure_of
 from miga_bench.harness.report.published import published_table, published_tables
 from miga_bench.harness.results import read_results
@@ -159,6 +159,13 @@ def test_motion_on_one_side_only_says_nothing_at_equal_motion(tmp_path):
     assert found.verdict == "better"
     assert found.equal.difference is None
     assert "moves less in every pair" in found.equal.verdict
+
+
+def test_an_interval_that_is_not_finite_gets_no_verdict():
+    measure = measure_of("a")
+    for low, high in ((math.nan, math.nan), (0.1, math.inf), (math.inf, math.inf)):
+        assert _verdict(measure, low, high, 8) == "too few prompts"
+    assert _verdict(measure, 0.1, 0.2, 8) == "better"
 
 
 def test_few_prompts_get_no_verdict(tmp_path, capsys):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import traceback
@@ -43,6 +44,7 @@ VIDEO, SHEET, PASSES, ERROR, MANIFEST = (
     "manifest.json",
 )
 SCORES = "scores"
+NOT_FINITE = "not finite"  # why a score is None
 # With these errors no other item would fare better.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # What every manifest has, and of which kind; what else is in it is for the record.
@@ -176,6 +178,8 @@ class Store:
     def scores(self, key: str, file: str, sha: str | None) -> dict[str, Any] | None:
         """Return what a scorer found, None if it lies there broken, of another video, or not at all.
 
+        NaN and infinity are no scores, see ``_finite``; files of before may hold them.
+
         Args:
             key: The item's.
             file: The scorer's ``file``.
@@ -187,7 +191,9 @@ class Store:
             return None
         parts = ("scores", "reasons", "series")
         good = sha is not None and found.get("video") == sha
-        return found if good and all(isinstance(found.get(n), dict) for n in parts) else None
+        if not good or not all(isinstance(found.get(n), dict) for n in parts):
+            return None
+        return {**found, **_finite(**{name: found[name] for name in parts})}
 
     def score(self, item: Item, scorers: Sequence[ItemScorer], stop: StopSignals) -> None:
         """Score an item that is done, by those scorers that have not scored it.
@@ -216,9 +222,7 @@ class Store:
                 document = {
                     "scorer": scorer.identity(),
                     "video": manifest["files"][VIDEO]["sha256"],
-                    "scores": found.scores,
-                    "reasons": found.reasons,
-                    "series": found.series,
+                    **_finite(found.scores, found.reasons, found.series),
                 }
                 with stop.shielded():
                     write_text(folder / SCORES / scorer.file, json.dumps(sealed(document)) + "\n")
@@ -328,6 +332,28 @@ def _manifest(
         "versions": record["versions"],
         "files": {name: _facts(folder / name) for name in names if (folder / name).exists()},
         "timings": {**timings, "processes": processes, "hardware": record["hardware"]},
+    }
+
+
+def _finite(
+    scores: Mapping[str, Any], reasons: Mapping[str, Any], series: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Return a scorer's numbers with None for NaN and infinity, which would spoil every mean they enter."""
+
+    def known(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    lost = {
+        label: NOT_FINITE
+        for label, value in scores.items()
+        if value is not None and known(value) is None
+    }
+    return {
+        "scores": {label: known(value) for label, value in scores.items()},
+        "reasons": {**reasons, **lost},
+        "series": {
+            label: [list(map(known, bin)) for bin in bins] for label, bins in series.items()
+        },
     }
 
 
