@@ -6,8 +6,9 @@ import argparse
 import sys
 from typing import Any
 
-from miga_bench import cli_experiment, cli_predict
+from miga_bench import cli_predict
 from miga_bench.errors import UserError
+from miga_bench.harness.shipped import experiments, shipped
 
 SUMMARY = "Look at a run before it is made: would it start, and what would it take?"
 
@@ -30,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--experiment",
         metavar="NAME",
-        help=f"a shipped experiment: {', '.join(cli_experiment.experiments())}",
+        help=f"a shipped experiment: {', '.join(experiments())}",
     )
     parser.add_argument(
         "--on",
@@ -67,7 +68,7 @@ def _arguments(args: argparse.Namespace) -> list[str]:
 
     from miga_bench.harness.configurations import merge, read
 
-    whole: Any = cli_experiment.shipped(args.experiment, args.on or "tiny-wan")
+    whole: Any = shipped(args.experiment, args.on or "tiny-wan")
     for config in args.config:
         whole = merge(whole, read(config))
     text = yaml.safe_dump(whole, sort_keys=False)

@@ -10,13 +10,14 @@ from diffusers import WanTransformer3DModel
 
 from miga_bench.backbones import BACKBONES
 from miga_bench.cli import main
-from miga_bench.cli_experiment import experiments, places, shipped
+from miga_bench.errors import Notice
 from miga_bench.harness.arms import ArmPlan, expand
 from miga_bench.harness.experiment import experiment
 from miga_bench.harness.module import LongVideoModule
 from miga_bench.harness.prompt_lists import SHIPPED, read_wishes
 from miga_bench.harness.report.published import published_tables
 from miga_bench.harness.results import read_results
+from miga_bench.harness.shipped import experiments, places, shipped
 
 # few passes of few windows; the rules between settings still hold
 FEW = {
@@ -109,6 +110,16 @@ def test_wrong_words_get_one_line(arguments, says, capsys):
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
+
+
+def test_a_stopped_experiment_writes_no_report_and_says_how_to(tmp_path, monkeypatch):
+    status = {"status": "stopped", "done": 3, "run": str(tmp_path), "signal": 15}
+    monkeypatch.setattr("miga_bench.harness.experiment.predict", lambda arguments: status)
+    monkeypatch.setattr(
+        "miga_bench.harness.experiment._report", lambda folder: pytest.fail("it did")
+    )
+    with pytest.warns(Notice, match=f"miga-bench report {tmp_path} tells of what is there"):
+        assert experiment([{"model": {"arms": {"a": {}}}}], []) == {**status, "report": None}
 
 
 def test_a_configuration_without_arms_is_no_experiment(tmp_path, capsys):

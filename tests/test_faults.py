@@ -27,8 +27,10 @@ from miga_bench.errors import Notice
 from miga_bench.harness import runs
 from miga_bench.harness.generate import Watcher, generate
 from miga_bench.harness.locks import FileLock, HeldError
+from miga_bench.harness.ranks import Together
 from miga_bench.harness.results import read_results
 from miga_bench.harness.runs import Run
+from miga_bench.harness.scorers import Found
 from miga_bench.harness.seals import sealed
 from miga_bench.harness.stop import StopSignals
 from miga_bench.harness.store import Store
@@ -123,6 +125,42 @@ def test_broken_scores_are_no_scores(made):
     assert store.unscored(item().key, [Scorer]) == [Scorer]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_no_score(made, value):
+    class Scorer:
+        file = "odd-1.json"
+
+        def identity(self):
+            return {}
+
+        def score(self, video, item):
+            series = {"a": [[0, 3, value], [4, 8, 0.5]]}
+            return Found({"a": value, "b": 0.5, "c": None}, {"c": "no flow"}, series)
+
+        def scored(self, video):
+            pass
+
+    store, manifest = made
+    path = store.folder(item().key) / "scores" / Scorer.file
+    sha = manifest["files"]["video.mp4"]["sha256"]
+    expected = {
+        "scores": {"a": None, "b": 0.5, "c": None},
+        "reasons": {"c": "no flow", "a": "not finite"},
+        "series": {"a": [[0, 3, None], [4, 8, 0.5]]},
+    }
+    with StopSignals() as stop:
+        store.score(item(), [Scorer()], stop)
+    text = path.read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert store.scores(item().key, Scorer.file, sha).items() >= expected.items()
+    # as files of before may have it
+    raw = {"video": sha, "scores": {"a": value, "b": 0.5, "c": None}, "reasons": {"c": "no flow"}}
+    path.write_text(json.dumps(sealed({**raw, "series": {"a": [[0, 3, value], [4, 8, 0.5]]}})))
+    assert store.scores(item().key, Scorer.file, sha).items() >= expected.items()
+    path.unlink()
+
+
 @contextmanager
 def small_disk(folder, size):
     """Mount a file system of that size, which only root may."""
@@ -203,6 +241,15 @@ def test_a_status_that_cannot_be_written_is_said(tmp_path, monkeypatch):
         assert run.close({"a": item()})["status"] == "done"
 
 
+def test_a_run_that_is_stopped_reads_no_video_for_its_status(made, monkeypatch):
+    store, _ = made
+    run = Run(store.root, "mine")
+    run.folder.mkdir()
+    monkeypatch.setattr(Store, "_sha256", lambda self, path: pytest.fail("a video was read"))
+    status = run.close({"a": item(), "b": item(seed=5)}, signal.SIGTERM)
+    assert (status["status"], status["done"], status["missing"]) == ("stopped", 1, ["b"])
+
+
 def test_a_lock_on_a_full_disk_is_one(tmp_path):
     with small_disk(tmp_path / "disk", "4k") as _:
         (tmp_path / "disk" / "all").write_bytes(bytes(4096))
@@ -278,6 +325,30 @@ def test_a_run_that_is_asked_to_stop_says_so_and_goes_on(tmp_path, capsys, monke
     code, status, _ = predict(capsys, config)
     assert (code, status["status"], status["done"]) == (0, "done", 2)
     assert (folder / "manifest.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("moment", ["the disk is looked at", "others are waited for"])
+def test_a_stop_is_heard_from_the_first_look_to_the_last(tmp_path, capsys, monkeypatch, moment):
+    """Lightning would swallow a SIGTERM at either moment."""
+    if moment == "the disk is looked at":
+        whole = Run.open
+        monkeypatch.setattr(Run, "open", lambda *given: stop_then(whole, *given))
+    else:
+        monkeypatch.setattr(Together, "wait", lambda self: stop_then(time.sleep, 5))
+    code, status, said = predict(capsys, configuration(tmp_path, **FEW))
+    made = len(done_manifests(tmp_path))
+    assert (code, made) == (143, 0 if status is None else 2)
+    if status is None:
+        assert said[-1] == "miga-bench: stopped: the same command goes on"
+    else:
+        assert (status["status"], status["signal"]) == ("stopped", 15)
+    assert FileLock(tmp_path / "run" / ".lock").holder() is None
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def stop_then(go_on, *given):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return go_on(*given)
 
 
 def test_a_rank_that_never_comes_is_waited_for_so_long_and_said_in_one_line(tmp_path):

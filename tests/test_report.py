@@ -6,16 +6,18 @@ import re
 import shutil
 import subprocess
 from html import unescape
+from pathlib import Path
 
 import pytest
 from report_runs import RunFolder, reflective_passes
 
 from miga_bench.cli import main
 from miga_bench.harness.report.claims import all_claims
-from miga_bench.harness.report.comparisons import compare
+from miga_bench.harness.report.comparisons import _verdict, compare
+from miga_bench.harness.report.curves import _family, along_axis
 from miga_bench.harness.report.measures import measure_of
 from miga_bench.harness.report.published import published_table, published_tables
-from miga_bench.harness.results import read_results
+from miga_bench.harness.results import Arm, Results, Row, read_results
 from miga_bench.metrics.statistics import estimate, sign_test
 
 NASTY = (
@@ -161,6 +163,13 @@ def test_motion_on_one_side_only_says_nothing_at_equal_motion(tmp_path):
     assert "moves less in every pair" in found.equal.verdict
 
 
+def test_an_interval_that_is_not_finite_gets_no_verdict():
+    measure = measure_of("a")
+    for low, high in ((math.nan, math.nan), (0.1, math.inf), (math.inf, math.inf)):
+        assert _verdict(measure, low, high, 8) == "too few prompts"
+    assert _verdict(measure, 0.1, 0.2, 8) == "better"
+
+
 def test_few_prompts_get_no_verdict(tmp_path, capsys):
     folder = fill(tmp_path, prompts=5).close()
     (run,) = made(capsys, folder, "-o", tmp_path / "out")["runs"]
@@ -259,6 +268,39 @@ def test_curves_over_a_setting(tmp_path, capsys):
     made(capsys, folder, "-o", tmp_path / "out", "--prompts-shown", "0")
     assert (tmp_path / "out" / "figures" / "zigzag-curve-subject-consistency-tiny.png").exists()
     assert "compare shapes, not heights" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("order", [("zigzag", "stage2_steps"), ("stage2_steps", "zigzag")])
+def test_a_grid_of_two_settings_has_a_curve_for_each_value_of_the_other(order):
+    arms, rows = {}, []
+    for zigzag in (1, 3, 7):
+        for depth in (0, 5):
+            values = {"zigzag": zigzag, "stage2_steps": depth}
+            name = ".".join(f"{setting}-{values[setting]}" for setting in order)
+            arms[name] = Arm(name, "miga", values, values)
+            rows += [
+                Row(name, "p", "x", 0, name, "done", Path(), scores={"a": zigzag + depth / 10})
+            ]
+    run = Results(Path(), "grid", {}, {}, arms, rows, {}, {})
+    curves = along_axis(run, "zigzag", measure_of("a"))
+    assert {name: [(x, found.mean) for x, found in points] for name, points in curves.items()} == {
+        "stage2_steps-0": [(1, 1), (3, 3), (7, 7)],
+        "stage2_steps-5": [(1, 1.5), (3, 3.5), (7, 7.5)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "axis", "family"),
+    [
+        ("zigzag-4", "zigzag", ""),
+        ("anchor-2", "guidance_frames", "anchor"),
+        ("none", "guidance_frames", "none"),
+        ("reflection_threshold-0.01.zigzag-3", "reflection_threshold", "zigzag-3"),
+        ("reflection_threshold-1e-05", "reflection_threshold", ""),
+    ],
+)
+def test_families_of_arms(name, axis, family):
+    assert _family(name, axis) == family
 
 
 @pytest.mark.parametrize(

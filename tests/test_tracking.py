@@ -6,6 +6,7 @@ import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
@@ -17,6 +18,7 @@ from miga_bench.cli import main
 from miga_bench.errors import UserError
 from miga_bench.harness import store
 from miga_bench.harness.results import read_results
+from miga_bench.harness.tracking.callback import Tracking
 from miga_bench.harness.tracking.facts import MOST_BINS, Curve, facts, names
 from miga_bench.harness.tracking.log import RunLog, Target
 from miga_bench.harness.tracking.uri import shown, tracking_uri
@@ -163,6 +165,42 @@ def test_a_stopped_run_is_killed_and_a_running_one_runs(tmp_path, database):
     ids = told(folder, database, "stopped")
     run = client.get_run(ids["run_id"])
     assert (run.info.status, run.data.metrics["videos/done"]) == ("KILLED", 4)
+
+
+def test_a_run_that_is_stopped_is_only_marked_and_told_by_a_replay(tmp_path, database, monkeypatch):
+    folder = make_run(tmp_path)
+    client = MlflowClient(database)
+    log = RunLog(Target(folder, database, "seconds left"))
+    run_id = log.begin()
+    monkeypatch.setattr(RunLog, "prepare", lambda self: pytest.fail("the videos were read"))
+    word = log.stop()
+    assert (word["run_id"], word["logged"], word["arms"]) == (run_id, [], {})
+    assert client.get_run(run_id).info.status == "KILLED"
+    monkeypatch.undo()
+    again = told(folder, database, "seconds left")
+    assert (again["run_id"], again["logged"]) == (run_id, ["plain", "searched"])
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_stop_makes_no_second_look_at_the_run(tmp_path, monkeypatch):
+    """Tracking passes the stop on, and begins nothing if nothing was begun."""
+    words = []
+
+    class Process:
+        def finish(self, status):
+            words.append(status)
+            return {"event": "done", "logged": []}
+
+    writer = SimpleNamespace(run=SimpleNamespace(folder=tmp_path / "run"), status={"done": 1})
+    trainer = SimpleNamespace(is_global_zero=True)
+    for begun in (Process(), None):
+        tracking = Tracking(uri=f"sqlite:///{tmp_path / 'a.db'}")
+        tracking._process = begun
+        monkeypatch.setattr(tracking, "_start", lambda *given: pytest.fail("it was begun"))
+        with pytest.raises(KeyboardInterrupt), tracking.following(trainer, writer):
+            raise KeyboardInterrupt
+        assert (tracking.outcome or {}).get("status") == ("stopped" if begun else None)
+    assert words == ["KILLED"]
 
 
 def test_videos_are_read_once_and_every_one_is_said_before(tmp_path, database, monkeypatch):

@@ -44,6 +44,14 @@ def experiment(parts: Sequence[Mapping[str, Any]], options: Sequence[str]) -> di
     status = predict(["--config", yaml.safe_dump(whole, sort_keys=False), *options])
     if status is None or not status["done"]:
         return status
+    if status["status"] == "stopped":  # by somebody who may not wait for a report
+        warnings.warn(
+            "no report is written of a run that was stopped: the same command goes on, or miga-bench report"
+            f" {status['run']} tells of what is there",
+            Notice,
+            stacklevel=2,
+        )
+        return {**status, "report": None}
     try:
         return {**status, "report": _report(Path(status["run"]))}
     except OSError as error:  # what was made is told all the same

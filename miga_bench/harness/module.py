@@ -295,8 +295,10 @@ class LongVideoModule(LightningModule):
             UserError: A setting breaks a rule of the method, or the run was begun with other values.
         """
         trainer: Any = self.trainer
-        items = self.items(wishes, seeds, frames)
         writer = next((c for c in trainer.callbacks if isinstance(c, RunWriter)), None)
+        if writer is not None:
+            writer.listen()
+        items = self.items(wishes, seeds, frames)
 
         def decide() -> tuple[list[str], list[int]]:
             estimates = self.estimates(items, BATCH)

@@ -19,6 +19,7 @@ from miga_bench.harness.data import PromptDataModule
 from miga_bench.harness.lifeline import GONE
 from miga_bench.harness.module import LongVideoModule
 from miga_bench.harness.ranks import Gathering
+from miga_bench.harness.stop import StopRequested
 from miga_bench.harness.tracking.callback import Tracking
 from miga_bench.harness.writer import RunWriter
 
@@ -68,7 +69,7 @@ def predict(arguments: Sequence[str]) -> dict[str, Any] | None:
         if not trainer.interrupted:
             raise
         if trainer.is_global_zero and writer.status is None:
-            raise KeyboardInterrupt from None
+            raise StopRequested(writer.stopped_by) from None
         if writer.lifeline is not None and writer.lifeline.torn:
             raise LostError(GONE) from None
     except (UserError, FailedError) as error:

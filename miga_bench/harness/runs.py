@@ -225,10 +225,12 @@ class Run:
 
         Args:
             items: All of the run's, by name.
-            signal: What stopped it; None is nothing.
+            signal: What stopped it; None is nothing. Who stops it may give seconds only: then no video
+                is read, and items count as their manifests say.
             scorers: Of the videos.
         """
-        manifests = {name: self.store.manifest(item.key) for name, item in items.items()}
+        look = self.store.manifest if signal is None else self.store.told
+        manifests = {name: look(item.key) for name, item in items.items()}
         failed = {
             name: str(manifest["error"])
             for name, manifest in manifests.items()
@@ -240,8 +242,10 @@ class Run:
         most = len(items) * ((0 if allowed else 1) if isinstance(allowed, bool) else allowed)
         unscored = [
             name
-            for name, item in items.items()
-            if name not in failed and name not in missing and self.store.unscored(item.key, scorers)
+            for name, manifest in manifests.items()
+            if manifest is not None
+            and name not in failed
+            and self.store.unscored(items[name].key, scorers, manifest)
         ]
         bad = len(failed) + len(unscored) > most or bool(missing)
         status = {

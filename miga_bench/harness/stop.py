@@ -36,10 +36,8 @@ class StopSignals:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopSignals:
-        """Take over the two signals (a no-op outside the main thread)."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
+        """Listen."""
+        self.listen()
         return self
 
     def __exit__(
@@ -48,9 +46,21 @@ class StopSignals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give the signals back."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        """Listen no more."""
+        self.rest()
+
+    def listen(self) -> None:
+        """Take over the two signals, also where somebody took them meanwhile; no-op outside the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before = signal.signal(number, self._handle)
+                if before != self._handle:
+                    self._previous[number] = before
+
+    def rest(self) -> None:
+        """Give the signals back to who had them when they were last taken; doing it twice does nothing."""
+        while self._previous:
+            signal.signal(*self._previous.popitem())  # type: ignore[arg-type]
 
     @property
     def waiting(self) -> int | None:

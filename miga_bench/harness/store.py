@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import traceback
@@ -43,6 +44,7 @@ VIDEO, SHEET, PASSES, ERROR, MANIFEST = (
     "manifest.json",
 )
 SCORES = "scores"
+NOT_FINITE = "not finite"  # why a score is None
 # With these errors no other item would fare better.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # What every manifest has, and of which kind; what else is in it is for the record.
@@ -110,6 +112,13 @@ class Store:
         except (OSError, ValueError):
             return None
 
+    def told(self, key: str) -> Manifest | None:
+        """Return an item's manifest as it was written, None if there is none; no other file is looked at."""
+        try:
+            return _told(self.folder(key))[0]
+        except (OSError, ValueError):
+            return None
+
     def damage(self, key: str) -> str | None:
         """Return what is broken in an item that was finished, None if nothing is or it never was."""
         try:
@@ -130,12 +139,7 @@ class Store:
             OSError: It or one of the files cannot be read.
             ValueError: It or one of them is broken; the text says which.
         """
-        raw = (folder / MANIFEST).read_bytes()
-        try:
-            manifest = opened(raw)
-            facts = _files_of(manifest)
-        except ValueError:
-            raise ValueError(f"{MANIFEST} is damaged") from None
+        manifest, facts = _told(folder)
         for name, (size, digest) in facts.items():
             if (folder / name).stat().st_size != size or self._sha256(folder / name) != digest:
                 raise ValueError(f"{name} is not what was written")
@@ -157,14 +161,24 @@ class Store:
         manifest = self.manifest(key)
         return manifest is not None and manifest["status"] == "done"
 
-    def unscored(self, key: str, scorers: Sequence[ItemScorer]) -> list[ItemScorer]:
-        """Return the scorers whose scores of an item are not there; scores of another file do not count."""
-        manifest = self.manifest(key)
+    def unscored(
+        self, key: str, scorers: Sequence[ItemScorer], manifest: Manifest | None = None
+    ) -> list[ItemScorer]:
+        """Return the scorers whose scores of an item are not there; scores of another file do not count.
+
+        Args:
+            key: The item's.
+            scorers: Those that are wanted.
+            manifest: The item's, where the caller has it.
+        """
+        manifest = manifest or self.manifest(key)
         sha = None if manifest is None else manifest["files"].get(VIDEO, {}).get("sha256")
         return [scorer for scorer in scorers if self.scores(key, scorer.file, sha) is None]
 
     def scores(self, key: str, file: str, sha: str | None) -> dict[str, Any] | None:
         """Return what a scorer found, None if it lies there broken, of another video, or not at all.
+
+        NaN and infinity are no scores, see ``_finite``; files of before may hold them.
 
         Args:
             key: The item's.
@@ -177,7 +191,9 @@ class Store:
             return None
         parts = ("scores", "reasons", "series")
         good = sha is not None and found.get("video") == sha
-        return found if good and all(isinstance(found.get(n), dict) for n in parts) else None
+        if not good or not all(isinstance(found.get(n), dict) for n in parts):
+            return None
+        return {**found, **_finite(**{name: found[name] for name in parts})}
 
     def score(self, item: Item, scorers: Sequence[ItemScorer], stop: StopSignals) -> None:
         """Score an item that is done, by those scorers that have not scored it.
@@ -206,9 +222,7 @@ class Store:
                 document = {
                     "scorer": scorer.identity(),
                     "video": manifest["files"][VIDEO]["sha256"],
-                    "scores": found.scores,
-                    "reasons": found.reasons,
-                    "series": found.series,
+                    **_finite(found.scores, found.reasons, found.series),
                 }
                 with stop.shielded():
                     write_text(folder / SCORES / scorer.file, json.dumps(sealed(document)) + "\n")
@@ -319,6 +333,43 @@ def _manifest(
         "files": {name: _facts(folder / name) for name in names if (folder / name).exists()},
         "timings": {**timings, "processes": processes, "hardware": record["hardware"]},
     }
+
+
+def _finite(
+    scores: Mapping[str, Any], reasons: Mapping[str, Any], series: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Return a scorer's numbers with None for NaN and infinity, which would spoil every mean they enter."""
+
+    def known(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    lost = {
+        label: NOT_FINITE
+        for label, value in scores.items()
+        if value is not None and known(value) is None
+    }
+    return {
+        "scores": {label: known(value) for label, value in scores.items()},
+        "reasons": {**reasons, **lost},
+        "series": {
+            label: [list(map(known, bin)) for bin in bins] for label, bins in series.items()
+        },
+    }
+
+
+def _told(folder: Path) -> tuple[Manifest, dict[str, tuple[int, str]]]:
+    """Read a manifest; return it, and size and hash of each of its files.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is broken.
+    """
+    raw = (folder / MANIFEST).read_bytes()
+    try:
+        manifest = opened(raw)
+        return manifest, _files_of(manifest)
+    except ValueError:
+        raise ValueError(f"{MANIFEST} is damaged") from None
 
 
 def _files_of(manifest: Mapping[str, Any]) -> dict[str, tuple[int, str]]:

@@ -110,6 +110,13 @@ class RunWriter(BasePredictionWriter):
         self._team = Teamwork(self.window_parallel, self._stop)
         agree(trainer, self.run.acquire)
 
+    def listen(self) -> None:
+        """Take over the signals that stop, until all ranks are through.
+
+        Lightning takes SIGTERM for itself just before it asks for the data, and does nothing about it.
+        """
+        self._stop.listen()
+
     def begin(
         self, items: Mapping[str, Item], costs: Sequence[int], scorers: Sequence[ItemScorer] = ()
     ) -> None:
@@ -126,8 +133,7 @@ class RunWriter(BasePredictionWriter):
         self._costs = list(costs)
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
-        """Take over the signals that stop; show progress on rank 0."""
-        self._open.enter_context(self._stop)
+        """Work with the team; show progress on rank 0."""
         self._open.enter_context(self._team.working())
         if trainer.is_global_zero:
             mine = deal(self._costs, trainer.world_size // self.window_parallel)[0]
@@ -192,7 +198,10 @@ class RunWriter(BasePredictionWriter):
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Wait for all ranks, then write the run's status."""
+        self._stop.listen()  # Lightning gave the signals back to those that had them before it
         self._open.close()
+        with self._stop.shielded():
+            pass  # a stop that the team's last meeting was too early for is obeyed here
         if not trainer.is_global_zero:
             self._cut_lifeline()
         if self._together is not None:
@@ -200,19 +209,27 @@ class RunWriter(BasePredictionWriter):
         if trainer.is_global_zero:
             self._cut_lifeline()  # nobody is at the other end any more
             self.status = self.run.close(self._items, scorers=self._scorers)
+        self._stop.rest()
         self.run.release()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Write how far it came, if the user stopped it."""
         if isinstance(exception, KeyboardInterrupt):
-            self._team.dismiss(self._stop.signal or signal.SIGINT)
+            self._team.dismiss(self.stopped_by)
+        else:
+            self._stop.rest()
         self._open.close()
         if not trainer.is_global_zero:
             self._cut_lifeline()
         if trainer.is_global_zero and self._items and isinstance(exception, KeyboardInterrupt):
-            stopped_by = self._stop.signal or signal.SIGINT
-            self.status = self.run.close(self._items, stopped_by, self._scorers)
+            self.status = self.run.close(self._items, self.stopped_by, self._scorers)
+        self._stop.rest()
         self.run.release()
+
+    @property
+    def stopped_by(self) -> int:
+        """The signal that asked to stop; Ctrl-C's where it came before this heard any."""
+        return self._stop.signal or signal.SIGINT
 
     def _cut_lifeline(self) -> None:
         if self.lifeline is not None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 
@@ -136,7 +137,7 @@ def _pairs(
 def _verdict(measure: Measure, low: float | None, high: float | None, prompts: int) -> str:
     if prompts == 0:
         return NO_PAIRS
-    if prompts < FEWEST or low is None or high is None:
+    if prompts < FEWEST or low is None or high is None or not isfinite(high - low):
         return TOO_FEW
     if low <= 0 <= high:
         return NOT_SHOWN

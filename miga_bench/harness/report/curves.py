@@ -91,7 +91,8 @@ def along_axis(
 ) -> dict[str, list[tuple[float, Estimate]]]:
     """Return, for each family of arms, (value of the setting, mean with its interval).
 
-    A family is the arms whose names are the same but for a number at the end: ``anchor-2``, ``anchor-4``.
+    A family is the arms whose names are the same but for the setting, as grids name it, or else for a
+    number at the end: ``zigzag-1.stage2_steps-5``, ``zigzag-3.stage2_steps-5``; ``anchor-2``, ``anchor-4``.
     An arm without a number, such as ``none``, begins every family. Arms whose value is no number, or
     does not count since reflection is off, are left out. The axis ``frames`` is the videos' length, and
     every arm a family.
@@ -101,7 +102,7 @@ def along_axis(
         for value, rows in _rows_by_value(run, axis, name).items():
             found = _mean(rows, measure)
             if found.n:
-                family = name if axis == "frames" else re.sub(r"[-_.=]?[0-9.]+$", "", name)
+                family = name if axis == "frames" else _family(name, axis)
                 out.setdefault(family or axis, []).append((value, found))
     if axis != "frames" and len(out) > 1:
         starts = [family for family in out if family in run.arms and len(out[family]) == 1]
@@ -109,6 +110,13 @@ def along_axis(
             first = [point for family in starts for point in out.pop(family)]
             out = {family: [*first, *points] for family, points in out.items()}
     return {family: sorted(points, key=lambda p: p[0]) for family, points in out.items()}
+
+
+def _family(name: str, axis: str) -> str:
+    """Return an arm's name without its value of the setting."""
+    parts = rf"(^|\.){re.escape(axis)}-[-+0-9.e]+?(?=\.[A-Za-z]|$)"
+    rest, found = re.subn(parts, "", name)
+    return rest.strip(".") if found else re.sub(r"[-_.=]?[0-9.]+$", "", name)
 
 
 def without_reflection(run: Results, axis: str, measure: Measure) -> Estimate | None:

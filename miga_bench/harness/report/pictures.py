@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from miga_bench.harness.costs import ArmCost, searches
 from miga_bench.harness.report import plots
+from miga_bench.harness.report.comparability import paper_backbones
 from miga_bench.harness.report.comparisons import Comparison
 from miga_bench.harness.report.curves import (
     along_axis,
@@ -19,7 +20,7 @@ from miga_bench.harness.report.document import Block, Figures, Heading, Paragrap
 from miga_bench.harness.report.measures import COSTS, Measure
 from miga_bench.harness.report.published import PublishedTable
 from miga_bench.harness.report.sheets import sheet, shown_pairs
-from miga_bench.harness.report.tables import mean_of, paper_backbones
+from miga_bench.harness.report.tables import mean_of
 from miga_bench.harness.results import Results
 
 MOST_ARMS = 6  # timelines of reflection

@@ -48,6 +48,7 @@ class PublishedTable:
         rows: In order.
         axis: The setting that the rows vary; None for a table of methods.
         frames: Length of the videos, by backbone.
+        sizes: Height and width of the videos in pixels, by backbone.
     """
 
     key: str
@@ -60,6 +61,7 @@ class PublishedTable:
     rows: tuple[PublishedRow, ...]
     axis: str | None = None
     frames: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -91,12 +93,13 @@ def published_table(key: str) -> PublishedTable:
 def published_tables() -> dict[str, PublishedTable]:
     """Return all tables by name."""
     document = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    out = {}
+    out, sizes = {}, {name: tuple(size) for name, size in document["sizes"].items()}
     for key, table in document["tables"].items():
         columns = tuple(table.pop("columns"))
         rows = tuple(
             PublishedRow(scores=dict(zip(columns, row.pop("values"), strict=True)), **row)
             for row in table.pop("rows")
         )
-        out[key] = PublishedTable(key, document["source"], columns=columns, rows=rows, **table)
+        table |= {"columns": columns, "rows": rows, "sizes": sizes}
+        out[key] = PublishedTable(key, document["source"], **table)
     return out

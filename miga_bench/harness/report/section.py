@@ -12,6 +12,7 @@ from miga_bench.errors import UserError
 from miga_bench.harness.costs import ArmCost, cost_of
 from miga_bench.harness.report import pictures, tables
 from miga_bench.harness.report.claims import DOES_NOT_HOLD, HOLDS, Finding, check_claims
+from miga_bench.harness.report.comparability import comparability
 from miga_bench.harness.report.comparisons import (
     BETTER,
     FEWEST,
@@ -240,19 +241,6 @@ def _scores(facts: RunFacts) -> list[Block]:
             blocks.append(Paragraph(comparability(run, paper, columns), "small"))
     blocks.append(Fold("What the measures mean", [tables.glossary(facts.measures)]))
     return blocks
-
-
-def comparability(run: Results, paper: PublishedTable, columns: Sequence[Measure]) -> str:
-    """Say whether a run's scores can be set against the paper's, and why not."""
-    out = []
-    for backbone in tables.paper_backbones(run, paper):
-        why = tables.why_not_comparable(run, paper, backbone, columns)
-        out.append(
-            f"Not comparable with {backbone} as printed: {'; '.join(why)}."
-            if why
-            else f"Made as {backbone} was, as far as the paper says."
-        )
-    return " ".join([*out, f"Paper: {paper.conditions}."])
 
 
 def _differences(facts: RunFacts, prefix: str) -> list[Block]:

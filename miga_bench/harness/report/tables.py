@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from miga_bench.harness.costs import ArmCost
 from miga_bench.harness.report.claims import DOES_NOT_HOLD, HOLDS, Finding
+from miga_bench.harness.report.comparability import paper_backbones, why_not_comparable
 from miga_bench.harness.report.comparisons import (
     BETTER,
     NOT_SHOWN,
@@ -50,44 +51,6 @@ def columns_by_group(measures: Sequence[Measure]) -> dict[str, list[Measure]]:
         if motion is not None and motion not in columns:
             columns.append(motion)
     return groups
-
-
-def paper_backbones(run: Results, table: PublishedTable) -> list[str]:
-    """Return the paper's models to show beside a run: those of its family, or all."""
-    name = str(run.model["backbone"]).lower()
-    family = next((word for word in ("videocrafter", "wan") if word in name), None)
-    mine = [b for b in table.backbones() if family is not None and family in b]
-    return mine or table.backbones()
-
-
-def why_not_comparable(
-    run: Results, table: PublishedTable, backbone: str, measures: Sequence[Measure]
-) -> list[str]:
-    """Return what is not as in the paper; nothing if the numbers can be set side by side."""
-    out = []
-    if run.model["backbone"] != backbone:
-        out.append(f"the model is {run.model['backbone']}, the paper's is {backbone}")
-    told = [m.networks.split(",") for m in measures if m.column in table.columns and m.networks]
-    networks = sorted({name for names in told for name in names})
-    if networks:
-        out.append(f"the scores are by networks {', '.join(networks)}, not VBench's own")
-    frames = sorted({row.frames for row in run.rows if row.status == "done"})
-    theirs = table.frames.get(backbone)
-    if theirs is not None and frames != [theirs]:
-        ours = " or ".join(map(str, frames)) or "no"
-        out.append(f"the videos have {ours} frames, the paper's {theirs}")
-    presets = sorted({_preset(run, arm) for arm in run.arms} - {"paper"})
-    if presets:
-        out.append(f"the settings are of the preset {', '.join(presets)}, not paper")
-    return out
-
-
-def _preset(run: Results, arm: str) -> str:
-    """Return the preset of an arm, as far as the configuration names one."""
-    model = run.configuration.get("model") or {}
-    own = (model.get("arms") or {}).get(arm) or {}
-    default = "tiny" if str(run.model["backbone"]).startswith("tiny-") else "paper"
-    return str(own.get("preset") or model.get("preset") or default)
 
 
 def score_table(

@@ -1,5 +1,6 @@
 """MLflow beside a run: the run shows as running while it is made, and is logged whole when it ends.
 
+A run that is stopped is only marked as killed: there may be seconds left, and the same command goes on.
 Whatever is wrong with MLflow, the run goes on as if it were not there; ``miga-bench sync`` replays it.
 """
 
@@ -93,12 +94,14 @@ class Tracking(Callback):
 
     def _finish(self, writer: RunWriter, status: str) -> None:
         folder = writer.run.folder
-        if self._process is None and writer.status is not None:  # all was there already
+        stopped = status == "KILLED"
+        # all was there already
+        if self._process is None and writer.status is not None and not stopped:
             self._start(folder, follow=False)
         if self._process is None:
             return
         try:
-            word = self._process.finish(None if writer.status else status)
+            word = self._process.finish(status if stopped or not writer.status else None)
         except KeyboardInterrupt:
             word = {"event": "failed", "what": "stopped by Ctrl-C"}
         if word["event"] == "failed":
@@ -106,7 +109,7 @@ class Tracking(Callback):
             uri = shown(tracking_uri(self._uri, folder.parent))
             self.outcome = {"status": "failed", "uri": uri, "error": word["what"]}
         else:
-            self.outcome = {**word, "status": "done"}
+            self.outcome = {**word, "status": "stopped" if stopped else "done"}
             del self.outcome["event"]
             if self._said:
                 print("miga-bench: tracking works again: the run is logged", file=sys.stderr)

@@ -24,9 +24,10 @@ from mlflow.exceptions import MlflowException
 from miga_bench.errors import UserError
 from miga_bench.harness.locks import FileLock, HeldError
 from miga_bench.harness.provenance import write_json
-from miga_bench.harness.results import Results, read_results
+from miga_bench.harness.results import read_results
 from miga_bench.harness.store import MANIFEST, SHEET, VIDEO, Store
 from miga_bench.harness.tracking.facts import ArmFacts, facts
+from miga_bench.harness.tracking.notes import arm_note, note
 from miga_bench.harness.tracking.plots import drift_plot, reflection_plot
 from miga_bench.harness.tracking.uri import artifact_folder, shown
 
@@ -34,7 +35,6 @@ MEMORY = "tracking.json"
 STATUS = {"done": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 RUN, ARM, LOGGED = "miga_bench.run", "miga_bench.arm", "miga_bench.logged"
 PARENT, NOTE, TABLES = "mlflow.parentRunId", "mlflow.note.content", "mlflow.loggedArtifacts"
-NOTED = ("cost/nfe_per_frame", "cost/seconds_per_frame")  # that stand beside the scores
 KIND = {
     "mlflow.experimentKind": "custom_model_development"
 }  # else MLflow shows chats and traces first
@@ -144,14 +144,30 @@ class RunLog:
             self._files_of_run(parent, arms, Path(scratch))
             if status != "RUNNING":
                 self.client.set_terminated(parent, status, self._ended())
-            return {
-                "uri": shown(self.target.uri),
-                "experiment": self.target.experiment,
-                "experiment_id": self._experiment,
-                "run_id": parent,
-                "arms": dict(self._ids["arms"]),
-                "logged": logged,
-            }
+            return self._where(parent, logged)
+
+    def stop(self) -> dict[str, Any]:
+        """Show the run as killed and leave it at that; return what ``write`` does.
+
+        A run that is stopped may have seconds left. Its arms are logged when it has ended, or by a replay.
+
+        Raises:
+            MlflowException: MLflow refused, or could not be reached.
+        """
+        with self._remembering():
+            parent = self._ids["run"] or self._parent("RUNNING", [])
+            self.client.set_terminated(parent, "KILLED", self._ended())
+            return self._where(parent, [])
+
+    def _where(self, parent: str, logged: Sequence[str]) -> dict[str, Any]:
+        return {
+            "uri": shown(self.target.uri),
+            "experiment": self.target.experiment,
+            "experiment_id": self._experiment,
+            "run_id": parent,
+            "arms": dict(self._ids["arms"]),
+            "logged": list(logged),
+        }
 
     def _remembering(self) -> _Remembering:
         return _Remembering(self)
@@ -440,39 +456,6 @@ class _Remembering:
 
     def __exit__(self, *error: object) -> None:
         self._lock.release()
-
-
-def note(results: Results, arms: Sequence[ArmFacts]) -> str:
-    """Return what a reader sees first: title, question, and the arms' scores as a table."""
-    about = results.about
-    lines = [f"### {about.get('title') or results.name}"]
-    if about.get("question"):
-        lines += ["", str(about["question"])]
-    measured = sorted({key for arm in arms for key in arm.metrics if key.startswith("scores/")})
-    shown_too = [key for key in NOTED if any(key in arm.metrics for arm in arms)]
-    if measured:
-        lines += ["", "| | " + " | ".join(arm.arm.name for arm in arms) + " |"]
-        lines += ["|---" * (len(arms) + 1) + "|"]
-        for key in [*measured, *shown_too]:
-            label = key.partition("/")[2].replace("_", " ")
-            lines.append(f"| {label} | " + " | ".join(_cell(arm, key) for arm in arms) + " |")
-        lines += ["", "Mean +- standard error, clustered by prompt."]
-    return "\n".join(lines)
-
-
-def arm_note(arm: ArmFacts) -> str:
-    """Return what is different in an arm."""
-    changed = ", ".join(f"{name} = {value}" for name, value in arm.arm.changed.items())
-    return f"**{arm.arm.name}**: {changed or 'method = ' + arm.arm.method}"
-
-
-def _cell(arm: ArmFacts, key: str) -> str:
-    mean = arm.metrics.get(key)
-    kind, _, name = key.partition("/")
-    error = arm.metrics.get(f"{kind}_standard_error/{name}")  # costs have none
-    if mean is None:
-        return ""
-    return f"{mean:.3g}" + ("" if error is None else f" +- {error:.1g}")
 
 
 def _ours(tag: str) -> bool:

@@ -85,6 +85,10 @@ def _track(told: dict[str, Any], orders: queue.Queue[dict[str, Any]], answer: An
         except Exception as error:  # it may be well again when the run ends
             answer("waiting", what=in_one_line(error))
         status = _until_end(log, orders)
+        if status == "KILLED":
+            answer("ending", seconds=busy.stretched(PATIENCE))
+            answer("done", **log.stop())
+            return
     busy = _Busy()
     log.prepare()
     answer("ending", seconds=busy.stretched(PATIENCE + _fair_seconds(log)))
