@@ -218,6 +218,19 @@ def test_overall_score_is_the_mean_of_the_four():
     assert math.isnan(overall.compute())
 
 
+def test_scores_take_frames_of_inference_mode():
+    with torch.inference_mode():
+        clip, encoder = video(9), SmallEncoder()
+        score = SubjectConsistency(encoder)
+        score.update(clip)
+        first = score.compute()
+        clip += 1  # such frames do not tell that they have changed
+        score.reset()
+        score.update(clip)
+        assert encoder.frames_seen == 18
+        assert score.compute() != first
+
+
 def test_labels_carry_foreign_networks():
     encoder = SmallEncoder()
     assert SubjectConsistency(encoder).label == "subject_consistency[small0]"
