@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from miga_bench.errors import UserError
-from miga_bench.media import read_video
+from miga_bench.media import count_frames, read_video
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -68,8 +68,13 @@ class Source:
             raise TruncatedError(f"cannot be read after {read} frames ({_plain(error)})") from error
         if waiting:
             yield torch.stack(waiting)
-        if self.frames is not None and read < self.frames:
+        if self.frames is not None and read < self.frames and self._lacks(read):
             raise TruncatedError(f"breaks off after {read} of {self.frames} frames")
+
+    def _lacks(self, read: int) -> bool:
+        """Tell whether frames are gone; those that a trimmed file holds and does not show are not."""
+        stored = count_frames(self.path, hidden=True)
+        return stored < (self.frames or 0) or read < count_frames(self.path)
 
     def _frames(self) -> Iterator[Tensor]:
         if self.path.is_file():

@@ -20,8 +20,9 @@ from PIL import Image
 from miga_bench.cli import main
 from miga_bench.errors import UserError
 from miga_bench.harness.score import _scores, score, score_video
+from miga_bench.harness.score_narrlv import FileVideo
 from miga_bench.harness.score_request import Plan, ScoreRequest
-from miga_bench.harness.score_sources import find_videos, with_prompts
+from miga_bench.harness.score_sources import TruncatedError, find_videos, with_prompts
 from miga_bench.media import VideoWriter, read_video
 from miga_bench.metrics import TemporalFlickering
 from miga_bench.metrics.base import VideoScore
@@ -286,6 +287,38 @@ def write_with_index_first(path, video):
             )
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
+
+
+def trim(path, frames):
+    """Hide a file's first frames as ``ffmpeg -ss TIME -c copy`` does; return the file without them."""
+    trimmed = path.with_name(f"trimmed_{path.name}")
+    options = {"movflags": "faststart"}
+    with av.open(str(path)) as before, av.open(str(trimmed), "w", options=options) as after:
+        stream = after.add_stream_from_template(before.streams.video[0])
+        for packet in before.demux(video=0):
+            if packet.dts is not None:
+                shift = round(frames / 8 / packet.time_base)
+                packet.pts, packet.dts, packet.stream = (
+                    packet.pts - shift,
+                    packet.dts - shift,
+                    stream,
+                )
+                after.mux(packet)
+    return trimmed
+
+
+def test_a_trimmed_video_is_whole_and_a_broken_one_of_these_is_not(tmp_path):
+    write_with_index_first(tmp_path / "a.mp4", torch.rand(40, 3, 64, 64).mul(255).byte())
+    path = trim(tmp_path / "a.mp4", 7)
+    (source,) = find_videos([path])
+    assert source.frames == 40
+    assert sum(map(len, source.pieces())) == 33
+    story = FileVideo(path)
+    assert len(story) == 33
+    assert story.pick([0, 32]).shape == (2, 3, 64, 64)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with pytest.raises(TruncatedError):
+        list(find_videos([path])[0].pieces())
 
 
 def test_a_broken_video_does_not_stop_the_rest(folder, capsys):
