@@ -17,8 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
+import miga_bench.harness.score
 from miga_bench.cli import main
-from miga_bench.errors import UserError
+from miga_bench.errors import Notice, UserError
 from miga_bench.harness.score import _scores, score, score_video
 from miga_bench.harness.score_narrlv import FileVideo
 from miga_bench.harness.score_request import Plan, ScoreRequest
@@ -274,6 +275,28 @@ def test_prompts_come_from_a_file_or_from_records(folder):
         '{"video": "fast", "prompt": "quick"}\n{"video": "slow.mp4", "prompt": "slow"}'
     )
     assert [s.prompt for s in with_prompts(find_videos([folder]), table)] == [None, "quick", "slow"]
+
+
+def test_a_runs_prompts_serve_one_arm_one_video_and_a_run_that_is_not_whole(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    for name in ("short/p1.mp4", "wide/p1.mp4"):
+        write(run / "videos" / name, moving(2))
+    prompts = {"short/p1.mp4": "a", "wide/p1.mp4": "a / b", "wide/p2.mp4": "c"}
+    (run / "prompts.json").write_text(json.dumps(prompts))
+
+    def told(others, *videos):
+        with pytest.warns(Notice, match=f"{others} of the 3 names"):
+            return [s.prompt for s in with_prompts(find_videos(videos), run / "prompts.json")]
+
+    assert told(1, run / "videos") == ["a", "a / b"]
+    assert told(2, run / "videos" / "wide") == ["a / b"]
+    assert told(2, run / "videos" / "short" / "p1.mp4") == ["a"]
+    monkeypatch.chdir(run / "videos" / "wide")
+    assert told(2, Path("p1.mp4")) == ["a / b"]
+    # copied elsewhere it may be either
+    assert told(2, write(tmp_path / "p2.mp4", moving(2))) == ["c"]
+    with pytest.raises(UserError, match=r"several prompts that may be meant for p1\.mp4"):
+        told(1, write(tmp_path / "p1.mp4", moving(2)))
 
 
 def write_with_index_first(path, video):
