@@ -29,7 +29,7 @@ LONGEST_NAME = 200
 
 
 class TruncatedError(Exception):
-    """A file breaks off before its end."""
+    """A video breaks off before its end, or goes on in another size."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,18 @@ class Source:
         """Yield the frames, uint8 ``[N, 3, H, W]``, N at most ``PIECE``.
 
         Raises:
-            TruncatedError: The file breaks off; what came before was yielded.
+            TruncatedError: It breaks off, or a frame is of another size; what came before was yielded.
         """
         waiting: list[Tensor] = []
         read = 0
+        size: torch.Size | None = None
         try:
             for frame in self._frames():
+                size = size or frame.shape
+                if frame.shape != size:
+                    raise TruncatedError(
+                        f"has frames of {_pixels(size)} pixels, and after {read} one of {_pixels(frame.shape)}"
+                    )
                 waiting.append(frame)
                 read += 1
                 if len(waiting) == PIECE:
@@ -286,6 +292,10 @@ def _to_tensor(image: Image.Image) -> Tensor:
     rgb = image.convert("RGB")
     pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
     return pixels.reshape(rgb.height, rgb.width, 3).permute(2, 0, 1)
+
+
+def _pixels(shape: Sequence[int]) -> str:
+    return f"{shape[-1]}x{shape[-2]}"
 
 
 def _plain(error: BaseException) -> str:

@@ -365,6 +365,41 @@ def test_a_broken_video_does_not_stop_the_rest(folder, capsys):
     assert "Traceback" not in error
 
 
+def test_one_odd_video_does_not_stop_the_rest_and_what_may_fare_better_is_tried_again(
+    folder, monkeypatch
+):
+    shots = folder / "shots"
+    shots.mkdir()
+    for k, size in enumerate((32, 32, 40)):
+        Image.new("RGB", (size, 32)).save(shots / f"{k}.png")
+    whole, scored = miga_bench.harness.score._whole, []
+
+    def full(source, *others):
+        scored.append(source.name)
+        if source.name == "fast.mp4" and scored.count("fast.mp4") == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried it all")
+        return whole(source, *others)
+
+    monkeypatch.setattr(miga_bench.harness.score, "_whole", full)
+    only = {"dimensions": ["temporal_flickering"]}
+    videos = {video["video"]: video for video in score(request(folder, **only))["videos"]}
+    assert videos["shots"]["reason"] == (
+        "shots has frames of 32x32 pixels, and after 2 one of 40x32"
+    )
+    assert videos["fast.mp4"]["reason"] == (
+        "fast.mp4 cannot be scored: CUDA out of memory. Tried it all"
+    )
+    assert all(
+        videos[name]["scores"]["temporal_flickering"] for name in ("slow.mp4", "deep/er.mp4")
+    )
+    scored.clear()
+    scored.append("fast.mp4")
+    document = score(request(folder, overwrite=True, **only))
+    assert scored == ["fast.mp4", "fast.mp4"]
+    assert document["scores"]["temporal_flickering"]["n"] == 3
+    assert not (folder.parent / "scores.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -384,6 +419,8 @@ def test_a_broken_video_does_not_stop_the_rest(folder, capsys):
         (["ok.mp4", "--reading", "reference"], "are for --suite vbench-long"),
         (["ok.mp4", "-o", "scores.txt"], "end its name in .json"),
         (["ok.mp4", "-o", "there.json"], "exists: add --force"),
+        (["ok.mp4", "--device", "cuda:99"], "device cuda:99 is not there"),
+        (["ok.mp4", "--device", "gpu"], "unknown device 'gpu'"),
     ],
 )
 def test_wrong_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):
