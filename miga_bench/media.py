@@ -193,12 +193,18 @@ def read_video(path: Path) -> Iterator[Tensor]:
             yield torch.from_numpy(picture.to_ndarray(format="rgb24")).permute(2, 0, 1)
 
 
-def count_frames(path: Path) -> int:
-    """Return how many frames a file holds, up to where it breaks off, without decoding them."""
+def count_frames(path: Path, hidden: bool = False) -> int:
+    """Return how many frames a file shows, up to where it breaks off, without decoding them.
+
+    Args:
+        path: The file.
+        hidden: Count those, too, that a file trimmed without encoding anew holds and does not show.
+    """
     count = 0
-    with suppress(FFmpegError), av.open(str(path)) as container:
+    options = {"ignore_editlist": "1"} if hidden else {}
+    with suppress(FFmpegError), av.open(str(path), options=options) as container:
         for packet in container.demux(video=0):
-            count += packet.size > 0
+            count += packet.size > 0 and not packet.is_discard
     return count
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from miga_bench import __version__
-from miga_bench.errors import UserError
+from miga_bench.errors import UserError, in_print
 from miga_bench.harness.pool import each_done
 from miga_bench.harness.provenance import hardware, versions, write_json
 from miga_bench.harness.score_request import Plan, ScoreRequest
@@ -55,7 +55,7 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
     rows = dict(_known(request.journal, plan))
     keys = {source.name: _key(source) for source in sources}
     waiting = [source for source in sources if keys[source.name] not in rows]
-    done = len(sources) - len(waiting)
+    done, again = len(sources) - len(waiting), False
     progress(done, len(sources), "")
     request.output.parent.mkdir(parents=True, exist_ok=True)
     _cut_broken_line(request.journal)
@@ -64,7 +64,10 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
             _write_line(journal, {"plan": asdict(plan), "version": __version__})
         for source, row in _score_all(waiting, plan, request.devices):
             row = {"key": keys[source.name], **row}
-            _write_line(journal, sealed(row))
+            if not row.pop("passing"):
+                _write_line(journal, sealed(row))
+            else:
+                again = True
             rows[row["key"]] = row
             done += 1
             progress(done, len(sources), source.name)
@@ -79,7 +82,8 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
     }
     plot(document, request.picture)
     write_json(request.output, document)
-    request.journal.unlink(missing_ok=True)
+    if not again:  # else --force tries only what may fare better
+        request.journal.unlink(missing_ok=True)
     return document
 
 
@@ -205,15 +209,21 @@ def _scores(plan: Plan, device: str) -> list[Any]:
 
 
 def score_video(source: Source, plan: Plan, device: str) -> Row:
-    """Return one video's values, or why it has none; see ``_whole`` and ``_by_clips``."""
+    """Return one video's values, or why it has none; see ``_whole`` and ``_by_clips``.
+
+    ``passing`` tells that the reason may be none of the video's own, such as memory that ran out.
+    """
+    scores = _scores(plan, device)
     try:
-        scores = _scores(plan, device)
         found = (_by_clips if plan.long else _whole)(source, plan, device, scores)
-        return {"frames": found.pop("frames"), "scores": found, "reason": None}
-    except (TruncatedError, UserError) as error:
-        for running in _scores(plan, device):
+        return {"frames": found.pop("frames"), "scores": found, "reason": None, "passing": False}
+    except (TruncatedError, UserError, RuntimeError, MemoryError) as error:
+        for running in scores:
             running.drop()
-        return {"frames": None, "scores": {}, "reason": f"{source.name} {error}"}
+        passing = isinstance(error, RuntimeError | MemoryError)
+        said = in_print(str(error) or type(error).__name__)
+        reason = f"{source.name} cannot be scored: {said}" if passing else f"{source.name} {error}"
+        return {"frames": None, "scores": {}, "reason": reason, "passing": passing}
 
 
 def _on_device(source: Source, device: str) -> Iterator[Tensor]:

@@ -84,7 +84,7 @@ class ScoreRequest:
         """Refuse what can be refused before a file is opened.
 
         Raises:
-            UserError: A name is unknown or the output cannot be written.
+            UserError: A name is unknown, a device is not there or the output cannot be written.
         """
         if self.suite not in SUITES:
             raise UserError(f"unknown suite {self.suite!r}: there are {', '.join(SUITES)}, narrlv")
@@ -108,4 +108,8 @@ class ScoreRequest:
             if path.exists():
                 raise UserError(f"{path} exists: add --force to replace it, or choose another -o")
         check_writable(self.output.parent)
+        for device in set(self.devices) - {"cpu"}:
+            from miga_bench.backbones.residence import pick_device
+
+            pick_device(device)
         self.plan  # noqa: B018 - checks the dimensions

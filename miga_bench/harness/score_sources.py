@@ -6,7 +6,8 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,8 +19,8 @@ from av.error import FFmpegError
 from PIL import Image
 from torch import Tensor
 
-from miga_bench.errors import UserError
-from miga_bench.media import read_video
+from miga_bench.errors import Notice, UserError
+from miga_bench.media import count_frames, read_video
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -28,7 +29,7 @@ LONGEST_NAME = 200
 
 
 class TruncatedError(Exception):
-    """A file breaks off before its end."""
+    """A video breaks off before its end, or goes on in another size."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,18 @@ class Source:
         """Yield the frames, uint8 ``[N, 3, H, W]``, N at most ``PIECE``.
 
         Raises:
-            TruncatedError: The file breaks off; what came before was yielded.
+            TruncatedError: It breaks off, or a frame is of another size; what came before was yielded.
         """
         waiting: list[Tensor] = []
         read = 0
+        size: torch.Size | None = None
         try:
             for frame in self._frames():
+                size = size or frame.shape
+                if frame.shape != size:
+                    raise TruncatedError(
+                        f"has frames of {_pixels(size)} pixels, and after {read} one of {_pixels(frame.shape)}"
+                    )
                 waiting.append(frame)
                 read += 1
                 if len(waiting) == PIECE:
@@ -68,8 +75,13 @@ class Source:
             raise TruncatedError(f"cannot be read after {read} frames ({_plain(error)})") from error
         if waiting:
             yield torch.stack(waiting)
-        if self.frames is not None and read < self.frames:
+        if self.frames is not None and read < self.frames and self._lacks(read):
             raise TruncatedError(f"breaks off after {read} of {self.frames} frames")
+
+    def _lacks(self, read: int) -> bool:
+        """Tell whether frames are gone; those that a trimmed file holds and does not show are not."""
+        stored = count_frames(self.path, hidden=True)
+        return stored < (self.frames or 0) or read < count_frames(self.path)
 
     def _frames(self) -> Iterator[Tensor]:
         if self.path.is_file():
@@ -186,21 +198,50 @@ def with_prompts(sources: Sequence[Source], prompts: Path | None) -> list[Source
             where there is one.
 
     Raises:
-        UserError: The file is no such file, or names a video that is not there.
+        UserError: The file is no such file, or names none of the videos.
     """
     if prompts is None:
         return [_replace_prompt(source, _recorded(source.path)) for source in sources]
     table = _read_prompts(prompts)
-    names = {source.name for source in sources} | {Path(s.name).stem for s in sources}
-    for name in table:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]}?" if near else "leave it out"
-            raise UserError(f"{prompts} names {name!r}, which is not among the videos: {hint}")
+    found = {source.name: _named(source, table) for source in sources}
+    used = {name for names in found.values() for name in names}
+    others = [name for name in table if name not in used]
+    if others and not used:
+        known = {source.name for source in sources} | {Path(s.name).stem for s in sources}
+        near = difflib.get_close_matches(others[0], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "leave it out"
+        raise UserError(f"{prompts} names {others[0]!r}, which is not among the videos: {hint}")
+    if others:  # a run's list names the videos, too, that are still to be made
+        warnings.warn(
+            f"{len(others)} of the {len(table)} names in {prompts} are not among the videos and are passed"
+            f" over; the first is {others[0]!r}",
+            Notice,
+            stacklevel=2,
+        )
+    for source in sources:
+        if len({table[name] for name in found[source.name]}) > 1:
+            raise UserError(
+                f"{prompts} has several prompts that may be meant for {source.name}: score the folder above,"
+                " whose videos have the names that are in it"
+            )
     return [
-        _replace_prompt(source, table.get(source.name, table.get(Path(source.name).stem)))
+        _replace_prompt(source, table[names[0]] if (names := found[source.name]) else None)
         for source in sources
     ]
+
+
+def _named(source: Source, table: Mapping[str, str]) -> list[str]:
+    """Return the names in a table that mean a video, by the first way that finds some.
+
+    Beside its own name it is the end of its path, for the table of a folder above; or a name that ends in its
+    own, for the table of the folder it was copied from.
+    """
+    for name in (source.name, Path(source.name).stem):
+        if name in table:
+            return [name]
+    path = source.path.absolute().as_posix()
+    above = [name for name in table if path.endswith(f"/{name}")]
+    return above or [name for name in table if name.endswith(f"/{source.name}")]
 
 
 def _replace_prompt(source: Source, prompt: str | None) -> Source:
@@ -251,6 +292,10 @@ def _to_tensor(image: Image.Image) -> Tensor:
     rgb = image.convert("RGB")
     pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
     return pixels.reshape(rgb.height, rgb.width, 3).permute(2, 0, 1)
+
+
+def _pixels(shape: Sequence[int]) -> str:
+    return f"{shape[-1]}x{shape[-2]}"
 
 
 def _plain(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import torch
@@ -107,6 +108,20 @@ class OverallScore(WrapperMetric):
         check_lengths(self._members())
         return mean_of([score.end() for score in self._members()])
 
+    def forward(
+        self,
+        video: Tensor,
+        prompt: str | None = None,
+        video_id: str | None = None,
+        fps: float | None = None,
+    ) -> Tensor:
+        """Score one video as ``update`` does; return its overall score, a float64 scalar."""
+        self.begin(prompt, video_id, fps)
+        self.extend(video)
+        value = torch.tensor(self.end(), dtype=torch.float64)
+        self._forward_cache = value  # type: ignore[assignment]  # what Lightning logs of a step
+        return value
+
     def compute(self) -> Tensor:
         """Return the mean of the four scores, a float64 scalar; NaN without videos."""
         return torch.stack([score.compute() for score in self._members()]).mean()
@@ -114,11 +129,16 @@ class OverallScore(WrapperMetric):
     def estimate(self, level: float = 0.95) -> Estimate:
         """Return the mean over videos with its interval, clustered by prompt.
 
+        All ranks must call it, as ``compute``.
+
         Args:
             level: Of the interval, in (0, 1).
         """
-        by_score = [score.per_video() for score in self._members()]
-        prompts = self._members()[0].prompt_of()
+        with ExitStack() as together:
+            for score in self._members():
+                together.enter_context(score.sync_context())
+            by_score = [score.per_video() for score in self._members()]
+            prompts = self._members()[0].prompt_of()
         values = {video: mean_of([found[video] for found in by_score]) for video in by_score[0]}
         return estimate(list(values.values()), [prompts[video] for video in values], level)
 

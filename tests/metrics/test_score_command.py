@@ -17,11 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
+import miga_bench.harness.score
 from miga_bench.cli import main
-from miga_bench.errors import UserError
+from miga_bench.errors import Notice, UserError
 from miga_bench.harness.score import _scores, score, score_video
+from miga_bench.harness.score_narrlv import FileVideo
 from miga_bench.harness.score_request import Plan, ScoreRequest
-from miga_bench.harness.score_sources import find_videos, with_prompts
+from miga_bench.harness.score_sources import TruncatedError, find_videos, with_prompts
 from miga_bench.media import VideoWriter, read_video
 from miga_bench.metrics import TemporalFlickering
 from miga_bench.metrics.base import VideoScore
@@ -275,6 +277,28 @@ def test_prompts_come_from_a_file_or_from_records(folder):
     assert [s.prompt for s in with_prompts(find_videos([folder]), table)] == [None, "quick", "slow"]
 
 
+def test_a_runs_prompts_serve_one_arm_one_video_and_a_run_that_is_not_whole(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    for name in ("short/p1.mp4", "wide/p1.mp4"):
+        write(run / "videos" / name, moving(2))
+    prompts = {"short/p1.mp4": "a", "wide/p1.mp4": "a / b", "wide/p2.mp4": "c"}
+    (run / "prompts.json").write_text(json.dumps(prompts))
+
+    def told(others, *videos):
+        with pytest.warns(Notice, match=f"{others} of the 3 names"):
+            return [s.prompt for s in with_prompts(find_videos(videos), run / "prompts.json")]
+
+    assert told(1, run / "videos") == ["a", "a / b"]
+    assert told(2, run / "videos" / "wide") == ["a / b"]
+    assert told(2, run / "videos" / "short" / "p1.mp4") == ["a"]
+    monkeypatch.chdir(run / "videos" / "wide")
+    assert told(2, Path("p1.mp4")) == ["a / b"]
+    # copied elsewhere it may be either
+    assert told(2, write(tmp_path / "p2.mp4", moving(2))) == ["c"]
+    with pytest.raises(UserError, match=r"several prompts that may be meant for p1\.mp4"):
+        told(1, write(tmp_path / "p1.mp4", moving(2)))
+
+
 def write_with_index_first(path, video):
     """An mp4 as cameras and ffmpeg write it: it says at its start how long it is."""
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
@@ -286,6 +310,38 @@ def write_with_index_first(path, video):
             )
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
+
+
+def trim(path, frames):
+    """Hide a file's first frames as ``ffmpeg -ss TIME -c copy`` does; return the file without them."""
+    trimmed = path.with_name(f"trimmed_{path.name}")
+    options = {"movflags": "faststart"}
+    with av.open(str(path)) as before, av.open(str(trimmed), "w", options=options) as after:
+        stream = after.add_stream_from_template(before.streams.video[0])
+        for packet in before.demux(video=0):
+            if packet.dts is not None:
+                shift = round(frames / 8 / packet.time_base)
+                packet.pts, packet.dts, packet.stream = (
+                    packet.pts - shift,
+                    packet.dts - shift,
+                    stream,
+                )
+                after.mux(packet)
+    return trimmed
+
+
+def test_a_trimmed_video_is_whole_and_a_broken_one_of_these_is_not(tmp_path):
+    write_with_index_first(tmp_path / "a.mp4", torch.rand(40, 3, 64, 64).mul(255).byte())
+    path = trim(tmp_path / "a.mp4", 7)
+    (source,) = find_videos([path])
+    assert source.frames == 40
+    assert sum(map(len, source.pieces())) == 33
+    story = FileVideo(path)
+    assert len(story) == 33
+    assert story.pick([0, 32]).shape == (2, 3, 64, 64)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with pytest.raises(TruncatedError):
+        list(find_videos([path])[0].pieces())
 
 
 def test_a_broken_video_does_not_stop_the_rest(folder, capsys):
@@ -309,6 +365,41 @@ def test_a_broken_video_does_not_stop_the_rest(folder, capsys):
     assert "Traceback" not in error
 
 
+def test_one_odd_video_does_not_stop_the_rest_and_what_may_fare_better_is_tried_again(
+    folder, monkeypatch
+):
+    shots = folder / "shots"
+    shots.mkdir()
+    for k, size in enumerate((32, 32, 40)):
+        Image.new("RGB", (size, 32)).save(shots / f"{k}.png")
+    whole, scored = miga_bench.harness.score._whole, []
+
+    def full(source, *others):
+        scored.append(source.name)
+        if source.name == "fast.mp4" and scored.count("fast.mp4") == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried it all")
+        return whole(source, *others)
+
+    monkeypatch.setattr(miga_bench.harness.score, "_whole", full)
+    only = {"dimensions": ["temporal_flickering"]}
+    videos = {video["video"]: video for video in score(request(folder, **only))["videos"]}
+    assert videos["shots"]["reason"] == (
+        "shots has frames of 32x32 pixels, and after 2 one of 40x32"
+    )
+    assert videos["fast.mp4"]["reason"] == (
+        "fast.mp4 cannot be scored: CUDA out of memory. Tried it all"
+    )
+    assert all(
+        videos[name]["scores"]["temporal_flickering"] for name in ("slow.mp4", "deep/er.mp4")
+    )
+    scored.clear()
+    scored.append("fast.mp4")
+    document = score(request(folder, overwrite=True, **only))
+    assert scored == ["fast.mp4", "fast.mp4"]
+    assert document["scores"]["temporal_flickering"]["n"] == 3
+    assert not (folder.parent / "scores.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -328,6 +419,8 @@ def test_a_broken_video_does_not_stop_the_rest(folder, capsys):
         (["ok.mp4", "--reading", "reference"], "are for --suite vbench-long"),
         (["ok.mp4", "-o", "scores.txt"], "end its name in .json"),
         (["ok.mp4", "-o", "there.json"], "exists: add --force"),
+        (["ok.mp4", "--device", "cuda:99"], "device cuda:99 is not there"),
+        (["ok.mp4", "--device", "gpu"], "unknown device 'gpu'"),
     ],
 )
 def test_wrong_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):

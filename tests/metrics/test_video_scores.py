@@ -218,6 +218,30 @@ def test_overall_score_is_the_mean_of_the_four():
     assert math.isnan(overall.compute())
 
 
+def test_calling_the_overall_score_gives_the_videos_and_keeps_it():
+    overall, twice = (OverallScore(SmallEncoder(), SmallEncoder(1), Average()) for _ in range(2))
+    clips = [video(6, 1), video(11, 2)]
+    found = [overall(clip, prompt="a").item() for clip in clips]
+    for clip, value in zip(clips, found, strict=True):
+        twice.update(clip, prompt="a")
+        alone = OverallScore(SmallEncoder(), SmallEncoder(1), Average())
+        assert one(alone, clip) == pytest.approx(value)
+    assert overall.compute() == twice.compute()
+
+
+def test_scores_take_frames_of_inference_mode():
+    with torch.inference_mode():
+        clip, encoder = video(9), SmallEncoder()
+        score = SubjectConsistency(encoder)
+        score.update(clip)
+        first = score.compute()
+        clip += 1  # such frames do not tell that they have changed
+        score.reset()
+        score.update(clip)
+        assert encoder.frames_seen == 18
+        assert score.compute() != first
+
+
 def test_labels_carry_foreign_networks():
     encoder = SmallEncoder()
     assert SubjectConsistency(encoder).label == "subject_consistency[small0]"
@@ -294,7 +318,10 @@ def _score_shares(rank, port, queue):
         score = SubjectConsistency(SmallEncoder())
         for k in shares[rank]:
             score.update(video(4 + k, k), prompt=str(k), video_id=str(k))
-        queue.put((score.compute().item(), score.estimate().low))
+        overall = OverallScore(SmallEncoder(), SmallEncoder(1), Average())
+        for k in shares[rank]:
+            overall.update(video(4 + k, k), prompt=str(k), video_id=str(k))
+        queue.put((score.compute().item(), score.estimate().low, overall.estimate()))
         dist.barrier()
     dist.destroy_process_group()
 
@@ -314,6 +341,8 @@ def test_processes_agree_with_one():
     for worker in workers:
         worker.join(60)
     alone = SubjectConsistency(SmallEncoder())
+    overall = OverallScore(SmallEncoder(), SmallEncoder(1), Average())
     for k in range(4):
-        alone.update(video(4 + k, k), prompt=str(k), video_id=str(k))
-    assert set(found) == {(alone.compute().item(), alone.estimate().low)}
+        for score in (alone, overall):
+            score.update(video(4 + k, k), prompt=str(k), video_id=str(k))
+    assert set(found) == {(alone.compute().item(), alone.estimate().low, overall.estimate())}

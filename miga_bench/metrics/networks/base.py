@@ -65,7 +65,7 @@ class FrameEncoder(nn.Module, Network):
     def __init__(self, batch: int = 32) -> None:
         super().__init__()
         self.batch = batch
-        self._last: tuple[tuple[Any, ...], Tensor, Tensor] | None = None
+        self._last: tuple[tuple[Any, ...] | None, Tensor, Tensor] | None = None
 
     @abstractmethod
     def embed(self, frames: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class FrameEncoder(nn.Module, Network):
     def forward(self, frames: Tensor) -> Tensor:
         """Return float32 features ``[N, D]``, of unit length, of uint8 frames ``[N, 3, H, W]``."""
         key = _identity(frames)
-        if self._last is None or self._last[0] != key:
+        if key is None or self._last is None or self._last[0] != key:
             with torch.no_grad():
                 parts = [self.embed(part).float() for part in frames.split(self.batch)]
             features = nn.functional.normalize(torch.cat(parts), dim=-1)
@@ -131,6 +131,9 @@ def plain(provenances: Mapping[str, Provenance]) -> dict[str, dict[str, Any]]:
     return {role: provenance.as_dict() for role, provenance in provenances.items()}
 
 
-def _identity(frames: Tensor) -> tuple[Any, ...]:
+def _identity(frames: Tensor) -> tuple[Any, ...] | None:
+    """Return what changes with the frames; None for inference tensors, which do not count their changes."""
+    if frames.is_inference():
+        return None
     place = (frames.data_ptr(), frames.device, frames.dtype)
     return (*place, tuple(frames.shape), frames.stride(), frames._version)
