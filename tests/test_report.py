@@ -163,6 +163,35 @@ def test_motion_on_one_side_only_says_nothing_at_equal_motion(tmp_path):
     assert "moves less in every pair" in found.equal.verdict
 
 
+def test_seconds_of_several_machines_compare_no_arms_and_are_said(tmp_path, capsys):
+    folder = fill(tmp_path).close()
+    (run,) = made(capsys, folder, "-o", tmp_path / "out", "--prompts-shown", "0")["runs"]
+    timed = "FIFO needs fewer seconds per frame than MIGA"
+    verdicts = {claim["claim"]: claim["verdict"] for claim in run["claims"]}
+    assert "made on" not in verdicts[timed]
+    assert "Not all videos were made alike" not in (tmp_path / "out" / "report.md").read_text()
+    for number in range(3):
+        path = tmp_path / "items" / f"first-miga-p{number}-0" / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["timings"] |= {"hardware": {"gpu": "a GPU", "cpu": "a CPU"}, "processes": 2}
+        manifest["timings"]["git"] = {"commit": "decade", "changed": True}
+        path.write_text(json.dumps({**manifest, "versions": {"torch": "2.8.0"}}))
+    (run,) = made(capsys, folder, "-o", tmp_path / "new", "--prompts-shown", "0")["runs"]
+    mixed = {claim["claim"]: claim["verdict"] for claim in run["claims"]}
+    other = "not shown: made on different hardware, or by teams of different size"
+    assert mixed == {**verdicts, timed: other}
+    markdown = (tmp_path / "new" / "report.md").read_text()
+    assert (
+        "made alike: 13 on unknown hardware; 3 on a GPU, 2 processes a video. Seconds" in markdown
+    )
+    assert row_of(markdown, "videos made on") == [
+        "videos made on",
+        "unknown or a GPU, 2 processes a video",
+    ]
+    assert "torch 2.9.0 or 2.8.0" in markdown
+    assert "c0ffee or decade with changes that were not committed" in markdown
+
+
 def test_an_interval_that_is_not_finite_gets_no_verdict():
     measure = measure_of("a")
     for low, high in ((math.nan, math.nan), (0.1, math.inf), (math.inf, math.inf)):

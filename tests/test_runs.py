@@ -13,6 +13,7 @@ from miga_bench.harness.generate import Video, Watcher
 from miga_bench.harness.items import Item
 from miga_bench.harness.locks import FileLock, HeldError
 from miga_bench.harness.prompt_lists import read_wishes
+from miga_bench.harness.provenance import git_state
 from miga_bench.harness.request import PromptAt
 from miga_bench.harness.runs import Run, differences
 from miga_bench.harness.stop import StopRequested, StopSignals
@@ -94,6 +95,7 @@ def test_the_store_makes_once_and_says_what_a_pass_did(tmp_path):
     assert len(passes) == sum(first["cost"]["passes"].values())
     assert {"stage", "levels", "similarity", "triggered", "accepted", "windows"} <= set(passes[0])
     assert passes[-1]["windows"] == first["cost"]["windows"]
+    assert first["timings"]["git"] == git_state()
 
 
 def test_a_file_that_was_cut_is_made_again(tmp_path):

@@ -6,7 +6,8 @@ Reports and tracking say the same of it, since both read it here.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -107,6 +108,20 @@ def cost_of(run: Results, arm: str, seen: Callable[[int, Pass], None] | None = N
         search_share=share,
         skipped=_ratio(_sum(_values(rows, "skipped")), _sum(nfe)),
     )
+
+
+def machines(run: Results, arms: Iterable[str] | None = None) -> dict[str, int]:
+    """Return on what the videos that are done were made, and how many on each.
+
+    Seconds and memory of several machines, or of teams of several sizes, say nothing of the arms.
+
+    Args:
+        run: Holds the arms.
+        arms: Of these only; None is all.
+    """
+    wanted = set(run.arms if arms is None else arms)
+    done = (row for row in run.rows if row.status == "done" and row.arm in wanted)
+    return dict(Counter(row.machine for row in done))
 
 
 def searches(run: Results, arm: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -80,8 +81,12 @@ def _resident_peak_kib() -> float | None:
     return None
 
 
-def git_state() -> dict[str, object] | None:
-    """Return the commit of the package's checkout, and whether it was changed; None if it is none."""
+@functools.cache
+def git_state() -> Mapping[str, object] | None:
+    """Return the commit of the package's checkout, and whether it was changed; None if it is none.
+
+    It is asked for once: what a process runs is what it has imported.
+    """
     folder = Path(__file__).parent
     if not (folder.parents[1] / ".git").exists():
         return None  # an installed package may lie in somebody else's repository

@@ -58,6 +58,8 @@ class Row:
         scores: By label; None where there is a reason instead.
         reasons: Why a score is None, by label.
         series: By label, the score over the video: ``[first, last, mean]`` of each bin.
+        origin: ``hardware``, ``processes``, ``versions`` and ``git``, as far as the manifest says them. They
+            need not be the run's: another one, or the same one earlier, may have made the item.
     """
 
     arm: str
@@ -74,6 +76,15 @@ class Row:
     scores: Mapping[str, float | None] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
     series: Series = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def machine(self) -> str:
+        """Return what its seconds and its memory were measured on; empty if nobody knows."""
+        hardware, processes = self.origin.get("hardware") or {}, self.origin.get("processes") or 1
+        together = f"{processes} processes a video" if processes > 1 else ""
+        name = str(hardware.get("gpu") or hardware.get("cpu") or "")
+        return ", ".join(part for part in (name, together) if part)
 
     @property
     def pair(self) -> tuple[str, int]:
@@ -184,6 +195,7 @@ def _check_names(names: Sequence[object]) -> None:
             raise ValueError(f"{name!r} names no file of a run")
 
 
+ORIGIN = ("hardware", "processes", "versions", "git")
 MODEL = ("backbone", "weights_hash", "precision", "height", "width")
 
 
@@ -230,13 +242,15 @@ def _row(
     manifest = store.manifest(key)
     if manifest is None:
         return Row(**row, status="missing")
-    measured = {k: v for k, v in manifest["timings"].items() if k not in ("started", "hardware")}
+    timings = manifest["timings"]
+    measured = {k: v for k, v in timings.items() if k not in ("started", *ORIGIN)}
     row |= {
         "status": manifest["status"],
         "frames": manifest["frames"],
         "frame_rate": manifest["frame_rate"],
         "error": manifest["error"],
         "cost": {**manifest["cost"], **measured},
+        "origin": {n: v for n, v in {**manifest, **timings}.items() if n in ORIGIN},
     }
     found: Any = {"scores": {}, "reasons": {}, "series": {}}
     for scorer in scorers:

@@ -28,7 +28,7 @@ from miga_bench.errors import LostError
 from miga_bench.harness.generate import GenerateResult, Video, Watcher
 from miga_bench.harness.items import Item
 from miga_bench.harness.locks import FileLock, HeldError
-from miga_bench.harness.provenance import write_json, write_text
+from miga_bench.harness.provenance import git_state, write_json, write_text
 from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.seals import opened, sealed
 from miga_bench.harness.stop import StopRequested, StopSignals
@@ -331,7 +331,12 @@ def _manifest(
         "cost": cost,
         "versions": record["versions"],
         "files": {name: _facts(folder / name) for name in names if (folder / name).exists()},
-        "timings": {**timings, "processes": processes, "hardware": record["hardware"]},
+        "timings": {
+            **timings,
+            "processes": processes,
+            "hardware": record["hardware"],
+            "git": git_state(),
+        },
     }
 
 

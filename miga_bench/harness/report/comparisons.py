@@ -16,12 +16,15 @@ from math import isfinite
 
 import numpy as np
 
+from miga_bench.harness.costs import machines
 from miga_bench.harness.report.measures import Measure, value_of
 from miga_bench.harness.results import Results
 from miga_bench.metrics.statistics import compared, estimate
 
 FEWEST = 6  # prompts: the sign test of five alike is at 0.06
 BETTER, WORSE, MORE, LESS = "better", "worse", "moves more", "moves less"
+OTHER_MACHINES = "made on different hardware, or by teams of different size"
+MEASURED = ("cost/seconds_per_frame", "cost/peak_memory")  # which are also the machine's
 NOT_SHOWN, TOO_FEW, NO_PAIRS = "no difference shown", "too few prompts", "no pairs"
 
 
@@ -111,7 +114,9 @@ def compare(
         found.n,
         found.clusters,
         found.dropped,
-        _verdict(measure, found.low, found.high, found.clusters),
+        OTHER_MACHINES
+        if measure.label in MEASURED and found.n and len(machines(run, weights)) > 1
+        else _verdict(measure, found.low, found.high, found.clusters),
         equal,
     )
 

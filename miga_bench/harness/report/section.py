@@ -9,7 +9,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from miga_bench.errors import UserError
-from miga_bench.harness.costs import ArmCost, cost_of
+from miga_bench.harness.costs import ArmCost, cost_of, machines
 from miga_bench.harness.report import pictures, tables
 from miga_bench.harness.report.claims import DOES_NOT_HOLD, HOLDS, Finding, check_claims
 from miga_bench.harness.report.comparability import comparability
@@ -315,6 +315,11 @@ def _claims(findings: Sequence[Finding]) -> list[Block]:
 def _cost(facts: RunFacts, prefix: str) -> list[Block]:
     hardware = facts.run.provenance.get("hardware") or {}
     told = ", ".join(str(hardware[n]) for n in ("gpu", "cpu") if hardware.get(n)) or "unknown"
+    found = machines(facts.run)
+    if len(found) > 1:
+        told = "several machines"
+    elif any(found):
+        (told,) = found
     words = (
         "NFE counts evaluations of the denoiser, both halves of guidance apart. Seconds are from start to end"
         f" of each video on {told}; other work on the machine lengthens them."
@@ -322,6 +327,7 @@ def _cost(facts: RunFacts, prefix: str) -> list[Block]:
     blocks: list[Block] = [
         Heading(3, "Cost"),
         Paragraph(words, "small"),
+        *([Paragraph(_several_machines(found))] if len(found) > 1 else []),
         tables.cost_table(facts.costs, "What a video took, by arm"),
     ]
     if any(cost.seconds for cost in facts.costs.values()):
@@ -332,6 +338,15 @@ def _cost(facts: RunFacts, prefix: str) -> list[Block]:
         caption = f"The paper's numbers ({facts.paper.name}): {facts.paper.conditions}"
         blocks.append(tables.paper_cost_table(theirs, caption))
     return blocks + pictures.cost_scatter(facts.run, prefix, facts.measures, facts.costs)
+
+
+def _several_machines(found: Mapping[str, int]) -> str:
+    told = "; ".join(f"{count} on {name or 'unknown hardware'}" for name, count in found.items())
+    return (
+        f"Not all videos were made alike: {told}. Seconds and memory below are of all of them together, and say"
+        " nothing of which arm is faster or smaller, and claims about them get no verdict. Evaluations, latents"
+        " and operations do not depend on it."
+    )
 
 
 def _missing(run: Results, measures: Sequence[Measure]) -> list[Block]:
@@ -382,15 +397,28 @@ def configuration_of(run: Results) -> str:
     return text
 
 
-def _remake(run: Results, prefix: str) -> list[Block]:
-    told, versions = run.provenance, run.provenance.get("versions") or {}
-    git, hardware = told.get("git") or {}, told.get("hardware") or {}
+def _commit(git: Mapping[str, Any]) -> str:
     changed = " with changes that were not committed" if git.get("changed") else ""
+    return f"{git['commit']}{changed}" if git.get("commit") else "not known"
+
+
+def _remake(run: Results, prefix: str) -> list[Block]:
+    told = run.provenance
+    hardware, found = told.get("hardware") or {}, machines(run)
+    origins = [told, *(row.origin for row in run.rows if row.status == "done")]
+    commits = dict.fromkeys(_commit(one["git"]) for one in origins if one.get("git"))
+    numbers: dict[str, dict[str, None]] = {}
+    for one in origins:
+        for name, number in (one.get("versions") or {}).items():
+            numbers.setdefault(name, {})[str(number)] = None
     facts = {
         "begun": told.get("started"),
-        "commit": f"{git['commit']}{changed}" if git.get("commit") else "not known",
-        "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
+        "commit": " or ".join(commits) or "not known",
+        "versions": ", ".join(f"{name} {' or '.join(known)}" for name, known in numbers.items()),
         "hardware": ", ".join(f"{name} {value}" for name, value in hardware.items()),
+        "videos made on": " or ".join(name or "unknown" for name in found)
+        if len(found) > 1
+        else "",
         "weights, SHA-256": run.model["weights_hash"] or "not given",
     }
     blocks: list[Block] = [
