@@ -33,7 +33,7 @@ from miga_bench.harness.runs import Run
 from miga_bench.harness.scorers import Found
 from miga_bench.harness.seals import sealed
 from miga_bench.harness.stop import StopSignals
-from miga_bench.harness.store import Store
+from miga_bench.harness.store import Store, gpu_is_lost
 from miga_bench.media import count_frames
 
 FEW = {"data__seeds": [0], "data__limit": 2}
@@ -159,6 +159,40 @@ def test_what_is_not_finite_is_no_score(made, value):
     path.write_text(json.dumps(sealed({**raw, "series": {"a": [[0, 3, value], [4, 8, 0.5]]}})))
     assert store.scores(item().key, Scorer.file, sha).items() >= expected.items()
     path.unlink()
+
+
+def test_a_lost_gpu_leaves_the_rest_missing_and_the_status_written(tmp_path, capsys, monkeypatch):
+    """Nothing further is begun on it, and what Lightning then cannot clean up costs no status."""
+    config = configuration(tmp_path, **{**FEW, "data__limit": 4})
+    whole, calls = run_workers.CountingBackbone._denoise, []
+
+    def lost(*inputs):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def losing(self, *inputs):
+        calls.append(1)
+        return lost() if done_manifests(tmp_path) else whole(self, *inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_workers.CountingBackbone, "_denoise", losing)
+        patch.setattr("lightning.pytorch.strategies.SingleDeviceStrategy.teardown", lost)
+        code, status, said = predict(capsys, config)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which Lightning would have given back
+    assert (code, status["status"], status["done"]) == (1, "failed", 1)
+    assert (len(status["failed"]), len(status["missing"])) == (1, 2)
+    assert said == [
+        "note: the GPU of process 0 is lost (CUDA error: an illegal memory access was encountered):"
+        " nothing further is begun on it; the same command makes what is missing"
+    ]
+    code, status, _ = predict(capsys, config)
+    assert (code, status["status"], status["done"]) == (0, "done", 4)
+
+
+def test_too_little_memory_loses_no_gpu():
+    assert not gpu_is_lost(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    assert not gpu_is_lost(torch.AcceleratorError("CUDA error: out of memory"))
+    assert not gpu_is_lost(RuntimeError("shapes do not match"))
+    assert gpu_is_lost(RuntimeError("CUDA error: device-side assert triggered"))
 
 
 @contextmanager

@@ -76,6 +76,9 @@ def predict(arguments: Sequence[str]) -> dict[str, Any] | None:
         if trainer.is_global_zero or not error.told:
             raise
         sys.exit(2 if isinstance(error, UserError) else 1)
+    except Exception:
+        if not writer.settled:  # else all is made and told, but what is left cannot be cleaned up
+            raise
     finally:
         writer.gathering.done()
     if writer.status is None or tracking.outcome is None:

@@ -45,8 +45,9 @@ VIDEO, SHEET, PASSES, ERROR, MANIFEST = (
 )
 SCORES = "scores"
 NOT_FINITE = "not finite"  # why a score is None
-# With these errors no other item would fare better.
+# With these errors no other item would fare better; nor where a GPU is lost, which errors say so.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_LOST = ("CUDA error", "CUDA failure")  # torch's and ONNX Runtime's
 # What every manifest has, and of which kind; what else is in it is for the record.
 _KINDS: dict[str, Any] = {
     "status": str,
@@ -253,6 +254,7 @@ class Store:
         Raises:
             StopRequested: Stopped before the item was whole.
             OSError: The disk takes no more, or not even the manifest could be written.
+            RuntimeError: The GPU is lost to this process.
             LostError: Another process of the team is gone.
         """
         team = team or Teamwork()
@@ -267,7 +269,9 @@ class Store:
             manifest = _manifest(item, folder, result, video, team.size)
             with stop.shielded():
                 write_json(folder / MANIFEST, sealed(manifest))
-            if isinstance(result.error, OSError) and result.error.errno in FULL:
+            if result.error is not None and (
+                disk_is_full(result.error) or gpu_is_lost(result.error)
+            ):
                 raise result.error
             return manifest
 
@@ -283,6 +287,21 @@ class Store:
             yield
         finally:
             lock.release()
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Tell whether an error says that nothing can be written any more."""
+    return isinstance(error, OSError) and error.errno in FULL
+
+
+def gpu_is_lost(error: Exception) -> bool:
+    """Tell whether an error leaves this process a GPU that fails whatever comes next.
+
+    Too little memory does not; other errors of CUDA stay until the process ends.
+    """
+    text = str(error)
+    said = isinstance(error, torch.AcceleratorError) or any(sign in text for sign in _LOST)
+    return said and "out of memory" not in text
 
 
 def _make(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -21,9 +20,11 @@ from miga_bench.harness.ranks import Gathering, Together, agree
 from miga_bench.harness.runs import Run
 from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.stop import StopSignals
-from miga_bench.harness.store import FULL
+from miga_bench.harness.store import disk_is_full, gpu_is_lost
 from miga_bench.harness.teams import Teamwork, check_size
 from miga_bench.sampling.presets import near
+
+MOST_TEXT = 200  # characters of an error
 
 
 class Making:
@@ -66,6 +67,7 @@ class RunWriter(BasePredictionWriter):
         lifeline: Ends a rank when rank 0 is gone.
         configuration: Goes into run.yaml for the record.
         status: What is in status.json, on rank 0 and after the run.
+        settled: Whether all ranks are through, and the status is written.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class RunWriter(BasePredictionWriter):
         self.lifeline: Lifeline | None = None
         self.configuration: Mapping[str, Any] = {}
         self.status: dict[str, Any] | None = None
+        self.settled = False
         self._quiet = quiet
         self._items: dict[str, Item] = {}
         self._names: dict[str, str] = {}
@@ -95,7 +98,7 @@ class RunWriter(BasePredictionWriter):
         self._open = ExitStack()
         self._together: Together | None = None
         self._team = Teamwork()
-        self._is_full = False
+        self._rank, self._gave_up = 0, False
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Become the run's only writer, all ranks together.
@@ -134,6 +137,7 @@ class RunWriter(BasePredictionWriter):
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         """Work with the team; show progress on rank 0."""
+        self._rank = trainer.global_rank
         self._open.enter_context(self._team.working())
         if trainer.is_global_zero:
             mine = deal(self._costs, trainer.world_size // self.window_parallel)[0]
@@ -158,13 +162,15 @@ class RunWriter(BasePredictionWriter):
             return
         try:
             with self._team.turn():
-                if self._is_full:
+                if self._gave_up:
                     return
                 manifest = self.run.store.make(
                     item, prediction.video, self._watcher, self._stop, self._team
                 )
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             if not self._gives_up(error):
+                if not isinstance(error, OSError):
+                    raise
                 self._watcher.noticed(f"{name} failed: {in_print(str(error))}")
             return
         if manifest["status"] == "done":
@@ -174,15 +180,22 @@ class RunWriter(BasePredictionWriter):
             self._watcher.noticed(f"{name} failed: {in_print(str(manifest['error']))}")
 
     def _gives_up(self, error: Exception) -> bool:
-        """Pass over all further items if an error says that nothing can be written any more; tell so."""
-        if isinstance(error, OSError) and error.errno in FULL:
-            self._is_full = True
-            root = self.run.store.root
+        """Pass over all further items if an error says that none would fare better; tell so."""
+        if disk_is_full(error):
+            assert isinstance(error, OSError)
+            self._gave_up = True
             self._watcher.noticed(
-                f"{root} takes no more ({os.strerror(error.errno)}): nothing further is begun; make room"
+                f"{self.run.store.root} takes no more ({error.strerror}): nothing further is begun; make room"
                 " there, then the same command makes what is missing"
             )
-        return self._is_full
+        elif gpu_is_lost(error):
+            self._gave_up = True
+            (reason, *_) = in_print(str(error)).partition(" CUDA kernel errors")
+            self._watcher.noticed(
+                f"the GPU of process {self._rank} is lost ({reason[:MOST_TEXT]}): nothing further is begun on"
+                " it; the same command makes what is missing"
+            )
+        return self._gave_up
 
     def _score(self, name: str, item: Item) -> None:
         """Score the video; what goes wrong is said, and tried again by the same command."""
@@ -193,12 +206,20 @@ class RunWriter(BasePredictionWriter):
                 self._watcher.noticed(f"{name} is not scored: {in_print(str(error))}")
 
     def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
-        """Part with the ranks that made videos together with this one."""
+        """Part with the ranks that made videos together with this one, then settle."""
         self._team.end()
+        self._settle(trainer)  # before Lightning cleans up, which fails where a GPU is lost
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Wait for all ranks, then write the run's status."""
+        """Settle where there was nothing to make; let other writers in."""
         self._stop.listen()  # Lightning gave the signals back to those that had them before it
+        if not self.settled:
+            self._settle(trainer)
+        self._stop.rest()
+        self.run.release()
+
+    def _settle(self, trainer: Any) -> None:
+        """Wait for all ranks, then write the run's status."""
         self._open.close()
         with self._stop.shielded():
             pass  # a stop that the team's last meeting was too early for is obeyed here
@@ -209,8 +230,7 @@ class RunWriter(BasePredictionWriter):
         if trainer.is_global_zero:
             self._cut_lifeline()  # nobody is at the other end any more
             self.status = self.run.close(self._items, scorers=self._scorers)
-        self._stop.rest()
-        self.run.release()
+        self.settled = True
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Write how far it came, if the user stopped it."""
@@ -221,7 +241,8 @@ class RunWriter(BasePredictionWriter):
         self._open.close()
         if not trainer.is_global_zero:
             self._cut_lifeline()
-        if trainer.is_global_zero and self._items and isinstance(exception, KeyboardInterrupt):
+        stopped = isinstance(exception, KeyboardInterrupt) and not self.settled
+        if trainer.is_global_zero and self._items and stopped:
             self.status = self.run.close(self._items, self.stopped_by, self._scorers)
         self._stop.rest()
         self.run.release()
