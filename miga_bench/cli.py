@@ -338,7 +338,18 @@ def _add_train_tiny(verbs: Any) -> None:
         "train-tiny",
         _train_tiny,
         "Train the embedded model from scratch.",
-        "Further options go to the training; see python -m miga_bench.backbones.tiny.train --help",
+        """\
+options of the training:
+  --family wan|videocrafter2        which embedded model (wan)
+  --out FOLDER                      where to write (train/FAMILY)
+  --stage vae|latents|denoiser|all  one stage (all)
+  --steps N                         steps of the denoiser, in all
+  --quick                           a smoke run of a minute
+
+examples:
+  miga-bench train-tiny --quick
+  miga-bench generate "a red circle moves right" --backbone train/wan --preset tiny
+""",
     )
 
 

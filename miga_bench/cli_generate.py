@@ -51,14 +51,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="from that video frame on, another prompt; may be given several times",
     )
     video.add_argument("--negative-prompt", metavar="TEXT", help="what to steer away from")
-    video.add_argument("--frames", metavar="N", type=int, help="video frames to make (300)")
+    video.add_argument("--frames", metavar="N", type=int, help="video frames to make (300; of short one clip)")
     video.add_argument("--endless", action="store_true", help="go on until stopped")
     video.add_argument("--seed", metavar="N", type=int, default=0, help="the video's seed (0)")
     video.add_argument("--height", metavar="N", type=int, help="frame height in pixels")
     video.add_argument("--width", metavar="N", type=int, help="frame width in pixels")
     how = parser.add_argument_group("method")
     how.add_argument("--method", metavar="NAME", default="miga", help="see list methods (miga)")
-    how.add_argument("--preset", metavar="NAME", help="a named set of settings; see list presets")
+    how.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="a named set of settings; see list presets (tiny on embedded models, else paper)",
+    )
     how.add_argument(
         "--set",
         metavar="NAME=VALUE",
@@ -72,8 +76,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--backbone",
         metavar="NAME|PATH",
-        help="tiny-wan or tiny-videocrafter2 (in the package), wan2.1-1.3b, videocrafter2, or a folder"
-        " (tiny-wan, or what was exported)",
+        help="tiny-wan or tiny-videocrafter2 (in the package), wan2.1-1.3b, videocrafter2, a folder,"
+        " organization/repository on the Hub, or VideoCrafter2's model.ckpt (tiny-wan, or what was exported)",
     )
     model.add_argument(
         "--denoiser",
@@ -83,7 +87,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         " CPU an export, which is made once)",
     )
     model.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps")
-    model.add_argument("--dtype", metavar="NAME", help="float32, bfloat16 or float16")
+    model.add_argument(
+        "--dtype",
+        metavar="NAME",
+        help="float32, bfloat16 or float16 (float32 on a CPU; on a GPU bfloat16, if it has that)",
+    )
     model.add_argument(
         "--offload", action="store_true", help="keep only the part in use on the GPU"
     )
