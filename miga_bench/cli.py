@@ -348,7 +348,7 @@ options of the training:
 
 examples:
   miga-bench train-tiny --quick
-  miga-bench generate "a red circle moves right" --backbone train/wan --preset tiny
+  miga-bench generate "a red circle moves right" --backbone train/wan/weights --preset tiny
 """,
     )
 
