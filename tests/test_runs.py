@@ -1,13 +1,16 @@
 """The parts of a run: items, the store, the books, dealing out, lists of prompts."""
 
+import errno
 import json
 import os
+import tempfile
+import time
 
 import pytest
 import yaml
 from simple_backbone import SimpleBackbone
 
-from miga_bench.errors import UserError
+from miga_bench.errors import Notice, UserError
 from miga_bench.harness.deal import deal
 from miga_bench.harness.generate import Video, Watcher
 from miga_bench.harness.items import Item
@@ -169,6 +172,52 @@ def test_two_writers_of_a_run_are_refused(tmp_path):
     with pytest.raises(UserError, match=f"being written by process {os.getpid()} on .*, since"):
         two.acquire()
     one.release()
+
+
+def test_a_lock_held_on_another_machine_is_waited_for(tmp_path, monkeypatch):
+    """Of a machine that went down, a file server lets go late; a requeued job waits."""
+    held, run = FileLock(tmp_path / "mine" / ".lock"), Run(tmp_path, "mine")
+    held.acquire()
+    monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+    monkeypatch.setattr(time, "sleep", lambda seconds: held.release())
+    with pytest.warns(Notice, match="is held by process .*: waiting for 180 s"):
+        run.acquire()
+    run.release()
+    monkeypatch.undo()
+    held.acquire()
+    monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+    monkeypatch.setattr("miga_bench.harness.runs.PATIENCE", -1.0)
+    with pytest.raises(UserError, match="being written by process"):
+        run.acquire()
+    held.release()
+
+
+def test_a_file_system_without_locks_is_refused_before_work(tmp_path, monkeypatch):
+    def unknown(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    rule = rf"{tmp_path} takes no locks \(No locks available\), .* or choose another run\.root"
+    with pytest.raises(UserError, match=rule):
+        Run(tmp_path, "mine")
+
+
+@pytest.mark.parametrize("closed", ["items", "items/.locks"])
+def test_items_that_only_another_user_may_write_are_refused_before_work(
+    tmp_path, monkeypatch, closed
+):
+    (tmp_path / "items" / ".locks").mkdir(parents=True, mode=0o755)
+    whole = tempfile.TemporaryFile
+
+    def only_elsewhere(dir):
+        if dir == tmp_path / closed:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return whole(dir=dir)
+
+    monkeypatch.setattr("tempfile.TemporaryFile", only_elsewhere)
+    rule = rf"cannot write in {tmp_path / closed} \(Permission denied; drwxr-xr-x, of user \d+\)"
+    with pytest.raises(UserError, match=rule):
+        Run(tmp_path, "mine")
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

@@ -22,7 +22,7 @@ import yaml  # type: ignore[import-untyped]
 from miga_bench.errors import Notice, UserError
 from miga_bench.harness.configurations import yaml_of
 from miga_bench.harness.items import Item
-from miga_bench.harness.locks import FileLock, HeldError
+from miga_bench.harness.locks import FileLock, HeldError, check_lockable
 from miga_bench.harness.provenance import git_state, hardware, versions, write_json, write_text
 from miga_bench.harness.request import check_writable
 from miga_bench.harness.scorers import ItemScorer
@@ -32,6 +32,7 @@ FORMAT = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 NAME_RULE = "letters, digits, '.', '_' and '-', a letter or digit first, at most 80"
 MOST_SHOWN = 6
+PATIENCE, AGAIN = 180.0, 5.0  # seconds for a lock held elsewhere, and between two tries
 
 
 class Run:
@@ -58,22 +59,36 @@ class Run:
             )
         self.store, self.folder = Store(root), root / name
         self.fail_on_error = fail_on_error
-        check_writable(self.folder, "run.root")
+        for folder in (self.folder, self.store.root / "items", self.store.locks):
+            check_writable(folder, "run.root")
+        check_lockable(self.folder)
         self._lock = FileLock(self.folder / ".lock")
         self._began, self._clock = datetime.now(UTC), time.monotonic()
 
     def acquire(self) -> None:
-        """Become the run's only writer.
+        """Become the run's only writer; a holder on another machine is given ``PATIENCE`` to be gone.
+
+        A file server keeps the lock of a machine that went down for a while, say of a job that was requeued.
 
         Raises:
             UserError: Another process is, or the folder holds something else.
         """
         if self.folder.exists():
             self._check_ours()
-        try:
-            self._lock.acquire()
-        except HeldError as holder:
-            raise self._taken(str(holder)) from None
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self._lock.acquire()
+            except HeldError as holder:
+                if not holder.elsewhere or time.monotonic() > until:
+                    raise self._taken(str(holder)) from None
+                warnings.warn(
+                    f"{self.folder} is held by {holder}: waiting for {PATIENCE:.0f} s, since a machine that"
+                    " went down holds it for a while",
+                    Notice,
+                    stacklevel=2,
+                )
+                time.sleep(AGAIN)
 
     def _check_ours(self) -> None:
         names = {path.name for path in self.folder.iterdir()}

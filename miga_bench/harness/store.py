@@ -96,10 +96,14 @@ class Store:
 
     Args:
         root: The folder above all runs.
+
+    Attributes:
+        root: As given.
+        locks: Folder of the items' locks, which all that write below the root have in common.
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self.locks = root, root / "items" / ".locks"
         self._hashed: dict[Path, tuple[tuple[int, ...], str]] = {}
 
     def folder(self, key: str) -> Path:
@@ -209,7 +213,7 @@ class Store:
         """
         folder = self.folder(item.key)
         problem: Exception | None = None
-        with FileLock(self.root / "items" / ".locks" / item.key).held():
+        with FileLock(self.locks / item.key).held():
             manifest = self.manifest(item.key)
             assert manifest is not None, "scored before it was made"
             for scorer in self.unscored(item.key, scorers):
@@ -277,7 +281,7 @@ class Store:
 
     @contextmanager
     def _lock(self, key: str, watcher: Watcher) -> Iterator[None]:
-        lock = FileLock(self.root / "items" / ".locks" / key)
+        lock = FileLock(self.locks / key)
         try:
             lock.acquire()
         except HeldError as holder:
