@@ -5,6 +5,7 @@ import json
 import os
 import tempfile
 import time
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -21,6 +22,7 @@ from miga_bench.harness.request import PromptAt
 from miga_bench.harness.runs import Run, differences
 from miga_bench.harness.stop import StopRequested, StopSignals
 from miga_bench.harness.store import Store
+from miga_bench.harness.writer import RunWriter
 from miga_bench.sampling import METHODS, resolve
 from miga_bench.sampling.presets import describe
 
@@ -247,6 +249,38 @@ def test_how_many_failures_fail_a_run(tmp_path, allowed, status):
     closed = run.close(items)
     assert (closed["status"], closed["done"], list(closed["failed"])) == (status, 1, ["b"])
     assert json.loads((tmp_path / "mine" / "status.json").read_text()) == closed
+
+
+def test_what_another_process_finished_is_waited_for_until_it_is_seen(tmp_path, monkeypatch):
+    """A file server may show a file a minute late."""
+    run, waits = Run(tmp_path, "mine"), []
+
+    def arrive(seconds):
+        waits.append(seconds)
+        if len(waits) == 2:
+            with StopSignals() as stop:
+                run.store.make(item(), video(item()), Watcher(), stop)
+
+    monkeypatch.setattr(time, "sleep", arrive)
+    run.wait_for([], [])
+    assert waits == []
+    run.wait_for([item().key], [])
+    assert len(waits) == 2
+    monkeypatch.setattr("miga_bench.harness.runs.LATE", -1.0)
+    run.wait_for(["never"], [])
+    assert len(waits) == 2
+
+
+def test_rank_0_waits_for_what_the_others_say_they_finished(tmp_path, monkeypatch):
+    writer, waited = RunWriter("mine", str(tmp_path)), []
+    (tmp_path / "mine").mkdir()
+    writer._whole = {"own"}
+    everybody = {"own", "theirs"}
+    writer._together = SimpleNamespace(wait=lambda: None, gather=lambda mine: mine | everybody)
+    monkeypatch.setattr(writer.run, "wait_for", lambda keys, scorers: waited.extend(keys))
+    writer.teardown(SimpleNamespace(is_global_zero=True), None, "predict")
+    assert waited == ["theirs"]
+    assert writer.status is not None
 
 
 def test_differences_name_the_place():

@@ -11,7 +11,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +33,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 NAME_RULE = "letters, digits, '.', '_' and '-', a letter or digit first, at most 80"
 MOST_SHOWN = 6
 PATIENCE, AGAIN = 180.0, 5.0  # seconds for a lock held elsewhere, and between two tries
+LATE = 70.0  # seconds that a file may be seen later elsewhere: NFS remembers for 60 that there was none
 
 
 class Run:
@@ -226,6 +227,27 @@ class Run:
         with suppress(OSError):  # there already, or no room for it; the next command makes it
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(os.path.relpath(self.store.folder(item.key) / VIDEO, link.parent))
+
+    def wait_for(self, keys: Iterable[str], scorers: Sequence[ItemScorer]) -> None:
+        """Wait until items that other processes have finished are seen here, at most for ``LATE`` seconds.
+
+        A machine that has looked for a file before it was there may not see it for up to a minute, where
+        the folder is on a file server.
+
+        Args:
+            keys: Of items that are made and scored.
+            scorers: Of the videos.
+        """
+        until, left = time.monotonic() + LATE, list(keys)
+        while left := [key for key in left if not self._is_whole(key, scorers)]:
+            if time.monotonic() > until:
+                return
+            time.sleep(AGAIN)
+
+    def _is_whole(self, key: str, scorers: Sequence[ItemScorer]) -> bool:
+        manifest = self.store.manifest(key)
+        done = manifest is not None and manifest["status"] == "done"
+        return done and not self.store.unscored(key, scorers, manifest)
 
     def close(
         self,
