@@ -25,6 +25,7 @@ from test_runs import item, video
 from miga_bench.cli import main
 from miga_bench.errors import Notice
 from miga_bench.harness import runs
+from miga_bench.harness import store as store_page
 from miga_bench.harness.generate import Watcher, generate
 from miga_bench.harness.locks import FileLock, HeldError
 from miga_bench.harness.ranks import Together
@@ -83,6 +84,21 @@ def test_a_flipped_bit_is_never_taken_for_a_finished_video(made, name):
     assert refused > 50
     assert store.manifest(item().key) == manifest
     assert store.damage(item().key) is None
+
+
+def test_a_process_reads_what_it_made_once_whichever_store_asks(tmp_path, monkeypatch):
+    """Large runs take minutes to read; what was written anew is read all the same."""
+    with StopSignals() as stop:
+        manifest = Store(tmp_path).make(item(), video(item()), Watcher(), stop)
+    whole, read = store_page.hashlib.file_digest, []
+    monkeypatch.setattr(
+        store_page.hashlib, "file_digest", lambda *told: (read.append(1), whole(*told))[1]
+    )
+    assert Store(tmp_path).manifest(item().key)["files"] == manifest["files"]
+    assert read == []
+    flip(tmp_path / "items" / item().key / "video.mp4", random.Random(3))
+    assert Store(tmp_path).manifest(item().key) is None
+    assert read == [1]
 
 
 def test_broken_videos_are_made_again_and_said_in_one_line(tmp_path, capsys):

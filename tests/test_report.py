@@ -192,6 +192,12 @@ def test_seconds_of_several_machines_compare_no_arms_and_are_said(tmp_path, caps
     assert "c0ffee or decade with changes that were not committed" in markdown
 
 
+def test_few_verdicts_are_not_said_to_make_a_wrong_one(tmp_path, capsys):
+    made(capsys, fill(tmp_path).close(), "-o", tmp_path / "out", "--prompts-shown", "0")
+    words = "corrected for there being 2 of them: about 0.1 would come about by chance alone"
+    assert words in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_an_interval_that_is_not_finite_gets_no_verdict():
     measure = measure_of("a")
     for low, high in ((math.nan, math.nan), (0.1, math.inf), (math.inf, math.inf)):

@@ -1,13 +1,17 @@
 """The parts of a run: items, the store, the books, dealing out, lists of prompts."""
 
+import errno
 import json
 import os
+import tempfile
+import time
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from simple_backbone import SimpleBackbone
 
-from miga_bench.errors import UserError
+from miga_bench.errors import Notice, UserError
 from miga_bench.harness.deal import deal
 from miga_bench.harness.generate import Video, Watcher
 from miga_bench.harness.items import Item
@@ -18,6 +22,7 @@ from miga_bench.harness.request import PromptAt
 from miga_bench.harness.runs import Run, differences
 from miga_bench.harness.stop import StopRequested, StopSignals
 from miga_bench.harness.store import Store
+from miga_bench.harness.writer import RunWriter
 from miga_bench.sampling import METHODS, resolve
 from miga_bench.sampling.presets import describe
 
@@ -171,6 +176,52 @@ def test_two_writers_of_a_run_are_refused(tmp_path):
     one.release()
 
 
+def test_a_lock_held_on_another_machine_is_waited_for(tmp_path, monkeypatch):
+    """Of a machine that went down, a file server lets go late; a requeued job waits."""
+    held, run = FileLock(tmp_path / "mine" / ".lock"), Run(tmp_path, "mine")
+    held.acquire()
+    monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+    monkeypatch.setattr(time, "sleep", lambda seconds: held.release())
+    with pytest.warns(Notice, match="is held by process .*: waiting for 180 s"):
+        run.acquire()
+    run.release()
+    monkeypatch.undo()
+    held.acquire()
+    monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+    monkeypatch.setattr("miga_bench.harness.runs.PATIENCE", -1.0)
+    with pytest.raises(UserError, match="being written by process"):
+        run.acquire()
+    held.release()
+
+
+def test_a_file_system_without_locks_is_refused_before_work(tmp_path, monkeypatch):
+    def unknown(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    rule = rf"{tmp_path} takes no locks \(No locks available\), .* or choose another run\.root"
+    with pytest.raises(UserError, match=rule):
+        Run(tmp_path, "mine")
+
+
+@pytest.mark.parametrize("closed", ["items", "items/.locks"])
+def test_items_that_only_another_user_may_write_are_refused_before_work(
+    tmp_path, monkeypatch, closed
+):
+    (tmp_path / "items" / ".locks").mkdir(parents=True, mode=0o755)
+    whole = tempfile.TemporaryFile
+
+    def only_elsewhere(dir):
+        if dir == tmp_path / closed:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return whole(dir=dir)
+
+    monkeypatch.setattr("tempfile.TemporaryFile", only_elsewhere)
+    rule = rf"cannot write in {tmp_path / closed} \(Permission denied; drwxr-xr-x, of user \d+\)"
+    with pytest.raises(UserError, match=rule):
+        Run(tmp_path, "mine")
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
@@ -198,6 +249,38 @@ def test_how_many_failures_fail_a_run(tmp_path, allowed, status):
     closed = run.close(items)
     assert (closed["status"], closed["done"], list(closed["failed"])) == (status, 1, ["b"])
     assert json.loads((tmp_path / "mine" / "status.json").read_text()) == closed
+
+
+def test_what_another_process_finished_is_waited_for_until_it_is_seen(tmp_path, monkeypatch):
+    """A file server may show a file a minute late."""
+    run, waits = Run(tmp_path, "mine"), []
+
+    def arrive(seconds):
+        waits.append(seconds)
+        if len(waits) == 2:
+            with StopSignals() as stop:
+                run.store.make(item(), video(item()), Watcher(), stop)
+
+    monkeypatch.setattr(time, "sleep", arrive)
+    run.wait_for([], [])
+    assert waits == []
+    run.wait_for([item().key], [])
+    assert len(waits) == 2
+    monkeypatch.setattr("miga_bench.harness.runs.LATE", -1.0)
+    run.wait_for(["never"], [])
+    assert len(waits) == 2
+
+
+def test_rank_0_waits_for_what_the_others_say_they_finished(tmp_path, monkeypatch):
+    writer, waited = RunWriter("mine", str(tmp_path)), []
+    (tmp_path / "mine").mkdir()
+    writer._whole = {"own"}
+    everybody = {"own", "theirs"}
+    writer._together = SimpleNamespace(wait=lambda: None, gather=lambda mine: mine | everybody)
+    monkeypatch.setattr(writer.run, "wait_for", lambda keys, scorers: waited.extend(keys))
+    writer.teardown(SimpleNamespace(is_global_zero=True), None, "predict")
+    assert waited == ["theirs"]
+    assert writer.status is not None
 
 
 def test_differences_name_the_place():

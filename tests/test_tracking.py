@@ -144,7 +144,7 @@ def test_what_was_deleted_comes_back(tmp_path, database):
     assert len(runs_of(database, "deleted")) == 3
 
 
-def test_videos_may_stay_where_they_are(tmp_path, database):
+def test_videos_may_stay_where_they_are(tmp_path, database, monkeypatch):
     folder = make_run(tmp_path)
     client = MlflowClient(database)
     ids = told(folder, database, "without", videos=False)
@@ -153,15 +153,23 @@ def test_videos_may_stay_where_they_are(tmp_path, database):
     assert not any(name.startswith("videos") for name in files)
     ids = told(folder, database, "capped", videos_mib=0)
     assert "videos/left_out.txt" in artifacts(client, ids["arms"]["plain"])
+    monkeypatch.setattr("miga_bench.harness.tracking.log.MOST_SHEETS", 5)  # a sheet has 5 bytes
+    ids = told(folder, database, "small", videos=False)
+    files = artifacts(client, ids["arms"]["plain"])
+    assert {"sheets/p0-0.png", "sheets/left_out.txt"} <= set(files)
+    assert "sheets/p1-0.png" not in files
 
 
-def test_a_stopped_run_is_killed_and_a_running_one_runs(tmp_path, database):
+def test_a_stopped_run_is_killed_and_a_running_one_runs(tmp_path, database, monkeypatch):
     folder = make_run(tmp_path)
     (folder / "status.json").unlink()
     client = MlflowClient(database)
     log = RunLog(Target(folder, database, "stopped"))
     assert client.get_run(log.begin()).info.status == "RUNNING"
     log.progress()
+    with monkeypatch.context() as patch:  # what was seen is not looked for again
+        patch.setattr("miga_bench.harness.tracking.log.MANIFEST", None)
+        log.progress()
     ids = told(folder, database, "stopped")
     run = client.get_run(ids["run_id"])
     assert (run.info.status, run.data.metrics["videos/done"]) == ("KILLED", 4)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 from run_workers import SETTINGS, configuration
@@ -75,6 +76,20 @@ def test_it_says_what_the_run_then_does_and_leaves_no_trace(look, tmp_path, caps
     _, document, _ = look("--no-probe", model__arms=ARMS)
     assert (document["done"], document["todo"], "seconds" in document) == (3, 1, False)
     assert set(files(tmp_path)) <= set(before)
+
+
+def test_what_a_cache_saves_is_said_not_to_be_counted():
+    flight = page.Preflight([])
+    samplers = {
+        arm: SimpleNamespace(settings=SimpleNamespace(cache=cache))
+        for arm, cache in {"plain": 0.0, "cached": 0.1}.items()
+    }
+    flight.model = SimpleNamespace(samplers=samplers)
+    flight.estimates = dict.fromkeys(("plain/p-0", "cached/p-0"), SimpleNamespace(windows=1, nfe=2))
+    flight.todo = ["plain/p-0"]
+    assert flight.work()[1].endswith("what a search adds is not in it")
+    flight.todo = ["plain/p-0", "cached/p-0"]
+    assert flight.work()[1].endswith("nor what a cache saves: arms that have one take less")
 
 
 def test_a_run_that_would_be_refused(look, tmp_path, capsys):

@@ -2,19 +2,58 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO
 
+from miga_bench.errors import UserError
+
+UNKNOWN = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what file systems without locks answer
+
 
 class HeldError(Exception):
-    """Another process holds the lock; the text says which."""
+    """Another process holds the lock; the text says which.
+
+    Attributes:
+        elsewhere: Whether it says that it is on another machine.
+    """
+
+    def __init__(self, told: bytes) -> None:
+        super().__init__(_describe(told))
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
+            self.elsewhere = json.loads(told)["host"] != socket.gethostname()
+
+    elsewhere = False
+
+
+def check_lockable(folder: Path) -> None:
+    """Refuse a folder whose file system knows no locks (it need not exist yet); nothing is left there.
+
+    Raises:
+        UserError: It knows none.
+    """
+    nearest = folder.absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    try:
+        with tempfile.TemporaryFile(dir=nearest) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in UNKNOWN:
+            raise UserError(
+                f"{nearest} takes no locks ({error.strerror}), without which two processes could write one"
+                " video: have it mounted with them (NFS with its lock service, Lustre with -o flock), or"
+                " choose another run.root"
+            ) from None
+        raise
 
 
 class FileLock:
@@ -44,9 +83,9 @@ class FileLock:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             file.seek(0)
-            holder = _describe(file.read())
+            holder = HeldError(file.read())
             file.close()
-            raise HeldError(holder) from None
+            raise holder from None
         except BaseException:
             file.close()
             raise

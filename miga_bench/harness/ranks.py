@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -163,3 +163,11 @@ class Together:
             raise LostError(
                 "another process of the run is gone: the same command makes what is missing"
             ) from error
+
+    def gather(self, mine: Iterable[str]) -> set[str]:
+        """Return what all ranks give, on every one; all have to have come, see ``wait``."""
+        everybody: list[Any] = [list(mine)]
+        if self._group is not None:
+            everybody *= distributed.get_world_size()
+            distributed.all_gather_object(everybody, list(mine), self._group)
+        return {one for each in everybody for one in each}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -163,6 +164,10 @@ def check_writable(folder: Path, option: str = "-o") -> None:
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
+        whose = ""
+        if isinstance(error, PermissionError):
+            facts = nearest.stat()
+            whose = f"; {stat.filemode(facts.st_mode)}, of user {facts.st_uid}"
         raise UserError(
-            f"cannot write in {nearest} ({error.strerror}): choose another {option}"
+            f"cannot write in {nearest} ({error.strerror}{whose}): choose another {option}"
         ) from None

@@ -11,7 +11,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ import yaml  # type: ignore[import-untyped]
 from miga_bench.errors import Notice, UserError
 from miga_bench.harness.configurations import yaml_of
 from miga_bench.harness.items import Item
-from miga_bench.harness.locks import FileLock, HeldError
+from miga_bench.harness.locks import FileLock, HeldError, check_lockable
 from miga_bench.harness.provenance import git_state, hardware, versions, write_json, write_text
 from miga_bench.harness.request import check_writable
 from miga_bench.harness.scorers import ItemScorer
@@ -32,6 +32,8 @@ FORMAT = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 NAME_RULE = "letters, digits, '.', '_' and '-', a letter or digit first, at most 80"
 MOST_SHOWN = 6
+PATIENCE, AGAIN = 180.0, 5.0  # seconds for a lock held elsewhere, and between two tries
+LATE = 70.0  # seconds that a file may be seen later elsewhere: NFS remembers for 60 that there was none
 
 
 class Run:
@@ -58,22 +60,36 @@ class Run:
             )
         self.store, self.folder = Store(root), root / name
         self.fail_on_error = fail_on_error
-        check_writable(self.folder, "run.root")
+        for folder in (self.folder, self.store.root / "items", self.store.locks):
+            check_writable(folder, "run.root")
+        check_lockable(self.folder)
         self._lock = FileLock(self.folder / ".lock")
         self._began, self._clock = datetime.now(UTC), time.monotonic()
 
     def acquire(self) -> None:
-        """Become the run's only writer.
+        """Become the run's only writer; a holder on another machine is given ``PATIENCE`` to be gone.
+
+        A file server keeps the lock of a machine that went down for a while, say of a job that was requeued.
 
         Raises:
             UserError: Another process is, or the folder holds something else.
         """
         if self.folder.exists():
             self._check_ours()
-        try:
-            self._lock.acquire()
-        except HeldError as holder:
-            raise self._taken(str(holder)) from None
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self._lock.acquire()
+            except HeldError as holder:
+                if not holder.elsewhere or time.monotonic() > until:
+                    raise self._taken(str(holder)) from None
+                warnings.warn(
+                    f"{self.folder} is held by {holder}: waiting for {PATIENCE:.0f} s, since a machine that"
+                    " went down holds it for a while",
+                    Notice,
+                    stacklevel=2,
+                )
+                time.sleep(AGAIN)
 
     def _check_ours(self) -> None:
         names = {path.name for path in self.folder.iterdir()}
@@ -211,6 +227,27 @@ class Run:
         with suppress(OSError):  # there already, or no room for it; the next command makes it
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(os.path.relpath(self.store.folder(item.key) / VIDEO, link.parent))
+
+    def wait_for(self, keys: Iterable[str], scorers: Sequence[ItemScorer]) -> None:
+        """Wait until items that other processes have finished are seen here, at most for ``LATE`` seconds.
+
+        A machine that has looked for a file before it was there may not see it for up to a minute, where
+        the folder is on a file server.
+
+        Args:
+            keys: Of items that are made and scored.
+            scorers: Of the videos.
+        """
+        until, left = time.monotonic() + LATE, list(keys)
+        while left := [key for key in left if not self._is_whole(key, scorers)]:
+            if time.monotonic() > until:
+                return
+            time.sleep(AGAIN)
+
+    def _is_whole(self, key: str, scorers: Sequence[ItemScorer]) -> bool:
+        manifest = self.store.manifest(key)
+        done = manifest is not None and manifest["status"] == "done"
+        return done and not self.store.unscored(key, scorers, manifest)
 
     def close(
         self,

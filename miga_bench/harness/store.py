@@ -59,6 +59,8 @@ _KINDS: dict[str, Any] = {
     "timings": dict,
 }
 Manifest = dict[str, Any]
+# What this process has read or written, whichever store asked: inode, size and time of change, and the hash.
+_HASHED: dict[Path, tuple[tuple[int, ...], str]] = {}
 
 
 class PassLog(Watcher):
@@ -96,11 +98,14 @@ class Store:
 
     Args:
         root: The folder above all runs.
+
+    Attributes:
+        root: As given.
+        locks: Folder of the items' locks, which all that write below the root have in common.
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self._hashed: dict[Path, tuple[tuple[int, ...], str]] = {}
+        self.root, self.locks = root, root / "items" / ".locks"
 
     def folder(self, key: str) -> Path:
         """Return where an item lies."""
@@ -148,13 +153,11 @@ class Store:
 
     def _sha256(self, path: Path) -> str:
         """Return a file's hash; each is read once by a process, as long as it is not written anew."""
-        facts = path.stat()
-        stamp = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
-        known = self._hashed.get(path)
+        stamp, known = _stamp(path), _HASHED.get(path.absolute())
         if known is None or known[0] != stamp:
             with open(path, "rb") as file:
                 known = stamp, hashlib.file_digest(file, "sha256").hexdigest()
-            self._hashed[path] = known
+            _HASHED[path.absolute()] = known
         return known[1]
 
     def is_done(self, key: str) -> bool:
@@ -209,7 +212,7 @@ class Store:
         """
         folder = self.folder(item.key)
         problem: Exception | None = None
-        with FileLock(self.root / "items" / ".locks" / item.key).held():
+        with FileLock(self.locks / item.key).held():
             manifest = self.manifest(item.key)
             assert manifest is not None, "scored before it was made"
             for scorer in self.unscored(item.key, scorers):
@@ -277,7 +280,7 @@ class Store:
 
     @contextmanager
     def _lock(self, key: str, watcher: Watcher) -> Iterator[None]:
-        lock = FileLock(self.root / "items" / ".locks" / key)
+        lock = FileLock(self.locks / key)
         try:
             lock.acquire()
         except HeldError as holder:
@@ -415,9 +418,16 @@ def _files_of(manifest: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
     return files
 
 
+def _stamp(path: Path) -> tuple[int, ...]:
+    facts = path.stat()
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
 def _facts(path: Path) -> dict[str, Any]:
     """Return a file's size and hash, once it is on disk for good: the manifest vouches for it."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+    stamp = _stamp(path)
+    _HASHED[path.absolute()] = stamp, digest
+    return {"bytes": stamp[1], "sha256": digest}

@@ -219,7 +219,13 @@ class Preflight:
         nfe = sum(self.estimates[name].nfe for name in self.todo)
         self.facts |= {"todo": len(self.todo), "windows": windows, "nfe": nfe}
         told = f"{len(self.todo)} videos, {windows} windows, {nfe} denoiser evaluations"
-        return OK, f"{told}; what a search adds is not in it"
+        return OK, f"{told}; what a search adds is not in it{self._saved()}"
+
+    def _saved(self) -> str:
+        """Say what of the missing videos' work may be left out, as far as settings tell."""
+        arms = {name.rpartition("/")[0] for name in self.todo}
+        cached = any(self.model.samplers[arm].settings.cache for arm in arms)
+        return ", nor what a cache saves: arms that have one take less" if cached else ""
 
     def time(self) -> tuple[str, str]:
         """Time a few denoiser calls and a few decoded latents, and multiply."""
@@ -252,7 +258,7 @@ class Preflight:
         )
         return OK, (
             f"about {_time(longest)} on each of {self.trainer.world_size} processes (a video: {videos});"
-            " searches, writing and scoring are not in it"
+            f" searches, writing and scoring are not in it{self._saved()}"
         )
 
 

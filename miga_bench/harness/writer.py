@@ -93,6 +93,7 @@ class RunWriter(BasePredictionWriter):
         self._names: dict[str, str] = {}
         self._costs: list[int] = []
         self._scorers: list[ItemScorer] = []
+        self._whole: set[str] = set()  # keys of the items that this rank has finished
         self._watcher = Watcher()
         self._stop = StopSignals()
         self._open = ExitStack()
@@ -175,7 +176,8 @@ class RunWriter(BasePredictionWriter):
             return
         if manifest["status"] == "done":
             self.run.link(name, item)
-            self._score(name, item)
+            if self._score(name, item):
+                self._whole.add(item.key)
         else:
             self._watcher.noticed(f"{name} failed: {in_print(str(manifest['error']))}")
 
@@ -197,13 +199,15 @@ class RunWriter(BasePredictionWriter):
             )
         return self._gave_up
 
-    def _score(self, name: str, item: Item) -> None:
+    def _score(self, name: str, item: Item) -> bool:
         """Score the video; what goes wrong is said, and tried again by the same command."""
         try:
             self.run.store.score(item, self._scorers, self._stop)
         except Exception as error:
             if not self._gives_up(error) and not getattr(error, "told", False):
                 self._watcher.noticed(f"{name} is not scored: {in_print(str(error))}")
+            return False
+        return True
 
     def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
         """Part with the ranks that made videos together with this one, then settle."""
@@ -220,6 +224,7 @@ class RunWriter(BasePredictionWriter):
 
     def _settle(self, trainer: Any) -> None:
         """Wait for all ranks, then write the run's status."""
+        others: set[str] = set()
         self._open.close()
         with self._stop.shielded():
             pass  # a stop that the team's last meeting was too early for is obeyed here
@@ -227,7 +232,9 @@ class RunWriter(BasePredictionWriter):
             self._cut_lifeline()
         if self._together is not None:
             self._together.wait()
+            others = self._together.gather(self._whole) - self._whole
         if trainer.is_global_zero:
+            self.run.wait_for(others, self._scorers)
             self._cut_lifeline()  # nobody is at the other end any more
             self.status = self.run.close(self._items, scorers=self._scorers)
         self.settled = True

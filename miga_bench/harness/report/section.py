@@ -249,10 +249,11 @@ def _differences(facts: RunFacts, prefix: str) -> list[Block]:
         return []
     motion = motion_of(facts.measures)
     count = sum(map(len, found.values()))
+    by_chance = count / 20 if count < 10 else round(count / 20)
     words = (
         f"Each arm minus {baseline} on the same prompts and seeds. A verdict needs {FEWEST} prompts and an"
         f" interval (95 %, Student's t over prompts) without zero. It is not corrected for there being"
-        f" {count} of them: about {max(1, round(count / 20))} would come about by chance alone."
+        f" {count} of them: about {by_chance:.2g} would come about by chance alone."
     )
     if motion is not None:
         words += (

@@ -28,7 +28,7 @@ class Tracking(Callback):
         uri: http://HOST:PORT of a server, sqlite:///FILE or another database; by default what
             MLFLOW_TRACKING_URI says, or else the file mlflow.db in the run's root.
         experiment: MLflow's name for a group of runs.
-        videos: Keep the videos there, too; contact sheets are in any case.
+        videos: Keep the videos there, too; contact sheets are in any case, up to 200 MiB of each arm.
         videos_mib: At most so many MiB of videos of each arm.
 
     Attributes:

@@ -40,6 +40,9 @@ KIND = {
 }  # else MLflow shows chats and traces first
 MOST_METRICS, MOST_OTHERS = 1000, 100  # that one request may hold
 MOST_TEXT = 4900  # characters of a tag
+MOST_SHEETS = (
+    200 * 2**20
+)  # bytes of contact sheets per arm; the others are named in sheets/left_out.txt
 
 Ids = dict[str, Any]
 
@@ -89,6 +92,7 @@ class RunLog:
         self._experiment = ""
         self._ids: Ids = {}
         self._arms: list[ArmFacts] | None = None
+        self._seen: set[str] = set()  # keys of the videos that were there at the last look
 
     def begin(self) -> str:
         """Show the run as running; return its id.
@@ -104,9 +108,9 @@ class RunLog:
         if not self._ids.get("run"):
             return
         store = self.target.folder.parent / "items"
-        keys = {row.key for row in self.results.rows}
-        done = sum((store / key / MANIFEST).exists() for key in keys)
-        self._changed(self._ids["run"], {"videos/done": float(done)})
+        keys = {row.key for row in self.results.rows} - self._seen
+        self._seen |= {key for key in keys if (store / key / MANIFEST).exists()}
+        self._changed(self._ids["run"], {"videos/done": float(len(self._seen))})
 
     def prepare(self) -> list[ArmFacts]:
         """Do what ``write`` does without MLflow: read the folder; return what there is to say."""
@@ -338,24 +342,25 @@ class RunLog:
             self._file(run_id, scratch / "drift.png", "plots")
         if reflection_plot(arm, scratch / "reflection.png"):
             self._file(run_id, scratch / "reflection.png", "plots")
-        room, left_out = self.target.videos_mib * 2**20, []
+        room = {"sheets": MOST_SHEETS, "videos": self.target.videos_mib * 2**20}
+        left_out: dict[str, list[str]] = {}
         for row in self.results.of(arm.arm.name):
             title = f"{row.prompt_id}-{row.seed}"
             for source, folder in ((SHEET, "sheets"), (VIDEO, "videos")):
                 path = row.folder / source
                 if not path.exists() or (folder == "videos" and not self.target.videos):
                     continue
-                if folder == "videos":
-                    room -= path.stat().st_size
-                    if room < 0:
-                        left_out.append(f"{title}: items/{row.key}/{source} below the run's root")
-                        continue
+                room[folder] -= path.stat().st_size
+                if room[folder] < 0:
+                    where = f"{title}: items/{row.key}/{source} below the run's root"
+                    left_out.setdefault(folder, []).append(where)
+                    continue
                 link = scratch / f"{title}{path.suffix}"
                 link.unlink(missing_ok=True)
                 link.symlink_to(path.resolve())
                 self._file(run_id, link, folder)
-        if left_out:
-            self.client.log_text(run_id, "\n".join(left_out) + "\n", "videos/left_out.txt")
+        for folder, names in left_out.items():
+            self.client.log_text(run_id, "\n".join(names) + "\n", f"{folder}/left_out.txt")
 
     def _files_of_run(self, parent: str, arms: Sequence[ArmFacts], scratch: Path) -> None:
         for name in ("run.yaml", "status.json", "prompts.json"):
