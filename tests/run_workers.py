@@ -188,6 +188,21 @@ def torchrun(number, count, port):
     }
 
 
+class CountingScorer(ItemScorer):
+    """Says how long a video's file is, not at once; counts as a denoiser's row."""
+
+    name = "bytes"
+
+    def identity(self):
+        return {}
+
+    def score(self, video, item):
+        if COUNTER is not None:
+            COUNTER[rank()] += 1
+        time.sleep(0.02)
+        return Found({"bytes": float(video.stat().st_size)})
+
+
 class LackingScorer(ItemScorer):
     """Lacks its networks on one process."""
 
@@ -205,6 +220,17 @@ class LackingScorer(ItemScorer):
 
     def score(self, video, item):
         return Found()
+
+
+def generate_command(arguments, out, err):
+    """Be one process of ``miga-bench generate`` on the simple backbone; write what it says to two files."""
+    import miga_bench.harness.generate as page
+    from miga_bench.cli import main
+
+    page.open_model = lambda *args, **kwargs: SimpleBackbone()
+    for stream, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+    sys.exit(main(["generate", *arguments]))
 
 
 def command(config, environment, said, start=300.0):
