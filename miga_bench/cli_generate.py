@@ -51,7 +51,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="from that video frame on, another prompt; may be given several times",
     )
     video.add_argument("--negative-prompt", metavar="TEXT", help="what to steer away from")
-    video.add_argument("--frames", metavar="N", type=int, help="video frames to make (300; of short one clip)")
+    video.add_argument(
+        "--frames", metavar="N", type=int, help="video frames to make (300; of short one clip)"
+    )
     video.add_argument("--endless", action="store_true", help="go on until stopped")
     video.add_argument("--seed", metavar="N", type=int, default=0, help="the video's seed (0)")
     video.add_argument("--height", metavar="N", type=int, help="frame height in pixels")
