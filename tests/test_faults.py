@@ -208,6 +208,10 @@ def test_too_little_memory_loses_no_gpu():
     assert not gpu_is_lost(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
     assert not gpu_is_lost(torch.AcceleratorError("CUDA error: out of memory"))
     assert not gpu_is_lost(RuntimeError("shapes do not match"))
+    # the next call may do well
+    for passing in ("CUBLAS_STATUS_ALLOC_FAILED", "invalid configuration argument"):
+        assert not gpu_is_lost(RuntimeError(f"CUDA error: {passing}"))
+    assert gpu_is_lost(Exception("CUDA failure 700: an illegal memory access was encountered"))
     assert gpu_is_lost(RuntimeError("CUDA error: device-side assert triggered"))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from run_workers import configuration
+from run_workers import CountingBackbone, configuration
 
 from miga_bench.backbones import BACKBONES
 from miga_bench.cli import main
@@ -200,6 +200,26 @@ def test_the_denoiser_runs_in_the_trainers_precision(tmp_path, precision, monkey
     assert seen == {("denoiser", mixed, weights, torch.float32), ("decoder", False)}
     assert manifest_of(tmp_path)["spec"]["precision"] == precision
     assert set(WEIGHTS) >= {"32-true", precision}
+
+
+def test_texts_of_what_is_still_to_be_made_are_encoded_ahead(tmp_path, monkeypatch):
+    """Breaks if a large text encoder is loaded for each prompt of a run, or where nothing is to be made."""
+    ahead = []
+    monkeypatch.setattr(
+        CountingBackbone,
+        "encode_ahead",
+        lambda self, texts: ahead.append(sorted(texts)),
+        raising=False,
+    )
+    config = configuration(tmp_path, data__seeds=[0, 1], data__limit=2)
+    assert predict(["--config", str(config)])["status"] == "done"
+    assert predict(["--config", str(config)])["status"] == "done"
+    (first, *rest) = ahead
+    made = [json.loads(p.read_text()) for p in (tmp_path / "items").glob("*/manifest.json")]
+    prompts = {one["spec"]["prompts"][0]["text"] for one in made}
+    assert (len(made), len(prompts)) == (4, 2)
+    assert set(first) == {"", *prompts}
+    assert rest in ([], [[]])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -156,7 +156,7 @@ class Backbone(ABC):
         team: The processes that denoise together; None is this one alone.
         meter: Measures the denoiser calls of samplers that begin now; None measures nothing.
         arithmetic: Returns the context of each denoiser call, as automatic mixed precision has one. What
-            samplers compute themselves is outside of it.
+            samplers compute themselves is outside of it; a sampler that calls ``denoiser`` itself enters it.
         denoiser_identity: What runs the denoiser; ``torch`` is the family's own module as it is.
     """
 

@@ -191,9 +191,12 @@ class WanText:
         """Put embeddings that are not in the cache there, with the encoder loaded once for all."""
         if self._cache is None or self._keep:
             return
-        for prompt in dict.fromkeys(map(clean_prompt, prompts)):
-            self._embed(prompt, self.tokens(prompt))
-        self._leave()
+        try:
+            for prompt in dict.fromkeys(map(clean_prompt, prompts)):
+                with suppress(UserError):  # one that is too long is told where it is wanted
+                    self._embed(prompt, self.tokens(prompt))
+        finally:
+            self._leave()
 
     def _leave(self) -> None:
         """Drop an encoder that is not to stay."""

@@ -114,7 +114,7 @@ class PromptDataModule(LightningDataModule):
         specs, costs = module.open_work(self.wishes, self.seeds, self.frames)
         size = team_size(trainer)
         sampler = DealtSampler(costs, trainer.world_size // size, trainer.global_rank // size)
-        module.encode_ahead([specs[number] for number in sampler])
+        module.share = [specs[number] for number in sampler if costs[number]]
         return DataLoader(Specs(specs), batch_size=1, sampler=sampler, collate_fn=_only)
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -119,6 +119,9 @@ class LongVideoModule(LightningModule):
         self.backbone: Backbone
         self.samplers: dict[str, Sampler[Any]]  # by arm
         self._arm_of: dict[str, str] = {}  # by item key
+        self.share: list[
+            dict[str, Any]
+        ] = []  # what this rank is still to make, as ``Item.spec`` tells it
 
     @property
     def arms(self) -> list[str]:
@@ -170,8 +173,8 @@ class LongVideoModule(LightningModule):
                 width=self._width,
             )
         plugin = trainer.precision_plugin
-        if isinstance(plugin, MixedPrecision):
-            self.backbone.arithmetic = plugin.forward_context
+        mixed = isinstance(plugin, MixedPrecision)
+        self.backbone.arithmetic = plugin.forward_context if mixed else nullcontext
 
     def open_scorers(self) -> None:
         """Tell the scorers of the backbone.
@@ -318,14 +321,10 @@ class LongVideoModule(LightningModule):
             writer.begin(items, costs, self.metrics)
         return [items[name].spec() for name in todo], costs
 
-    def encode_ahead(self, specs: Sequence[Mapping[str, Any]]) -> None:
-        """Have the prompts of a share ready.
-
-        Args:
-            specs: What ``Item.spec`` returns.
-        """
+    def on_predict_start(self) -> None:
+        """Have the prompts of this rank's share ready, when no other rank waits for it any more."""
         texts: dict[str, None] = {}
-        for spec in specs:
+        for spec in self.share:
             request = Item.of(spec).request()
             texts |= dict.fromkeys(prompt.text for prompt in request.prompts)
             texts[negative_prompt(request.negative_prompt, self.backbone)] = None

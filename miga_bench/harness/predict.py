@@ -14,12 +14,13 @@ import yaml  # type: ignore[import-untyped]
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from miga_bench.errors import FailedError, LostError, UserError
+from miga_bench.errors import FailedError, LostError, Notice, UserError, in_print
 from miga_bench.harness.data import PromptDataModule
 from miga_bench.harness.lifeline import GONE
 from miga_bench.harness.module import LongVideoModule
 from miga_bench.harness.ranks import Gathering
 from miga_bench.harness.stop import StopRequested
+from miga_bench.harness.store import gpu_is_lost
 from miga_bench.harness.tracking.callback import Tracking
 from miga_bench.harness.writer import RunWriter
 
@@ -76,9 +77,12 @@ def predict(arguments: Sequence[str]) -> dict[str, Any] | None:
         if trainer.is_global_zero or not error.told:
             raise
         sys.exit(2 if isinstance(error, UserError) else 1)
-    except Exception:
-        if not writer.settled:  # else all is made and told, but what is left cannot be cleaned up
+    except Exception as error:
+        if not writer.settled:
             raise
+        if not gpu_is_lost(error):  # which was told, and cannot be cleaned up
+            text = f"the run is made, but cleaning up failed: {in_print(str(error))}"
+            warnings.warn(text, Notice, stacklevel=2)
     finally:
         writer.gathering.done()
     if writer.status is None or tracking.outcome is None:

@@ -154,20 +154,32 @@ class Together:
         """
         if self._group is None:
             return
-        try:
+        with _all_alive():
             work = distributed.barrier(self._group, async_op=True)
             while not work.is_completed():  # a plain wait would not hear Ctrl-C
                 time.sleep(0.05)
             work.wait()
-        except RuntimeError as error:
-            raise LostError(
-                "another process of the run is gone: the same command makes what is missing"
-            ) from error
 
     def gather(self, mine: Iterable[str]) -> set[str]:
-        """Return what all ranks give, on every one; all have to have come, see ``wait``."""
+        """Return what all ranks give, on every one; all have to have come, see ``wait``.
+
+        Raises:
+            LostError: A rank has died.
+        """
         everybody: list[Any] = [list(mine)]
         if self._group is not None:
             everybody *= distributed.get_world_size()
-            distributed.all_gather_object(everybody, list(mine), self._group)
+            with _all_alive():
+                distributed.all_gather_object(everybody, list(mine), self._group)
         return {one for each in everybody for one in each}
+
+
+@contextmanager
+def _all_alive() -> Iterator[None]:
+    """Say in our words what a group says when one of it has died."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostError(
+            "another process of the run is gone: the same command makes what is missing"
+        ) from error

@@ -47,7 +47,20 @@ SCORES = "scores"
 NOT_FINITE = "not finite"  # why a score is None
 # With these errors no other item would fare better; nor where a GPU is lost, which errors say so.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-_LOST = ("CUDA error", "CUDA failure")  # torch's and ONNX Runtime's
+# What CUDA says of errors that stay until the process ends; after others the next call may do well.
+_LOST = (
+    "illegal memory access",
+    "device-side assert",
+    "unspecified launch failure",
+    "launch timed out",
+    "misaligned address",
+    "illegal instruction",
+    "hardware stack error",
+    "invalid program counter",
+    "global/shared address space",
+    "uncorrectable",  # ECC, NVLink
+    "busy or unavailable",
+)
 # What every manifest has, and of which kind; what else is in it is for the record.
 _KINDS: dict[str, Any] = {
     "status": str,
@@ -298,13 +311,9 @@ def disk_is_full(error: Exception) -> bool:
 
 
 def gpu_is_lost(error: Exception) -> bool:
-    """Tell whether an error leaves this process a GPU that fails whatever comes next.
-
-    Too little memory does not; other errors of CUDA stay until the process ends.
-    """
+    """Tell whether an error, of torch or ONNX Runtime, leaves this process a GPU that always fails."""
     text = str(error)
-    said = isinstance(error, torch.AcceleratorError) or any(sign in text for sign in _LOST)
-    return said and "out of memory" not in text
+    return "CUDA" in text and any(sign in text for sign in _LOST)
 
 
 def _make(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -168,7 +169,7 @@ class RunWriter(BasePredictionWriter):
                 manifest = self.run.store.make(
                     item, prediction.video, self._watcher, self._stop, self._team
                 )
-        except (OSError, RuntimeError) as error:
+        except Exception as error:
             if not self._gives_up(error):
                 if not isinstance(error, OSError):
                     raise
@@ -192,10 +193,12 @@ class RunWriter(BasePredictionWriter):
             )
         elif gpu_is_lost(error):
             self._gave_up = True
-            (reason, *_) = in_print(str(error)).partition(" CUDA kernel errors")
+            # torch's advice to its developers is left out; who of a team met the error stands behind it
+            reason = re.sub(r" CUDA kernel errors.*?(?= \(on process|$)", "", in_print(str(error)))
+            whose = "a GPU" if " (on process" in reason else f"the GPU of process {self._rank}"
             self._watcher.noticed(
-                f"the GPU of process {self._rank} is lost ({reason[:MOST_TEXT]}): nothing further is begun on"
-                " it; the same command makes what is missing"
+                f"{whose} is lost ({reason[:MOST_TEXT]}): nothing further is begun on it; the same command"
+                " makes what is missing"
             )
         return self._gave_up
 
@@ -216,10 +219,9 @@ class RunWriter(BasePredictionWriter):
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Settle where there was nothing to make; let other writers in."""
-        self._stop.listen()  # Lightning gave the signals back to those that had them before it
         if not self.settled:
+            self._stop.listen()  # Lightning gave the signals back to those that had them before it
             self._settle(trainer)
-        self._stop.rest()
         self.run.release()
 
     def _settle(self, trainer: Any) -> None:
@@ -238,6 +240,7 @@ class RunWriter(BasePredictionWriter):
             self._cut_lifeline()  # nobody is at the other end any more
             self.status = self.run.close(self._items, scorers=self._scorers)
         self.settled = True
+        self._stop.rest()  # there is nothing left to stop
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Write how far it came, if the user stopped it."""

@@ -94,7 +94,8 @@ class Tracking(Callback):
 
     def _finish(self, writer: RunWriter, status: str) -> None:
         folder = writer.run.folder
-        stopped = status == "KILLED"
+        # who stops a run that is done already stops nothing of it
+        stopped = status == "KILLED" and (writer.status or {}).get("status") in (None, "stopped")
         # all was there already
         if self._process is None and writer.status is not None and not stopped:
             self._start(folder, follow=False)
