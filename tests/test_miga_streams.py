@@ -1,0 +1,143 @@
+"""MIGA's videos in time: without end, at constant memory, under prompts that change."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from analytic import PROMPTS, AnalyticBackbone
+from test_sampling import NOISE, SMALL, LevelBackbone, LevelSolver, level_noise, miga
+
+from miga_bench.sampling import Miga, PromptSchedule
+from miga_bench.sampling.base import Cost
+from miga_bench.sampling.denoise import WindowDenoiser
+from miga_bench.sampling.miga import _Video
+
+WATCHED = {"reflection": "continuous", "reflection_threshold": -2.0}  # every pass searches
+TWO = torch.tensor([[[0.2]], [[0.4]]])
+
+
+def video(length=None, prompts=PROMPTS, backbone=None, noise=NOISE, **changes):
+    """Return a video in the making."""
+    backbone = backbone or AnalyticBackbone("wan", window=8)
+    chosen = dataclasses.replace(SMALL, **changes)
+    solver = backbone.solver(backbone.schedule(chosen.steps))
+    scale, batch = chosen.guidance_scale, chosen.batch
+    denoiser = WindowDenoiser(backbone, prompts, solver, noise, scale, batch, Cost())
+    return _Video(chosen, backbone, denoiser, length)
+
+
+@pytest.mark.parametrize(("reach", "zigzag"), [("chunks", 4), ("anchor", 3)])
+def test_an_endless_video_begins_as_a_long_one(reach, zigzag):
+    changes = {"guidance_reach": reach, "zigzag": zigzag, "batch": 1, **WATCHED}
+    sampler = Miga(dataclasses.replace(SMALL, **changes))
+    backbone = AnalyticBackbone("wan", window=8)
+    endless = itertools.islice(sampler.stream(backbone, PROMPTS, NOISE), 40)
+    assert torch.equal(torch.stack(list(endless)), miga(length=160, **changes)[:40])
+
+
+@pytest.mark.parametrize(
+    ("zigzag", "changes"),
+    [(4, {}), (3, {}), (5, {}), (4, WATCHED), (3, {"guidance_reach": "anchor", **WATCHED})],
+)
+@pytest.mark.parametrize("starts", [(0,), (0, 30)])
+def test_memory_does_not_grow_with_length(zigzag, changes, starts):
+    """A stage of the pipeline holds about a window, whatever the length."""
+    prompts = PromptSchedule(TWO[: len(starts)], PROMPTS.negative, starts)
+    made = video(prompts=prompts, zigzag=zigzag, candidates=1, **changes)
+    held = []
+    for _ in itertools.islice(made.stream(), 200):
+        waiting = [len(p.waiting) for p in made.pipeline.passes if p.waiting is not None]
+        clips = sum(map(len, made.clips.values()))
+        held.append(len(made.queue) + sum(waiting) + clips)
+        stored = made.queue.latents.untyped_storage().nbytes()
+        assert stored <= 2 * made.queue.latents.nbytes
+    assert max(held[100:]) <= max(held[:100])
+    assert max(held) < (SMALL.steps + 2) * zigzag + 5 * (8 + SMALL.stride) + 8
+
+
+class TellingSolver(LevelSolver):
+    """Keeps for each denoiser row which frames it wrote under which text."""
+
+    def __init__(self, schedule):
+        super().__init__(schedule)
+        self.rows = {}
+
+    def step(self, latents, prediction, levels, state, noise=None):
+        for latent, told in zip(latents, prediction, strict=True):
+            text, row = told[:, 0, 0].tolist()
+            self.rows.setdefault((row, text), []).append(int(latent[1, 0, 0]))
+        return super().step(latents, prediction, levels, state, noise)
+
+
+class TellingBackbone(LevelBackbone):
+    """Its prediction says its text and which row of all calls it is."""
+
+    def __init__(self):
+        super().__init__(8)
+        self.seen = []  # text and frame numbers of each row
+
+    def check(self, latents, timesteps, text):
+        told = super().check(latents, timesteps, text)
+        told[:, 0] = text[:, :, 0, None, None]
+        told[:, 1] = torch.arange(len(text))[:, None, None, None] + len(self.seen)
+        for row, one in zip(latents, text, strict=True):
+            self.seen.append((float(one), row[1, :, 0, 0].tolist()))
+        return told
+
+    def solver(self, schedule):
+        self.told = TellingSolver(schedule)
+        return self.told
+
+
+@pytest.mark.parametrize("reach", ["chunks", "anchor"])
+@pytest.mark.parametrize("start", [12, 13, 26])
+def test_a_window_is_told_the_prompt_of_the_middle_frame_it_writes(reach, start):
+    backbone = TellingBackbone()
+    prompts = PromptSchedule(torch.tensor([[[0.0]], [[1.0]]]), torch.zeros(1, 1, 1), (0, start))
+    changes = {"guidance_reach": reach, "guidance_scale": 1.0, "batch": 3}
+    sampler = Miga(dataclasses.replace(SMALL, **changes))
+    sampler.sample(backbone, prompts, level_noise(SMALL.steps), 40)
+    rows = backbone.told.rows
+    for (_, text), frames in rows.items():
+        assert frames == list(range(frames[0], frames[0] + len(frames)))
+        assert text == (frames[len(frames) // 2] >= start), frames
+    assert len(rows) == len(backbone.seen) > 100
+    assert any(frames[0] < start <= frames[-1] for frames in rows.values())
+
+
+def test_a_new_prompt_has_anchors_of_its_own_once_a_window_of_it_is_clean():
+    backbone = TellingBackbone()
+    prompts = PromptSchedule(torch.tensor([[[0.0]], [[1.0]]]), torch.zeros(1, 1, 1), (0, 13))
+    changes = {"guidance_reach": "anchor", "guidance_scale": 1.0, "batch": 3}
+    made = video(60, prompts, backbone, level_noise(SMALL.steps), **changes)
+    stream = made.stream()
+    for latents, own in ((13 + 4, {0}), (4, {0, 1})):  # latents are finished four at a time
+        assert len(list(itertools.islice(stream, latents))) == latents
+        assert set(made.denoiser.anchors.sets) == own
+    list(stream)
+    anchors = made.denoiser.anchors
+    # channels are level and frame: the ends of the first window of eight under each prompt, a step from clean
+    assert {k: of[:, :, 0, 0].tolist() for k, of in anchors.sets.items()} == {
+        0: [[1, 0], [1, 7]],
+        1: [[1, 13], [1, 20]],
+    }
+    assert made.clips == {}
+    used = {0.0: [], 1.0: []}
+    for text, frames in backbone.seen[SMALL.steps :]:  # what comes before is the opening clip
+        used[text].append(tuple(frames[:2]))
+    assert set(used[0.0]) == {(0, 7)}
+    own = used[1.0].index((13, 20))
+    assert set(used[1.0][:own]) == {(0, 7)}
+    assert set(used[1.0][own:]) == {(13, 20)}
+
+
+@pytest.mark.parametrize("reach", ["chunks", "anchor"])
+def test_a_change_of_prompt_changes_nothing_long_before_it(reach):
+    """A latent sees seven frames ahead in each of its 14 passes, so nothing 98 frames on."""
+    changes = {"guidance_reach": reach, "batch": 1, "length": 140}
+    changed = miga(prompts=PromptSchedule(TWO, PROMPTS.negative, (0, 120)), **changes)
+    plain = miga(**changes)
+    assert torch.equal(changed[:22], plain[:22])
+    assert not torch.equal(changed[:120], plain[:120])
+    assert (changed[120:] != plain[120:]).flatten(1).any(1).all()
