@@ -34,6 +34,7 @@ from miga_bench.export.sidecar import Port, Sidecar
 from miga_bench.harness.flops import FlopMeter
 from miga_bench.harness.items import Item
 from miga_bench.media import read_video
+from miga_bench.sampling import METHODS, CounterNoise, PromptSchedule, resolve
 
 PROMPT = "a red circle moves right on a blue field"
 
@@ -124,6 +125,26 @@ def test_what_sampling_asks_is_answered_alike(family, request):
     for meter, backbone in zip(meters, (source, exported), strict=True):
         meter.metered(backbone.denoiser, lambda *a, **k: a[0])(*inputs)
     assert meters[0].cost() == meters[1].cost() != {"flops": 0}
+
+
+MIGA = {"zigzag": 2, "guidance_frames": 2, "stride": 2, "stage2_steps": 2, "renoise": 2}
+# every pass searches, in windows of other lengths
+MIGA |= {"reflection_level": 8, "reference_chunks": 1, "candidates": 2, "reflection_threshold": -2}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"), [("fifo", {}), ("miga", MIGA | {"reflection": "continuous"})]
+)
+@pytest.mark.parametrize("family", ["wan", "vc2"])
+def test_a_video_of_many_windows_is_pytorchs(family, method, settings, request, monkeypatch):
+    made = []
+    for backbone in request.getfixturevalue(family):
+        monkeypatch.setattr(backbone, "window", 5)
+        chosen = resolve(method, backbone, "paper", {"steps": 9, "batch": 3, **settings})
+        prompts = PromptSchedule(backbone.encode([PROMPT]), backbone.encode([""]))
+        noise = CounterNoise(2, backbone.latent_shape)
+        made.append(METHODS[method](chosen).sample(backbone, prompts, noise, 7))
+    torch.testing.assert_close(*made, rtol=1e-3, atol=1e-3)
 
 
 def test_graphs_are_what_engines_are_built_from(wan):
