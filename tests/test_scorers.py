@@ -201,9 +201,8 @@ def test_results_tell_all_of_it(run, tmp_path):
         "stride-3.zigzag-3": 3,
     }
     assert results.arms["short"].changed["method"] == "short"
-    assert "stride" not in results.arms["stride-3.zigzag-2"].changed or (
-        "stride" not in results.arms["short"].settings
-    )
+    assert "stride" not in results.arms["short"].settings, "so it is not the same in all arms"
+    assert "stride" in results.arms["stride-3.zigzag-2"].changed
     (short,) = (row for row in results.of("short") if row.pair == ("p001", -1))
     assert (short.status, short.frames, short.scores["count"]) == ("done", 21, 21.0)
     assert short.prompt == "a circle red / a square red"
