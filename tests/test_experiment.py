@@ -73,6 +73,9 @@ def test_every_shipped_experiment_is_one(name, place):
 def test_every_embedded_experiment_runs(tmp_path, name, one_layer, capsys):
     document = shipped(name, "tiny-wan")
     model = document["model"]
+    if name == "guidance":  # the other arms take fewer frames in the same way
+        kept = ("none", "chunks-8", "head-8", "anchor-8")
+        model["arms"] = {arm: model["arms"][arm] for arm in kept}
     for arm in (model.get("arms") or {}).values():
         if "method" in arm:
             arm["settings"] = {**arm.get("settings", {}), **FEW[arm["method"]], "guidance_scale": 1}
@@ -80,7 +83,7 @@ def test_every_embedded_experiment_runs(tmp_path, name, one_layer, capsys):
     model["settings"] = {**base, **model.get("settings", {}), "guidance_scale": 1}
     frames = {"data.frames": 9}
     if name == "table2":  # a story's parts need a latent each
-        frames = {"data.frames": 17, "data.tna": "[4]"}
+        frames |= {"data.tna": "[2]"}
     if name == "efficiency":
         frames = {}
         document["data"]["prompts"] = [
