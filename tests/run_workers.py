@@ -222,6 +222,17 @@ class LackingScorer(ItemScorer):
         return Found()
 
 
+def generate_command(arguments, out, err):
+    """Be one process of ``miga-bench generate`` on the simple backbone; write what it says to two files."""
+    import miga_bench.harness.generate as page
+    from miga_bench.cli import main
+
+    page.open_model = lambda *args, **kwargs: SimpleBackbone()
+    for stream, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+    sys.exit(main(["generate", *arguments]))
+
+
 def command(config, environment, said, start=300.0):
     """Be one process of ``miga-bench predict``; write what it says to a file."""
     from miga_bench.cli import main
