@@ -2,6 +2,7 @@
 
 import copy
 import math
+import multiprocessing
 import pickle
 
 import pytest
@@ -299,10 +300,10 @@ def _score_shares(rank, port, queue):
     dist.destroy_process_group()
 
 
-@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+@pytest.mark.filterwarnings("ignore:The ``compute`` method", "ignore:.*fork.*:DeprecationWarning")
 def test_processes_agree_with_one():
     meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    context = torch.multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # what is loaded need not be loaded again
     queue = context.Queue()
     workers = [
         context.Process(target=_score_shares, args=(rank, meeting.port, queue), daemon=True)
