@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -366,7 +367,9 @@ def test_what_is_missing_is_said_and_never_a_number(tmp_path):
 
 def test_help_of_the_program_loads_no_mlflow():
     program = "import sys, miga_bench.cli as c; c._parser(); print('mlflow' in sys.modules)"
-    done = subprocess.run(["python", "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "False"
 
 
