@@ -127,7 +127,6 @@ def refusal(capsys, tmp_path, **model):
         ),
         ({"grid": {"zigzg": [1]}}, "arm zigzg-1: miga has no setting 'zigzg'"),
         ({"grid": {"zigzag": [2, 3], "stride": [2.5]}}, "arm stride-2.5.zigzag-2: stride is '2.5'"),
-        ({"grid": {"zigzag": []}}, "model.grid.zigzag is []"),
         ({"arms": {}}, "the experiment is empty"),
         (
             {"arms": {"a": None, "b": {"settings": {"zigzag": 2}}}},

@@ -127,8 +127,20 @@ def test_list(capsys, what, words):
     assert all(word in out for word in words)
 
 
-@pytest.mark.parametrize("verb", [[], ["generate"], ["demo"], ["list"], ["bench"], ["train-tiny"]])
-def test_help_loads_nothing_heavy(verb):
+@pytest.mark.parametrize(
+    ("verb", "example"),
+    [
+        ([], ""),
+        (["generate"], ""),
+        (["predict"], "miga-bench predict --config tiny-wan-miga"),
+        (["validate"], "miga-bench validate --config tiny-wan-miga"),
+        (["demo"], ""),
+        (["list"], ""),
+        (["bench"], ""),
+        (["train-tiny"], ""),
+    ],
+)
+def test_help_loads_nothing_heavy(verb, example):
     """``--help`` imports neither torch nor anything else of weight."""
     code = (
         "import json, sys\nfrom miga_bench.cli import main\n"
@@ -138,8 +150,10 @@ def test_help_loads_nothing_heavy(verb):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(json.loads(done.stdout.splitlines()[-1]))
     heavy = {"torch", "lightning", "diffusers", "transformers", "numpy", "av", "rich", "matplotlib"}
+    heavy |= {"yaml"}
     assert not heavy & loaded
     assert "usage: miga-bench" in done.stdout
+    assert example in done.stdout
 
 
 def test_wrong_input_is_answered_without_torch():

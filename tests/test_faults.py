@@ -258,6 +258,7 @@ def test_what_is_not_finite_ends_the_video_with_its_place(tmp_path, value):
     assert result.status == "failed"
     assert "returned NaN or infinity at latent frame" in str(result.error)
     assert 0 < result.frames == count_frames(tmp_path / "out.mp4") < 400
+    assert json.loads((tmp_path / "out.json").read_text())["status"] == "failed"
 
 
 def test_a_run_that_is_asked_to_stop_says_so_and_goes_on(tmp_path, capsys, monkeypatch):

@@ -210,17 +210,6 @@ def test_print_config_is_a_configuration(capsys, tmp_path):
     assert document["model"]["settings"]["zigzag"] == 2
 
 
-def test_help_shows_examples_and_imports_nothing_heavy():
-    code = (
-        "import sys\nfrom miga_bench.cli import main\n"
-        "try: main(['predict', '--help'])\nexcept SystemExit: pass\n"
-        "print([m for m in ('torch', 'lightning', 'numpy', 'yaml') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "miga-bench predict --config tiny-wan-miga" in done.stdout
-    assert done.stdout.splitlines()[-1] == "[]"
-
-
 def test_lightning_starts_its_own_processes(tmp_path):
     config = configuration(tmp_path, data__seeds=[0])
     command = [sys.executable, "-m", "miga_bench", "predict", "--config", str(config)]
@@ -234,9 +223,9 @@ def test_lightning_starts_its_own_processes(tmp_path):
 
 def test_torchrun_starts_plain_processes(tmp_path):
     config = configuration(tmp_path, data__seeds=[0])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "miga_bench", "predict", "--config", str(config)]
-    command += ["--trainer.devices=4", "--trainer.strategy=ddp"]
+    command += ["--trainer.devices=2", "--trainer.strategy=ddp"]
     paths = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin"}
     done = subprocess.run(command, capture_output=True, text=True, env=paths, check=False)
     assert done.returncode == 0, done.stderr

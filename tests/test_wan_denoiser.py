@@ -129,6 +129,7 @@ def test_close_timesteps_stay_apart_in_bfloat16(half, inputs):
     assert not torch.equal(*outputs)
 
 
+@pytest.mark.slow  # the export to ONNX, which is tested, stands on the same
 def test_exports_without_graph_breaks_for_any_batch_and_length(denoiser, inputs):
     """Breaks on data-dependent control flow, or a batch or length fixed at tracing."""
     latents, timesteps, text = inputs
