@@ -1,11 +1,13 @@
 """The verb experiment: what is shipped, what it refuses, and every shipped experiment on a tiny backbone."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
 
 import pytest
 import yaml
+from analytic import AnalyticBackbone
 from diffusers import WanTransformer3DModel
 
 from miga_bench.backbones import BACKBONES
@@ -18,6 +20,7 @@ from miga_bench.harness.prompt_lists import SHIPPED, read_wishes
 from miga_bench.harness.report.published import published_tables
 from miga_bench.harness.results import read_results
 from miga_bench.harness.shipped import experiments, places, shipped
+from miga_bench.sampling import METHODS, estimate_windows, resolve
 
 # few passes of few windows; the rules between settings still hold
 FEW = {
@@ -68,6 +71,36 @@ def test_every_shipped_experiment_is_one(name, place):
     prompts = data["prompts"]
     if prompts != "narrlv:release":  # which is fetched
         assert read_wishes(prompts, data.get("frames", 300), data.get("tna") or ())
+
+
+class Place(AnalyticBackbone):
+    """A place's family and window, without its weights."""
+
+    can_cache = True
+
+    def __init__(self, place):
+        super().__init__(BACKBONES[place].family)
+        self.name = place
+
+    @property
+    def can_cut(self):
+        return self.family == "videocrafter2"
+
+    def reading(self, grid=None, rescale=None, fps=None):
+        return self if self.can_cut else super().reading(grid, rescale, fps)
+
+    def attending(self, attention):
+        return contextlib.nullcontext()
+
+
+@pytest.mark.parametrize("place", places())
+@pytest.mark.parametrize("name", experiments())
+def test_every_arm_of_a_shipped_experiment_is_possible_at_its_place(name, place):
+    document, backbone = shipped(name, place), Place(place)
+    for arm, plan in arms_of(document).items():
+        sampler = METHODS[plan.method](resolve(plan.method, backbone, plan.preset, plan.settings))
+        length = backbone.window * (1 if plan.method == "short" else 2)
+        assert estimate_windows(sampler, backbone, length) > 0, arm
 
 
 @pytest.mark.parametrize("name", experiments())

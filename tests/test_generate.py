@@ -209,13 +209,13 @@ def test_memory_does_not_grow_with_length(tmp_path):
         counts = {}  # noqa: RUF012
 
         def wrote(self, frames, total):
-            if total in (385, 1537):
+            if total in (385, 769):
                 gc.collect()
                 alive = [o for o in gc.get_objects() if isinstance(o, torch.Tensor)]
                 self.counts[total] = sum(t.numel() for t in alive)
 
-    generate(request(tmp_path, frames=1540), Count(), SimpleBackbone())
-    assert Count.counts[1537] <= Count.counts[385] * 1.02
+    generate(request(tmp_path, frames=772), Count(), SimpleBackbone())
+    assert Count.counts[769] <= Count.counts[385] * 1.02
 
 
 def test_names_are_checked_before_a_model_is_loaded(tmp_path, monkeypatch):
