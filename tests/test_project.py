@@ -43,7 +43,12 @@ MAY_IMPORT = {
     "prompts": (),
     "metrics": (),
     "backbones": (),
-    "sampling": ("backbones.base", "backbones.schedule", "backbones.solvers"),
+    "sampling": (
+        "backbones.base",
+        "backbones.fused_attention",
+        "backbones.schedule",
+        "backbones.solvers",
+    ),
     "export": ("backbones",),
     "harness": ("sampling", "metrics", "export", "backbones", "prompts", "media"),
 }

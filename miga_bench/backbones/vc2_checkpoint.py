@@ -188,12 +188,16 @@ def converted(path: Path) -> Path:
     if folder.is_dir():
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f"{folder.name}.lock")):  # of many processes one converts
+        root = folder.parent.parent
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f"videocrafter2-{key}.lock"):  # of many processes one converts
             if not folder.is_dir():
                 _convert(path, folder)
-    except OSError as error:
-        raise _unwritable(folder, error) from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"the checkpoint cannot be converted to {folder} ({error}); "
+            "let MIGA_BENCH_CACHE name a folder with room for it"
+        ) from None
     return folder
 
 
@@ -226,17 +230,8 @@ def _write(
             save_file(_own(state), part / name / f"{stem}.safetensors", {"format": "pt"})
             (part / name / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         part.rename(folder)
-    except (OSError, SafetensorError) as error:
-        raise _unwritable(folder, error) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _unwritable(folder: Path, error: Exception) -> UserError:
-    return UserError(
-        f"the checkpoint cannot be converted to {folder} ({error}); "
-        "let MIGA_BENCH_CACHE name a folder with room for it"
-    )
 
 
 def _own(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
