@@ -181,9 +181,17 @@ def test_a_lock_held_on_another_machine_is_waited_for(tmp_path, monkeypatch):
     held, run = FileLock(tmp_path / "mine" / ".lock"), Run(tmp_path, "mine")
     held.acquire()
     monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
-    monkeypatch.setattr(time, "sleep", lambda seconds: held.release())
-    with pytest.warns(Notice, match="is held by process .*: waiting for 180 s"):
+    tries = []
+
+    def sleep(seconds):
+        tries.append(seconds)
+        if len(tries) == 3:
+            held.release()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    with pytest.warns(Notice, match="is held by process .*: waiting for 180 s") as told:
         run.acquire()
+    assert (len(tries), len(told)) == (3, 1)
     run.release()
     monkeypatch.undo()
     held.acquire()

@@ -119,9 +119,7 @@ class LongVideoModule(LightningModule):
         self.backbone: Backbone
         self.samplers: dict[str, Sampler[Any]]  # by arm
         self._arm_of: dict[str, str] = {}  # by item key
-        self.share: list[
-            dict[str, Any]
-        ] = []  # what this rank is still to make, as ``Item.spec`` tells it
+        self.share: list[dict[str, Any]] = []  # specs of what this rank is still to make
 
     @property
     def arms(self) -> list[str]:

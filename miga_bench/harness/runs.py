@@ -76,19 +76,21 @@ class Run:
         """
         if self.folder.exists():
             self._check_ours()
-        until = time.monotonic() + PATIENCE
+        until, told = time.monotonic() + PATIENCE, False
         while True:
             try:
                 return self._lock.acquire()
             except HeldError as holder:
                 if not holder.elsewhere or time.monotonic() > until:
                     raise self._taken(str(holder)) from None
-                warnings.warn(
-                    f"{self.folder} is held by {holder}: waiting for {PATIENCE:.0f} s, since a machine that"
-                    " went down holds it for a while",
-                    Notice,
-                    stacklevel=2,
-                )
+                if not told:
+                    warnings.warn(
+                        f"{self.folder} is held by {holder}: waiting for {PATIENCE:.0f} s, since a machine"
+                        " that went down holds it for a while",
+                        Notice,
+                        stacklevel=2,
+                    )
+                told = True
                 time.sleep(AGAIN)
 
     def _check_ours(self) -> None:
