@@ -201,3 +201,18 @@ def test_batches_are_measured_in_small(monkeypatch):
     assert alone["1"]["speedup_over_1"]["median"] == 1
     assert set(alone) == set(batch.LIMITS)
     assert len(part.rows) == 2 * len(batch.LIMITS)
+
+
+def test_a_whole_generate_is_held_against_the_plain_loop(monkeypatch):
+    """Both ways load, make, decode and write the same video; the clock runs over all of it."""
+    from miga_bench.harness.bench import whole
+
+    few = {"steps": 6, "zigzag": 7, "stage2_steps": 1, "renoise": 1, "reflection": "off"}
+    monkeypatch.setattr(whole, "OVERRIDES", few)
+    monkeypatch.setattr(whole.os, "sched_getaffinity", lambda _: {0})
+    threads = torch.get_num_threads()
+    part = whole.measure(lambda _: None, 1, frames=13)
+    torch.set_num_threads(threads)
+    assert part.document["mean_difference_of_255"] <= whole.MOST_APART
+    assert part.document["seconds"]["plain"]["rounds"] == part.document["speedup"]["rounds"] == 1
+    assert part.document["frames"] == 13

@@ -10,6 +10,7 @@ PARTS = {
     "methods": "each method on each embedded model: seconds and denoiser evaluations a frame, memory",
     "overhead": "time outside the denoiser, on a random Wan of 100M parameters",
     "plain": "our loop against a plain one: one window at a time, a solver for each frame",
+    "whole": "a whole generate of 300 frames against the plain loop, loading and writing included",
     "batch": "windows in a denoiser call: 1, 2, 4, all",
     "engines": "what runs the denoiser: PyTorch, torch.compile, ONNX Runtime",
     "processes": "1, 2 and 4 processes, with videos of their own or sharing one's windows",
