@@ -103,6 +103,22 @@ def test_every_arm_of_a_shipped_experiment_is_possible_at_its_place(name, place)
         assert estimate_windows(sampler, backbone, length) > 0, arm
 
 
+@pytest.mark.parametrize("place", places())
+def test_the_depth_of_stage_2_is_all_that_its_arms_differ_in(place):
+    arms, backbone = arms_of(shipped("stage2", place)), Place(place)
+    values = {
+        name: dataclasses.asdict(resolve(plan.method, backbone, plan.preset, plan.settings))
+        for name, plan in arms.items()
+    }
+    preset = values.pop("preset")
+    assert preset == dataclasses.asdict(
+        resolve("miga", backbone, arms["preset"].preset, {"reflection": "off"})
+    )
+    assert preset["renoise"] > 0
+    for one in values.values():
+        assert {**one, "stage2_steps": 0} == {**preset, "renoise": 0, "stage2_steps": 0}
+
+
 @pytest.mark.parametrize("name", experiments())
 def test_every_embedded_experiment_runs(tmp_path, name, one_layer, capsys):
     document = shipped(name, "tiny-wan")
@@ -113,7 +129,7 @@ def test_every_embedded_experiment_runs(tmp_path, name, one_layer, capsys):
     for arm in (model.get("arms") or {}).values():
         if "method" in arm:
             arm["settings"] = {**arm.get("settings", {}), **FEW[arm["method"]], "guidance_scale": 1}
-    base = {"steps": 27, "stage2_steps": 0, "renoise": 0} if name != "stage2" else {"renoise": 0}
+    base = {"steps": 27, "stage2_steps": 0, "renoise": 0} if name != "stage2" else {}
     model["settings"] = {**base, **model.get("settings", {}), "guidance_scale": 1}
     frames = {"data.frames": 9}
     if name == "table2":  # a story's parts need a latent each

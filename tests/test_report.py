@@ -324,6 +324,15 @@ def test_a_grid_of_two_settings_has_a_curve_for_each_value_of_the_other(order):
     }
 
 
+def test_an_arm_without_a_number_begins_the_curves_or_is_on_none():
+    values = {"none": 0, "deep-2": 2, "deep-4": 4, "preset": 3}
+    arms = {name: Arm(name, "miga", {"depth": n}, {}) for name, n in values.items()}
+    rows = [Row(a, "p", "x", 0, a, "done", Path(), scores={"a": n}) for a, n in values.items()]
+    run = Results(Path(), "depth", {}, {}, arms, rows, {}, {})
+    curves = along_axis(run, "depth", measure_of("a"))
+    assert {name: [x for x, _ in points] for name, points in curves.items()} == {"deep": [0, 2, 4]}
+
+
 @pytest.mark.parametrize(
     ("name", "axis", "family"),
     [

@@ -93,9 +93,10 @@ def along_axis(
 
     A family is the arms whose names are the same but for the setting, as grids name it, or else for a
     number at the end: ``zigzag-1.stage2_steps-5``, ``zigzag-3.stage2_steps-5``; ``anchor-2``, ``anchor-4``.
-    An arm without a number, such as ``none``, begins every family. Arms whose value is no number, or
-    does not count since reflection is off, are left out. The axis ``frames`` is the videos' length, and
-    every arm a family.
+    An arm without a number whose value is below all others', such as ``none``, begins every family; one
+    whose value is not, such as a preset beside a grid, differs in more than the axis and is on no curve.
+    Arms whose value is no number, or does not count since reflection is off, are left out. The axis
+    ``frames`` is the videos' length, and every arm a family.
     """
     out: dict[str, list[tuple[float, Estimate]]] = {}
     for name in run.arms:
@@ -107,7 +108,9 @@ def along_axis(
     if axis != "frames" and len(out) > 1:
         starts = [family for family in out if family in run.arms and len(out[family]) == 1]
         if len(starts) < len(out):
-            first = [point for family in starts for point in out.pop(family)]
+            alone = [point for family in starts for point in out.pop(family)]
+            least = min(value for points in out.values() for value, _ in points)
+            first = [point for point in alone if point[0] < least]
             out = {family: [*first, *points] for family, points in out.items()}
     return {family: sorted(points, key=lambda p: p[0]) for family, points in out.items()}
 
