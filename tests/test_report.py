@@ -18,6 +18,7 @@ from miga_bench.harness.report.curves import _family, along_axis
 from miga_bench.harness.report.measures import measure_of
 from miga_bench.harness.report.published import published_table, published_tables
 from miga_bench.harness.results import Arm, Results, Row, read_results
+from miga_bench.harness.shipped import shipped
 from miga_bench.metrics.statistics import estimate, sign_test
 
 NASTY = (
@@ -81,6 +82,12 @@ def test_published_numbers_are_the_papers():
     assert first.of("videocrafter2")["freepca"].endless is False
     assert published_table("table_2_narrlv").of("wan2.1-1.3b")["miga"].scores["tna4_t_act"] == 62.90
     assert [row.at for row in published_table("table_4_zigzag_width").rows] == [1, 2, 4, 6, 8]
+    # the paper's row with neither part is FIFO, whose numbers are those of Table 1
+    neither = published_table("table_3_components").of("videocrafter2")["fifo"]
+    assert neither.scores == first.of("videocrafter2")["fifo"].scores
+    assert shipped("components", "videocrafter2")["run"]["about"]["baseline"] == "fifo"
+    for part in ("tta", "dce"):
+        assert {"fifo": -1, part: 1} in [claim.weights for claim in all_claims()]
     for table in tables.values():
         for row in table.rows:
             four = [score for name, score in row.scores.items() if name != "overall_score"]
