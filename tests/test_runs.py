@@ -82,6 +82,7 @@ def test_a_key_is_the_content():
         {"precision": "bf16-true"},
         {"lossless": True},
         {"weights_hash": "0"},
+        {"configuration_hash": "0"},
     ]
     assert len({item().key, *(item(**change).key for change in changed)}) == 1 + len(changed)
 

@@ -69,6 +69,38 @@ def test_what_a_sampler_sees(backbone, folder, inputs):
     assert backbone.default_batch() >= 1
 
 
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("backbone.json", {"rescale": False}),
+        ("backbone.json", {"eta": 0.5}),
+        ("backbone.json", {"fps": 12.0}),
+        ("backbone.json", {"window": 4}),
+        ("unet/config.json", {"note": "another network"}),
+        ("text_encoder/config.json", {"eos_token_id": 1}),
+    ],
+)
+def test_what_else_decides_a_video_has_a_hash(folder, file, change):
+    """Breaks if a run goes on with videos of a model whose files say something else now."""
+    before = load_backbone(folder)
+    hashes = before.weights_hash, before.configuration_hash
+    path = folder / file
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**known, **change}))
+    after = load_backbone(folder)
+    assert after.weights_hash == hashes[0]
+    assert after.configuration_hash != hashes[1]
+    assert len(after.configuration_hash) == 64
+
+
+def test_size_and_negative_prompt_are_told_by_every_video(folder):
+    """Breaks if a hash tells twice what an item tells, or names that stand for themselves get one."""
+    plain = load_backbone(folder)
+    other = load_backbone(folder, height=32, width=32, negative_prompt="blurry")
+    assert plain.configuration_hash == other.configuration_hash
+    assert load_backbone("tiny-videocrafter2", device="cpu").configuration_hash is None
+
+
 def test_decoding_is_the_autoencoders_and_streams(backbone, monkeypatch):
     """Breaks if latents are not unscaled, or portions and bounds change the frames."""
     latents = torch.randn(5, CHANNELS, 8, 12)

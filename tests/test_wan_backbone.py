@@ -54,6 +54,16 @@ def test_what_a_sampler_sees(backbone, folder):
     assert backbone.default_batch() >= 1
 
 
+def test_what_else_decides_a_video_has_a_hash(folder):
+    """Breaks if a run goes on with videos of a model whose shift or window is another now."""
+    hashes = {
+        load_backbone(folder, **change).configuration_hash
+        for change in ({}, {"flow_shift": 7.0}, {"window": 13}, {"frame_rate": 24.0})
+    }
+    assert len(hashes) == 4
+    assert load_backbone("tiny-wan", device="cpu").configuration_hash is None
+
+
 @pytest.mark.parametrize(("frames", "latents"), [(1, 1), (2, 2), (5, 2), (6, 3), (81, 21)])
 def test_frames_and_latents(backbone, frames, latents):
     """Breaks if a video comes out shorter than asked for, or a latent longer than needed."""

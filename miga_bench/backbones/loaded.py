@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from miga_bench.backbones import memory
+from miga_bench.backbones import BACKBONES, memory
 from miga_bench.backbones.base import Backbone, FrameAttention
 from miga_bench.backbones.residence import Residence
 from miga_bench.backbones.wan_text import EmbeddingCache, WanText, cache_folder
 from miga_bench.errors import UserError
 
 Text = TypeVar("Text", bound=WanText)
+NETWORKS = ("transformer", "unet", "vae", "text_encoder")  # folders whose configuration decides
+OF_A_VIDEO = ("height", "width", "negative_prompt")
 
 
 class LoadedBackbone(Backbone):
@@ -27,6 +32,7 @@ class LoadedBackbone(Backbone):
 
     Attributes:
         negative_prompt: The default text of the unconditional half of guidance.
+        defaults: All it was loaded with that its weights do not say, a dataclass.
         source: The model on disk.
         vae: The shared autoencoder; sessions read it and change nothing.
         text: Tokenizer, encoder and cache of embeddings.
@@ -34,6 +40,7 @@ class LoadedBackbone(Backbone):
 
     denoiser: Any
     negative_prompt: str
+    defaults: Any
     source: Any
     vae: Any
     text: WanText
@@ -128,6 +135,25 @@ class LoadedBackbone(Backbone):
         """SHA-256 over the denoiser's and the autoencoder's weight files; made when first asked."""
         digest: str = self.source.weights_hash()
         return digest
+
+    @cached_property
+    def configuration_hash(self) -> str | None:
+        """SHA-256 over what decides a video beside ``weights_hash``; None for a model that has a name.
+
+        It covers window, rates, shift or schedule, the networks' configurations, tokenizer and text encoder.
+        Size and negative prompt are left out, which every video tells for itself. What a name stands for comes
+        with the package, or from one place on the Hub.
+        """
+        if self.name in BACKBONES:
+            return None
+        known = {k: v for k, v in asdict(self.defaults).items() if k not in OF_A_VIDEO}
+        total = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
+        for part in NETWORKS:
+            path = self.source.root / part / "config.json"
+            if path.is_file():
+                total.update(f"{part} ".encode() + path.read_bytes())
+        total.update(self.source.text_identity.encode())
+        return total.hexdigest()
 
 
 def text_side(

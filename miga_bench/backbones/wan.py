@@ -84,7 +84,7 @@ class WanBackbone(LoadedBackbone):
             cache_text: Keep embeddings on disk and drop the encoder after use; None does so for
                 encoders of 1 GiB and more.
         """
-        self.name = name
+        self.name, self.defaults = name, defaults
         self.window, self.frame_rate = defaults.window, defaults.frame_rate
         self.flow_shift, self.negative_prompt = defaults.flow_shift, defaults.negative_prompt
         self.source, self._residence, self._dtype = source, residence, dtype

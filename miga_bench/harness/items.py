@@ -32,6 +32,7 @@ class Item:
         width: Frame width in pixels.
         lossless: Whether the file keeps every pixel value.
         denoiser: What runs the denoiser, None where it is the family's own module.
+        configuration_hash: SHA-256 of what else the model is, None for one that has a name.
     """
 
     backbone: str
@@ -47,12 +48,14 @@ class Item:
     width: int
     lossless: bool = False
     denoiser: str | None = None
+    configuration_hash: str | None = None
 
     def spec(self) -> dict[str, Any]:
         """Return the content as plain values, for files and for data loaders."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
-        if self.denoiser is None:  # as before there were others
-            del plain["denoiser"]
+        for name in ("denoiser", "configuration_hash"):
+            if plain[name] is None:  # as before there were such
+                del plain[name]
         return plain
 
     @classmethod

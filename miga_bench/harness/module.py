@@ -225,6 +225,7 @@ class LongVideoModule(LightningModule):
             "width": width,
             "lossless": self._lossless,
             "denoiser": None if own == "torch" else own,
+            "configuration_hash": getattr(self.backbone, "configuration_hash", None),
         }
         out = {}
         for arm, sampler in self.samplers.items():
