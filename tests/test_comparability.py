@@ -1,21 +1,49 @@
-"""When a run's scores can be set beside the paper's: by its settings, and by the paper's own arms only."""
+"""When scores can be set beside the paper's: by settings, scorers, prompts, and the paper's own arms only."""
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from miga_bench.harness.arms import ArmPlan, as_text, expand
+from miga_bench.harness.prompt_lists import read_wishes
 from miga_bench.harness.report.comparability import comparability, why_not_comparable
 from miga_bench.harness.report.measures import measure_of
 from miga_bench.harness.report.published import published_tables
+from miga_bench.harness.report.scoring import collapses
+from miga_bench.harness.report.tables import GROUPS, glossary
 from miga_bench.harness.results import Arm, Results, Row
+from miga_bench.harness.scorers import SuiteScores
 from miga_bench.harness.shipped import experiments, shipped
 from miga_bench.sampling.presets import describe, resolve
 
 SUBJECT = measure_of("subject_consistency")
 WAN = {"backbone": "wan2.1-1.3b", "height": 480, "width": 832}
 FRAMES = {"videocrafter2": 128, "wan2.1-1.3b": 161}
+STORY = {
+    "scorer": "story",
+    "suite": "release",
+    "judge": "http://localhost:8000/v1",
+    "judge_model": "Qwen/Qwen2.5-VL-72B-Instruct",
+    "votes": 5,
+    "variant": "code",
+    "collapse": "mean",
+}
+CELL = "narrlv/tna2_s_att"
+
+
+def rows_of(name, arm, frames):
+    """Return an arm's videos of all prompts of the list, or of NarrLV's stories."""
+    if name != "table2":
+        texts = [wish.prompts[0].text for wish in read_wishes("vbench")]
+        return [Row(arm, t, t, 0, arm, "done", Path(), frames) for t in texts]
+    cells = published_tables()["table_2_narrlv"].columns
+    return [
+        Row(arm, f"{cell}-{n}", "x", 0, arm, "done", Path(), frames, scores={f"narrlv/{cell}": 0.5})
+        for cell in cells
+        for n in range(20)
+    ]
 
 
 def run_of(name, on="wan2.1-1.3b", model=WAN, **settings):
@@ -29,11 +57,14 @@ def run_of(name, on="wan2.1-1.3b", model=WAN, **settings):
         values = resolve(plan.method, backbone, plan.preset, {**plan.settings, **settings})
         arms[arm] = Arm(arm, plan.method, describe(values), {})
         frames = 81 if plan.method == "short" else FRAMES[on]
-        rows.append(Row(arm, "p", "x", 0, arm, "done", Path(), frames))
-    return Results(Path(), name, {}, {"backbone": on, **model}, arms, rows, {}, {})
+        rows += rows_of(name, arm, frames)
+    (scorer,) = told["metrics"]
+    suite = scorer["class_path"] == "SuiteScores"
+    identity = SuiteScores(**scorer["init_args"]).identity() if suite else STORY
+    return Results(Path(), name, {}, {"backbone": on, **model}, arms, rows, {}, {}, [identity])
 
 
-@pytest.mark.parametrize("name", ["table1", "table2", "components", "guidance", "zigzag"])
+@pytest.mark.parametrize("name", ["table1", "components", "guidance", "zigzag"])
 @pytest.mark.parametrize("on", ["wan2.1-1.3b", "videocrafter2"])
 def test_the_shipped_experiments_are_made_as_the_paper_says_whatever_arms_are_beside(name, on):
     key = shipped(name, on)["run"]["about"]["published"]
@@ -44,6 +75,89 @@ def test_the_shipped_experiments_are_made_as_the_paper_says_whatever_arms_are_be
     run = run_of(name, on, size)
     assert why_not_comparable(run, table, on, [SUBJECT]) == []
     assert comparability(run, table, [SUBJECT]).startswith(f"Made as {on} was")
+
+
+def test_narrlv_scores_lack_the_quality_term_and_say_so():
+    table = published_tables()["table_2_narrlv"]
+    why = why_not_comparable(run_of("table2"), table, "wan2.1-1.3b", [measure_of(CELL)])
+    assert why == ["NarrLV's scores are without its quality term (Q-Align)"]
+
+
+@pytest.mark.parametrize(
+    ("scorer", "why"),
+    [
+        (
+            SuiteScores("vbench").identity(),
+            ["scored as whole videos, not by VBench-Long's clips"],
+        ),
+        (
+            SuiteScores("vbench-long", development=False).identity(),
+            ["scored without VBench-Long's clip-to-clip scores"],
+        ),
+        ({"class_path": "Mine"}, ["the run does not say what scored its videos"]),
+    ],
+)
+def test_another_suite_than_the_papers_is_named(scorer, why):
+    run = dataclasses.replace(run_of("table1"), scorers=[scorer])
+    table = published_tables()["table_1_vbench"]
+    assert why_not_comparable(run, table, "wan2.1-1.3b", [SUBJECT]) == why
+    assert why_not_comparable(run, table, "wan2.1-1.3b", []) == []  # none of its columns is shown
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"suite": "natural"}, "the stories are of the suite natural, not NarrLV's"),
+        ({"judge_model": None, "judge": "reader"}, "judged by reader, not Qwen2.5-VL-72B-Instruct"),
+        ({"votes": 1}, "answers to a question: 1, not 5"),
+        ({"variant": "paper"}, "formulas of the variant paper, not code"),
+        ({"collapse": "cov"}, "one number by cov, where the mean is taken for the paper's"),
+    ],
+)
+def test_another_judge_or_formula_than_the_papers_is_named(changed, why):
+    run = dataclasses.replace(run_of("table2"), scorers=[{**STORY, **changed}])
+    table = published_tables()["table_2_narrlv"]
+    assert why in why_not_comparable(run, table, "wan2.1-1.3b", [measure_of(CELL)])
+
+
+def test_few_prompts_and_other_ones_are_named():
+    whole = run_of("table1")
+    texts = sorted({row.prompt for row in whole.rows})
+    few = dataclasses.replace(whole, rows=[row for row in whole.rows if row.prompt in texts[:1]])
+    table = published_tables()["table_1_vbench"]
+    assert table.prompts == len(texts)
+    (why,) = why_not_comparable(few, table, "wan2.1-1.3b", [SUBJECT])
+    assert why == f"1 of VBench's {len(texts)} prompts for these scores, not all"
+    own = [dataclasses.replace(row, prompt="a dog of mine") for row in few.rows]
+    why = why_not_comparable(
+        dataclasses.replace(whole, rows=[*whole.rows, *own]), table, "wan2.1-1.3b", [SUBJECT]
+    )
+    assert why == ["1 prompt that VBench does not have"]
+    half = published_tables()["table_4_zigzag_width"]
+    assert half.prompts == len(texts) // 2
+    zigzag = run_of("zigzag", "videocrafter2", {"backbone": "videocrafter2"})
+    short = dataclasses.replace(zigzag, rows=[r for r in zigzag.rows if r.prompt in texts[:9]])
+    (why,) = why_not_comparable(short, half, "videocrafter2", [SUBJECT])
+    assert why == f"9 of VBench's {len(texts)} prompts for these scores, not at least 116"
+
+
+def test_the_glossary_names_the_rule_that_makes_one_number_of_three():
+    measures = [measure_of(CELL), measure_of("narrlv/cov")]
+    (group,) = glossary(measures, collapses(run_of("table2"))).groups
+    told = [row[1].text for row in group.rows]
+    assert told[0].endswith("as one number, by: mean")
+    assert told[1].startswith("coverage: ")
+    assert "without its quality term" in GROUPS["narrlv"]
+
+
+def test_few_stories_in_a_cell_are_named():
+    whole = run_of("table2")
+    few = dataclasses.replace(
+        whole, rows=[row for row in whole.rows if not row.prompt_id.endswith("9")]
+    )
+    table = published_tables()["table_2_narrlv"]
+    why = why_not_comparable(few, table, "wan2.1-1.3b", [measure_of(CELL)])
+    assert "18 stories in a cell, not 20" in why
 
 
 def test_other_settings_and_sizes_under_the_papers_preset_are_named():

@@ -107,6 +107,7 @@ class Results:
         rows: All videos, arm by arm.
         provenance: When, from which code, on what.
         configuration: The whole configuration.
+        scorers: Of its videos, each all that decides its numbers.
     """
 
     folder: Path
@@ -117,6 +118,7 @@ class Results:
     rows: Sequence[Row]
     provenance: Mapping[str, Any]
     configuration: Mapping[str, Any]
+    scorers: Sequence[Mapping[str, Any]] = ()
 
     def of(self, arm: str) -> list[Row]:
         """Return an arm's videos."""
@@ -142,7 +144,8 @@ def read_results(
         made_of, items = document["made_of"], document["items"]
         arms = _arms(made_of)
         store = store or Store(folder.parent)
-        scorers = list(_mapping(document, "scorers"))
+        identities = _mapping(document, "scorers")
+        scorers = list(identities)
         _check_names([document["name"], *arms, *made_of["prompts"], *items.values(), *scorers])
         configuration = _mapping(document, "configuration")
         about = _mapping(_mapping(configuration, "run"), "about")
@@ -169,7 +172,10 @@ def read_results(
         raise UserError(
             f"{path} cannot be read ({problem}): is it a run's? if so, make the run under another name"
         ) from None
-    return Results(folder, document["name"], about, model, arms, rows, provenance, configuration)
+    told = [one for one in identities.values() if isinstance(one, Mapping)]
+    return Results(
+        folder, document["name"], about, model, arms, rows, provenance, configuration, told
+    )
 
 
 def _mapping(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from miga_bench.backbones import BACKBONES
 from miga_bench.harness.arms import ArmPlan, as_text, expand
 from miga_bench.harness.report.measures import Measure
 from miga_bench.harness.report.published import PublishedTable
+from miga_bench.harness.report.scoring import how_many_prompts, how_scored
 from miga_bench.harness.results import Arm, Results
 from miga_bench.harness.shipped import experiments, places, shipped
 from miga_bench.sampling.presets import left_out, resolve
@@ -55,6 +56,9 @@ def why_not_comparable(
     networks = sorted({name for names in told for name in names})
     if networks:
         out.append(f"the scores are by networks {', '.join(networks)}, not VBench's own")
+    if any(m.column in table.columns for m in measures):
+        out += how_scored(run, table)
+        out += how_many_prompts(run, table, [arm.name for arm in arms])
     done = [row for arm in arms for row in run.of(arm.name) if row.status == "done"]
     frames, theirs = sorted({row.frames for row in done}), table.frames.get(backbone)
     if theirs is not None and frames != [theirs]:

@@ -145,6 +145,11 @@ KNOWN = [
         "asked_motion", "asked direction", "share of steps that go the asked way", 1, "higher", "%"
     ),
 ]
+_NARRLV = {
+    "fid": "fidelity: does the video show the scene and the subject that the story opens with",
+    "cov": "coverage: the share of the story's atoms that are told",
+    "coh": "coherence: are the changes from atom to atom shown",
+}
 # What a claim may be about beside scores; not in the tables of scores.
 COSTS = [
     Measure("cost/nfe_per_frame", "denoiser evaluations per frame", "work", "cost", 1, 2, "lower"),
@@ -172,7 +177,8 @@ def measure_of(label: str) -> Measure:
         return replace(known, label=label, title=f"{known.title} {networks}".strip())
     prefix, slash, name = base.rpartition("/")
     title = f"{name.replace('_', ' ')} {networks}".strip()
-    return Measure(label, title, "", prefix if slash else "other", 100, 2, "higher", "x 100")
+    meaning = _NARRLV.get(name, "") if prefix == "narrlv" else ""
+    return Measure(label, title, meaning, prefix if slash else "other", 100, 2, "higher", "x 100")
 
 
 def measures_of(runs: Iterable[Results]) -> list[Measure]:

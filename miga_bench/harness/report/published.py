@@ -49,6 +49,9 @@ class PublishedTable:
         axis: The setting that the rows vary; None for a table of methods.
         frames: Length of the videos, by backbone.
         sizes: Height and width of the videos in pixels, by backbone.
+        toolkit: What scored them, ``vbench-long`` or ``narrlv``; None for costs.
+        prompts: Fewest prompts of VBench's that count as the table's.
+        stories: Stories in each of NarrLV's cells.
     """
 
     key: str
@@ -62,6 +65,9 @@ class PublishedTable:
     axis: str | None = None
     frames: Mapping[str, int] = field(default_factory=dict)
     sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    toolkit: str | None = None
+    prompts: int = 0
+    stories: int = 0
 
     @property
     def name(self) -> str:

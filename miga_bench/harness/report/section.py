@@ -36,6 +36,7 @@ from miga_bench.harness.report.document import (
 )
 from miga_bench.harness.report.measures import Measure, measures_of, motion_of
 from miga_bench.harness.report.published import PublishedTable, published_table, published_tables
+from miga_bench.harness.report.scoring import collapses
 from miga_bench.harness.results import Results, Row
 
 UNFOLDED = 2  # arms whose differences are shown in full at once
@@ -239,7 +240,7 @@ def _scores(facts: RunFacts) -> list[Block]:
         blocks.append(tables.score_table([run], columns, caption, paper))
         if paper is not None and any(m.column in paper.columns for m in columns):
             blocks.append(Paragraph(comparability(run, paper, columns), "small"))
-    blocks.append(Fold("What the measures mean", [tables.glossary(facts.measures)]))
+    blocks.append(Fold("What the measures mean", [tables.glossary(facts.measures, collapses(run))]))
     return blocks
 
 

@@ -24,13 +24,14 @@ from miga_bench.harness.report.measures import (
     value_of,
 )
 from miga_bench.harness.report.published import PublishedTable
+from miga_bench.harness.report.scoring import NO_QUALITY
 from miga_bench.harness.results import Results
 from miga_bench.metrics.statistics import Estimate, estimate
 
 GROUPS = {
     "vbench": "VBench's scores",
     "world": "What the embedded world's reader says",
-    "narrlv": "NarrLV's scores",
+    "narrlv": f"NarrLV's scores, {NO_QUALITY}",
 }
 _TONES: dict[str, Tone] = {BETTER: "good", HOLDS: "good", WORSE: "bad", DOES_NOT_HOLD: "bad"}
 
@@ -325,9 +326,20 @@ def paper_cost_table(tables: Sequence[PublishedTable], caption: str) -> Table:
     return Table(caption, ["", "model", "what", "value", "unit"], [Group("", rows)])
 
 
-def glossary(measures: Sequence[Measure]) -> Table:
-    """Return what the measures mean."""
-    rows = [[Cell(m.title), Cell(m.meaning or MINUS), Cell(_unit(m))] for m in measures]
+def glossary(measures: Sequence[Measure], collapses: Sequence[str] = ()) -> Table:
+    """Return what the measures mean.
+
+    Args:
+        measures: All that the report shows.
+        collapses: By which rules a cell of NarrLV's is one number of three.
+    """
+    rows = []
+    for m in measures:
+        meaning = m.meaning
+        if m.base.startswith("narrlv/tna"):
+            rule = " or ".join(collapses) or "a rule that the run does not say"
+            meaning = f"fid, cov and coh of the stories of this cell as one number, by: {rule}"
+        rows.append([Cell(m.title), Cell(meaning or MINUS), Cell(_unit(m))])
     return Table(
         "What the measures mean", ["measure", "what it tells", "how to read"], [Group("", rows)]
     )
