@@ -40,7 +40,7 @@ CARDS: dict[str, MethodCard] = {
         what="FIFO-Diffusion: a queue with one noise level per frame; clean frames leave at the"
         " front, noise enters at the back",
         wan="our reading",
-        videocrafter2="as released",
+        videocrafter2="as in the paper, or as released",
         source="arXiv 2405.11473, jjihwan/FIFO-Diffusion_public",
         license="CC BY-NC-SA 4.0",
     ),

@@ -49,12 +49,14 @@ class Work:
         whole: Whether the predictions for all frames that a window reads are wanted, context
             included, not only those for the slots it writes.
         cached: Whether the cache is about these slots. Of candidates for the same frames at most one may be.
+        segment: Number of the prompt that all windows are told; None is each window's own.
     """
 
     queue: Queue
     windows: Sequence[Window]
     whole: bool = False
     cached: bool = False
+    segment: int | None = None
 
 
 class WindowDenoiser:
@@ -62,7 +64,8 @@ class WindowDenoiser:
 
     Args:
         backbone: Gives the denoiser.
-        prompts: The text over the video; a window's text is that of the middle frame it writes.
+        prompts: The text over the video; a window's text is that of the middle frame it writes, unless its
+            work names another.
         solver: Steps the written slots; its schedule gives the timesteps.
         noise: For solvers that draw.
         guidance_scale: Classifier-free guidance ``u + scale (c - u)``; 1 leaves out the
@@ -190,7 +193,10 @@ class WindowDenoiser:
         known: list[CachedRow | None] = []
         for work, window in batch:
             queue = work.queue
-            segment = self.prompts.segment(queue.frames[window.writes[len(window.writes) // 2]])
+            segment = work.segment
+            if segment is None:
+                middle = queue.frames[window.writes[len(window.writes) // 2]]
+                segment = self.prompts.segment(middle)
             first, last = window.reads[window.offset], window.reads[-1]
             local = queue.latents[first : last + 1]
             parts = [queue.latents[list(window.reads[: window.offset])]] if window.offset else []
@@ -269,7 +275,14 @@ class WindowDenoiser:
             )
         return Queue(latents, [level - 1 for level in run.levels], run.frames, state)
 
-    def denoise(self, queue: Queue, plan: list[Window], purpose: str, in_place: bool) -> None:
+    def denoise(
+        self,
+        queue: Queue,
+        plan: list[Window],
+        purpose: str,
+        in_place: bool,
+        segment: int | None = None,
+    ) -> None:
         """Take the queue through one pass.
 
         Args:
@@ -278,9 +291,10 @@ class WindowDenoiser:
             purpose: See ``step``.
             in_place: Whether a window sees what earlier windows of the pass wrote (as the released
                 VideoCrafter2 loop has it), or the queue as it was before the pass.
+            segment: See ``Work``.
         """
         for group in independent_groups(plan, in_place):
-            (prediction,) = self.predict([Work(queue, group, cached=True)])
+            (prediction,) = self.predict([Work(queue, group, cached=True, segment=segment)])
             slots = slice(group[0].writes.start, group[-1].writes.stop)
             queue.write(slots, self.step(queue[slots], prediction, purpose))
 
@@ -293,7 +307,8 @@ class WindowDenoiser:
         """Denoise one clip of pure noise on shared levels, ``[frames, C, H, W]`` clean.
 
         This is what the model was trained for: the plain short clip, and the opening every queue
-        is seeded with. Methods that make a long video as one clip bring noise and contexts.
+        is seeded with. Methods that make a long video as one clip bring noise and contexts. It shows the
+        first prompt, even where a later one begins within it: the queue tells its frames their own.
 
         Args:
             frames: Latents of the clip.
@@ -308,7 +323,7 @@ class WindowDenoiser:
         while queue.levels[0] > self.schedule.clean:
             told = float(self.schedule.timesteps[queue.levels[0]])
             with around(told) if around else nullcontext():
-                self.denoise(queue, whole, "base step", in_place=False)
+                self.denoise(queue, whole, "base step", in_place=False, segment=0)
             self.cost.report("base", queue.levels)
         self.forget(numbers)
         return queue.latents

@@ -4,6 +4,9 @@ Every slot of the queue stands one level above the slot before it. A pass takes 
 (algorithm 1); the front slot, now clean, leaves, and pure noise enters at the back. Latent partitioning
 cuts the queue into windows (section 4.2); with lookahead denoising (section 4.3) a window writes only its
 noisier half and reads the cleaner half before it.
+
+Where the text changes, a frame is denoised under its own text from the top level on: that is ours. The
+released code switches all windows at once when the first frame of the new text is about to leave.
 """
 
 from __future__ import annotations
@@ -29,8 +32,10 @@ class FifoSettings(CommonSettings):
 
     Attributes:
         lookahead: Whether a window writes only its noisier half.
-        released: Make all windows of every pass, as the released code does. By default those of the
-            last passes that nothing handed out depends on are left out; the video is the same.
+        released: Make all windows of every pass, and tell all of them the prompt of the frame that leaves
+            behind it, as the released code does. By default those of the last passes that nothing handed
+            out depends on are left out, with the same video, and each window is told the prompt of the
+            middle frame it writes.
     """
 
     lookahead: bool = True
@@ -101,7 +106,8 @@ class Fifo(Sampler[FifoSettings]):
             # The front leaves behind this pass, a later frame behind each of the ``left`` that follow.
             left = len(ending) if length is None else length - 1 - queue.frames[context]
             needed = plan[: ending[left]] if left < len(ending) else plan
-            denoiser.denoise(queue, needed, "fifo step", in_place=False)
+            segment = prompts.segment(queue.frames[context]) if s.released else None
+            denoiser.denoise(queue, needed, "fifo step", in_place=False, segment=segment)
             cost.report("queue", queue.levels)
             front = queue[context : context + 1]
             # The slots before the front are context: what left the queue last, still clean.

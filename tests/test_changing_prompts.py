@@ -1,0 +1,85 @@
+"""Texts that change: what the opening clip is told, what FIFO's windows are told as released."""
+
+import dataclasses
+
+import pytest
+import torch
+from analytic import PROMPTS, AnalyticBackbone
+from test_sampling import NOISE, SMALL
+from test_scaling_noise import SMALL as SEARCHED
+
+from miga_bench.sampling import Fifo, FifoSettings, Miga, PromptSchedule, ScalingNoise
+from miga_bench.sampling.miga import _Video
+
+WINDOW = 8
+SAMPLERS = {
+    "fifo": Fifo(FifoSettings(12, 1.0, batch=1)),
+    "fifo, released": Fifo(FifoSettings(12, 1.0, released=True, batch=1)),
+    "scaling-noise": ScalingNoise(dataclasses.replace(SEARCHED, guidance_scale=1.0, batch=1)),
+    "miga": Miga(dataclasses.replace(SMALL, guidance_scale=1.0, batch=1)),
+    "miga, anchored": Miga(
+        dataclasses.replace(SMALL, guidance_scale=1.0, batch=1, guidance_reach="anchor")
+    ),
+}
+
+
+def numbered(*starts):
+    """Return prompts whose text is their number."""
+    text = torch.arange(len(starts)).float()[:, None, None]
+    return PromptSchedule(text, PROMPTS.negative, starts)
+
+
+class Listening(AnalyticBackbone):
+    """Keeps the text and the timesteps of every row."""
+
+    def __init__(self):
+        super().__init__("wan", window=WINDOW)
+        self.told, known = [], self.denoiser
+
+        def listen(latents, timesteps, text):
+            rows = zip(text.flatten(1)[:, 0].tolist(), timesteps.tolist(), strict=True)
+            self.told += rows
+            return known(latents, timesteps, text)
+
+        self.denoiser = listen
+
+
+@pytest.mark.parametrize("starts", [(0, 1), (0, 4), (0, 1, 2, 3)])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_opening_clip_shows_the_first_prompt(name, starts):
+    """A text that begins before the middle of the first window made the whole opening its own."""
+    backbone = Listening()
+    SAMPLERS[name].sample(backbone, numbered(*starts), NOISE, 12)
+    opening, rest = backbone.told[:12], backbone.told[12:]
+    assert {text for text, _ in opening} == {0.0}
+    assert all(len(set(levels)) == 1 for _, levels in opening), "one clip, on shared levels"
+    assert float(len(starts) - 1) in {text for text, _ in rest}
+
+
+@pytest.mark.parametrize("start", [1, 4])
+def test_the_first_anchors_are_of_the_first_prompt(start, monkeypatch):
+    kept, opened = [], _Video._open
+
+    def watch(video):
+        opened(video)
+        kept.append(video.denoiser.anchors.sets[0])
+
+    monkeypatch.setattr(_Video, "_open", watch)
+    for starts in ((0,), (0, start)):
+        backbone = AnalyticBackbone("wan", window=WINDOW)
+        SAMPLERS["miga, anchored"].sample(backbone, numbered(*starts), NOISE, 4)
+    assert torch.equal(*kept)
+
+
+def test_the_released_fifo_tells_all_windows_the_prompt_of_the_frame_that_leaves():
+    backbone, prompts = Listening(), numbered(0, 3, 5)
+    SAMPLERS["fifo, released"].sample(backbone, prompts, NOISE, 7)
+    passes = 12 - WINDOW + 7  # the warm-up first
+    told = [text for text, _ in backbone.told[12:]]
+    windows = len(told) // passes
+    by_pass = [set(told[k : k + windows]) for k in range(0, len(told), windows)]
+    assert by_pass == [{0.0}] * (12 - WINDOW + 3) + [{1.0}] * 2 + [{2.0}] * 2
+    # ours, long before: the frames that a new text is for are denoised under it from the top on
+    backbone.told.clear()
+    SAMPLERS["fifo"].sample(backbone, prompts, NOISE, 7)
+    assert 2.0 in {text for text, _ in backbone.told[12 : 12 + windows]}
