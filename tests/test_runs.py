@@ -140,6 +140,22 @@ def test_a_stop_leaves_unfinished_work(tmp_path):
     assert store.manifest(item().key) is None
 
 
+def test_a_stop_while_the_sheet_is_drawn_ends_the_run_after_the_video(tmp_path, monkeypatch):
+    """Breaks if such a stop is lost: the run would go on, deaf to all that follow, until it is killed."""
+    saved = Video._save_sheet
+
+    def stopped_meanwhile(self, *args):
+        os.kill(os.getpid(), 15)
+        saved(self, *args)
+
+    monkeypatch.setattr(Video, "_save_sheet", stopped_meanwhile)
+    store = Store(tmp_path)
+    with StopSignals() as stop, pytest.raises(StopRequested):
+        store.make(item(), video(item()), Watcher(), stop)
+    assert stop.signal == 15
+    assert store.is_done(item().key)  # it was whole
+
+
 def test_a_lock_says_who_has_it(tmp_path):
     one, two = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
     one.acquire()
@@ -157,6 +173,19 @@ def open_run(tmp_path, made_of, **changes):
         return run.open(made_of, {"p001-0": item(**changes)}, {"model": {}}, "cpu")
     finally:
         run.release()
+
+
+def test_a_run_keeps_the_configuration_that_was_last_asked_for(tmp_path):
+    """Breaks if a report names scorers, a baseline or a title that its run was not asked for."""
+    run, made_of = Run(tmp_path, "mine"), {"model": {"zigzag": 7}}
+    path = tmp_path / "mine" / "run.yaml"
+    run.acquire()
+    run.open(made_of, {"p001-0": item()}, {"run": {"about": {"baseline": "fifo"}}}, "cpu")
+    first = yaml.safe_load(path.read_text())
+    run.open(made_of, {"p001-0": item()}, {"run": {"about": {"baseline": "miga"}}}, "cpu")
+    run.release()
+    second = yaml.safe_load(path.read_text())
+    assert second == {**first, "configuration": {"run": {"about": {"baseline": "miga"}}}}
 
 
 def test_a_run_says_what_it_is_made_of_and_refuses_other_values(tmp_path):
@@ -309,6 +338,12 @@ def test_work_is_dealt_once_longest_first_and_evenly(ranks):
     )
     loads = [sum(costs[k] for k in hand) for hand in hands]
     assert max(loads) - min(loads) <= max(costs)
+
+
+def test_work_of_no_known_cost_is_spread():
+    """Breaks if a resumed run that has only to score leaves that to one process."""
+    assert sorted(map(len, deal([0] * 8, 4))) == [2, 2, 2, 2]
+    assert sorted(map(len, deal([7, 0, 0, 0, 0], 3))) == [1, 2, 2]
 
 
 def test_prompts_from_every_kind_of_file(tmp_path):

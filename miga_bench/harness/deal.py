@@ -9,6 +9,8 @@ from collections.abc import Sequence
 def deal(costs: Sequence[float], ranks: int) -> list[list[int]]:
     """Deal work out, longest first, each piece to the rank that has the least so far.
 
+    Of ranks that have the same the one with the fewest pieces gets it: what costs nothing known is spread.
+
     Args:
         costs: What each piece is expected to take.
         ranks: How many workers.
@@ -17,9 +19,9 @@ def deal(costs: Sequence[float], ranks: int) -> list[list[int]]:
         For each rank the numbers of its pieces, longest first; every piece is dealt once.
     """
     hands: list[list[int]] = [[] for _ in range(ranks)]
-    loads = [(0.0, rank) for rank in range(ranks)]
+    loads = [(0.0, 0, rank) for rank in range(ranks)]
     for piece in sorted(range(len(costs)), key=lambda k: (-costs[k], k)):
-        load, rank = heapq.heappop(loads)
+        load, pieces, rank = heapq.heappop(loads)
         hands[rank].append(piece)
-        heapq.heappush(loads, (load + costs[piece], rank))
+        heapq.heappush(loads, (load + costs[piece], pieces + 1, rank))
     return hands

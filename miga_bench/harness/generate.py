@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -180,7 +179,7 @@ def generate(
         video = Video(request, backbone, sampler, clock)
         video.plan(watcher)
         result = video.write(request.output, request.contact_sheet, watcher, stop)
-        with suppress(StopRequested), stop.shielded():
+        with stop.held():
             result.record = {
                 **result.record,
                 "video": str(request.output),
@@ -304,7 +303,8 @@ class Video:
             result.keep_first(ran_out_elsewhere(str(self.backbone.device)))
         self._clock.lap("write")
         result.frames = writer.frames_written
-        with suppress(StopRequested), stop.shielded():
+        # the video is whole or ended: a stop from now on is for what comes after it
+        with stop.held():
             if isinstance(result.error, OSError):
                 result.frames = _frames_on_disk(path)
             if result.frames:

@@ -178,10 +178,18 @@ class LongVideoModule(LightningModule):
         """Tell the scorers of the backbone.
 
         Raises:
-            UserError: One lacks its networks or their weights.
+            UserError: One lacks its networks or their weights, or two give numbers of one label.
         """
+        known: set[str] = set()
         for metric in self.metrics:
             metric.use(self.backbone)
+            both = sorted(known & metric.labels())
+            if both:
+                raise UserError(
+                    f"metrics: two scorers give {both[0]}, and one would replace the other: leave one out, or"
+                    " score by it in another run below the same root, which shares the videos"
+                )
+            known |= metric.labels()
 
     def settle(self) -> None:
         """Settle what each arm's settings are on the loaded backbone.

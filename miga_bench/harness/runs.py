@@ -123,7 +123,7 @@ class Run:
         Args:
             made_of: What decides the items, by the names users know; compared with what is there.
             items: By name, which is prompt and seed.
-            configuration: The whole configuration, for the record.
+            configuration: The whole configuration, for the record; the last one is kept.
             device: Where the items are made.
             scorers: Of the videos; other ones than before are welcome.
 
@@ -139,9 +139,11 @@ class Run:
         path = self.folder / "run.yaml"
         judged = {scorer.file: scorer.identity() for scorer in scorers}
         if path.exists():
+            # what decides the videos stays; by what they are scored and shown is as last asked for
             document = self._compare(path, plain)
-            if judged != document.get("scorers"):
-                write_text(path, _dump({**document, "scorers": judged}))
+            asked = {"scorers": judged, "configuration": dict(configuration)}
+            if _plain(asked) != {name: document.get(name) for name in asked}:
+                write_text(path, _dump({**document, **asked}))
         else:
             document = {
                 "format": FORMAT,

@@ -53,6 +53,10 @@ class ItemScorer(ABC):
     def identity(self) -> dict[str, Any]:
         """Return all that decides its numbers, as plain values."""
 
+    def labels(self) -> frozenset[str]:
+        """Return the labels of its numbers, as far as they are known before a video is; after ``use``."""
+        return frozenset()
+
     @property
     def file(self) -> str:
         """Name of the file of its scores beside a video."""
@@ -129,6 +133,10 @@ class SuiteScores(ItemScorer):
             networks[name] |= plain({"fast": encoder.provenance})
         return {"scorer": self.name, "plan": vars(self.plan), "networks": networks}
 
+    def labels(self) -> frozenset[str]:
+        """Return the dimensions' labels."""
+        return frozenset(score.label for score in self._scores)
+
     def score(self, video: Path, item: Item) -> Found:
         """Score a video's dimensions."""
         from miga_bench.harness.score import score_video
@@ -176,6 +184,10 @@ class WorldScores(ItemScorer):
     def identity(self) -> dict[str, Any]:
         """Return the version and the length of the opening."""
         return {"scorer": self.name, "version": self.VERSION, "opening": self._opening}
+
+    def labels(self) -> frozenset[str]:
+        """Return what all of them begin with."""
+        return frozenset(["world/"])
 
     def score(self, video: Path, item: Item) -> Found:
         """Read every frame, once; memory does not depend on how many there are."""
@@ -295,6 +307,10 @@ class StoryScores(ItemScorer):
             "variant": self._variant,
             "collapse": self._collapse,
         }
+
+    def labels(self) -> frozenset[str]:
+        """Return what all of them begin with."""
+        return frozenset(["narrlv/"])
 
     def score(self, video: Path, item: Item) -> Found:
         """Ask the judge about the video; a judge that is down is asked for the rest by the same command."""
