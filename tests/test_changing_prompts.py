@@ -1,4 +1,4 @@
-"""Texts that change: what the opening clip is told, what FIFO's windows are told as released."""
+"""Texts that change: what openings, short clips and FIFO's windows as released are told."""
 
 import dataclasses
 
@@ -8,8 +8,10 @@ from analytic import PROMPTS, AnalyticBackbone
 from test_sampling import NOISE, SMALL
 from test_scaling_noise import SMALL as SEARCHED
 
+from miga_bench.errors import UserError
 from miga_bench.sampling import Fifo, FifoSettings, Miga, PromptSchedule, ScalingNoise
 from miga_bench.sampling.miga import _Video
+from miga_bench.sampling.short import Short, ShortSettings
 
 WINDOW = 8
 SAMPLERS = {
@@ -83,3 +85,14 @@ def test_the_released_fifo_tells_all_windows_the_prompt_of_the_frame_that_leaves
     backbone.told.clear()
     SAMPLERS["fifo"].sample(backbone, prompts, NOISE, 7)
     assert 2.0 in {text for text, _ in backbone.told[12 : 12 + windows]}
+
+
+@pytest.mark.parametrize(("length", "start"), [(8, 1), (8, 7), (5, 4)])
+def test_short_refuses_a_text_that_begins_within_it(length, start):
+    """It made the whole clip under either text, and said nothing."""
+    sampler, backbone = Short(ShortSettings(12, 1.0)), AnalyticBackbone("wan", window=WINDOW)
+    with pytest.raises(UserError, match="short makes the whole video under one prompt") as refused:
+        sampler.sample(backbone, numbered(0, start), NOISE, length)
+    assert "\n" not in str(refused.value)
+    plain = sampler.sample(backbone, numbered(0), NOISE, length)
+    assert torch.equal(sampler.sample(backbone, numbered(0, length), NOISE, length), plain)

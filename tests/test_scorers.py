@@ -253,8 +253,10 @@ def yaml_items(root):
     return yaml.safe_load((root / "run" / "run.yaml").read_text())["items"]
 
 
-def test_a_short_clip_beside_longer_arms_is_cut_to_its_clip(run, tmp_path):
-    run(data__prompts=[{"prompt": "a circle", "then": {25: "a square"}}])
+@pytest.mark.parametrize("then", [5, 25])
+def test_a_short_clip_beside_longer_arms_is_cut_to_its_clip(then, run, tmp_path):
+    *_, err = run(data__prompts=[{"prompt": "a circle", "then": {then: "a square"}}])
+    assert err.count("p001 changes within the clip that short makes") == (then == 5)
     results = read_results(tmp_path / "run")
     assert [(row.arm, row.frames) for row in results.rows] == [("short", 21), ("wide", 33)]
     spec = json.loads((results.of("short")[0].folder / "manifest.json").read_text())["spec"]

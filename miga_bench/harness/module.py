@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -12,7 +13,7 @@ from lightning import LightningModule
 from lightning.pytorch.plugins.precision import MixedPrecision
 
 from miga_bench.backbones.base import Backbone
-from miga_bench.errors import UserError
+from miga_bench.errors import Notice, UserError
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.opening import compile_denoiser, open_model
 from miga_bench.harness.arms import ArmPlan, as_text, expand
@@ -270,16 +271,31 @@ class LongVideoModule(LightningModule):
         trainer: Any = self.trainer
         return trainer.precision
 
+    @property
+    def _tells(self) -> bool:
+        """Whether what all ranks know is this one's to tell."""
+        trainer: Any = self.trainer
+        return bool(trainer.is_global_zero)
+
     def _with_length(
         self, name: str, item: Item, sampler: Sampler[Any], beside_others: bool
     ) -> Item:
-        """Return the item with its number of frames; a short clip beside longer ones is cut, not refused."""
+        """Return the item with its number of frames.
+
+        A short clip beside longer ones is cut, not refused: to the model's clip, under the first prompt.
+        """
         frames = length(item.request(), sampler, self.backbone)
         assert frames is not None
         if beside_others and isinstance(sampler, Short):
             frames = min(frames, self.backbone.frames_of(self.backbone.window))
-            told = tuple(prompt for prompt in item.prompts if prompt.frame < frames)
-            item = replace(item, prompts=told)
+            if any(prompt.frame < frames for prompt in item.prompts[1:]) and self._tells:
+                warnings.warn(
+                    f"prompt {name} changes within the clip that short makes, which cannot change on the way:"
+                    " its clip shows the first text",
+                    Notice,
+                    stacklevel=2,
+                )
+            item = replace(item, prompts=item.prompts[:1])
         try:
             check_prompts(item.prompts, frames)
             prompt_starts(item.prompts, self.backbone)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from miga_bench.errors import UserError
-from miga_bench.sampling.base import CommonSettings
+from miga_bench.sampling.base import CommonSettings, PromptSchedule
 
 
 def require(holds: bool, message: str) -> None:
@@ -23,6 +23,24 @@ def refuse_cache(s: CommonSettings, method: str, why: str) -> None:
     require(
         not s.cache,
         f"cache is {s.cache:g}: {method} {why}; leave it out, or use short, fifo or miga",
+    )
+
+
+def refuse_changes(prompts: PromptSchedule, method: str, length: int) -> None:
+    """Refuse texts that change where a method makes its video as one clip.
+
+    Args:
+        prompts: The text over the video.
+        method: For the message.
+        length: Latents to make; a text that begins behind them is no change.
+
+    Raises:
+        UserError: A text begins on the way.
+    """
+    require(
+        all(not 0 < start < length for start in prompts.starts),
+        f"{method} makes the whole video under one prompt, which cannot change on the way: "
+        "give one prompt, or use fifo or miga",
     )
 
 

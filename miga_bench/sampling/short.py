@@ -12,7 +12,7 @@ from miga_bench.errors import UserError
 from miga_bench.sampling.base import CommonSettings, PassCallback, PromptSchedule, Sampler
 from miga_bench.sampling.denoise import WindowDenoiser
 from miga_bench.sampling.noise import NoiseSource
-from miga_bench.sampling.rules import check_common
+from miga_bench.sampling.rules import check_common, refuse_changes
 
 
 @dataclass(frozen=True)
@@ -43,5 +43,6 @@ class Short(Sampler[ShortSettings]):
                 f"short makes at most {backbone.window} latents ({backbone.frames_of(backbone.window)}"
                 f" frames) on {backbone.name}: ask for fewer frames, or use fifo or miga"
             )
+        refuse_changes(prompts, self.name, length)
         denoiser = WindowDenoiser.of(s, backbone, prompts, noise, callback)
         yield from denoiser.short_clip(backbone.window)[:length]

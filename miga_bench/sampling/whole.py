@@ -13,7 +13,7 @@ from miga_bench.errors import UserError
 from miga_bench.sampling.base import PassCallback, PromptSchedule, Sampler, SettingsT
 from miga_bench.sampling.denoise import WindowDenoiser
 from miga_bench.sampling.noise import NoiseSource
-from miga_bench.sampling.rules import check_common, refuse_cache, require
+from miga_bench.sampling.rules import check_common, refuse_cache, refuse_changes
 
 
 class WholeVideo(Sampler[SettingsT]):
@@ -57,11 +57,7 @@ class WholeVideo(Sampler[SettingsT]):
                 f"{self.name} denoises the whole video at once, so it cannot go on for ever: "
                 "say how long the video is to be, or use fifo or miga"
             )
-        require(
-            all(not 0 < start < length for start in prompts.starts),
-            f"{self.name} makes the whole video under one prompt, which cannot change on the way: "
-            "give one prompt, or use fifo or miga",
-        )
+        refuse_changes(prompts, self.name, length)
         refuse_cache(s, self.name, "makes the whole video as one clip")
         self.check(backbone)
         window = backbone.window
