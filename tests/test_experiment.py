@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
+from collections import Counter
 
 import pytest
 import yaml
@@ -14,12 +15,16 @@ from miga_bench.backbones import BACKBONES
 from miga_bench.cli import main
 from miga_bench.errors import Notice
 from miga_bench.harness.arms import ArmPlan, expand
+from miga_bench.harness.data import PromptDataModule
 from miga_bench.harness.experiment import experiment
 from miga_bench.harness.module import LongVideoModule
 from miga_bench.harness.prompt_lists import SHIPPED, read_wishes
+from miga_bench.harness.report.comparisons import FEWEST
 from miga_bench.harness.report.published import published_tables
 from miga_bench.harness.results import read_results
+from miga_bench.harness.score_narrlv import OWN
 from miga_bench.harness.shipped import experiments, places, shipped
+from miga_bench.metrics.narrlv import load_suite
 from miga_bench.sampling import METHODS, estimate_windows, resolve
 
 # few passes of few windows; the rules between settings still hold
@@ -197,6 +202,51 @@ def test_a_story_is_told_in_parts_or_whole():
         assert [prompt.frame for prompt in told.prompts] == [0, 30, 60]
         assert len(at_once.prompts) == 1
         assert at_once.prompts[0].text.startswith(told.prompts[0].text)
+
+
+@pytest.mark.parametrize("place", places())
+def test_every_cell_of_table_2_has_stories_enough_for_a_verdict(place):
+    data = shipped("table2", place)["data"]
+    assert not data.get("whole_stories")
+    wishes = PromptDataModule("narrlv:tiny", tna=data["tna"], limit=data.get("limit")).wishes
+    everything = read_wishes("narrlv:tiny")
+    assert len({wish.prompts for wish in everything}) == len(everything)
+    cells = Counter(wish.kind for wish in wishes)
+    assert len(cells) == 9
+    assert min(cells.values()) >= FEWEST
+
+
+def test_methods_that_make_the_whole_video_at_once_get_a_story_as_one_text(tmp_path):
+    arms = {"freepca": FEW["freepca"], "fifo": FEW["fifo"]}
+    document = {
+        "model": {
+            "backbone": "tiny-wan",
+            "preset": "tiny",
+            "arms": {
+                name: {"method": name, "settings": {**few, "guidance_scale": 1}}
+                for name, few in arms.items()
+            },
+        },
+        "data": {"prompts": "narrlv:tiny", "tna": [2], "frames": 97, "limit": 1},
+        "run": {"name": "stories", "root": str(tmp_path)},
+        "tracking": {"enabled": False},
+    }
+    ids = '["tiny_target_action_tna_2-1-0"]'
+    assert experiment([document], [f"--data.prompt_ids={ids}"])["status"] == "done"
+    told = {}
+    for row in read_results(tmp_path / "stories").rows:
+        spec = json.loads((row.folder / "manifest.json").read_text())["spec"]
+        told[row.arm] = [(one["text"], one["frame"]) for one in spec["prompts"]]
+        assert " / " in row.prompt  # the run tells the story with its parts, whichever arm is first
+    (story,) = (
+        s
+        for s in load_suite(OWN / "tiny").select(["target_action"], [2]).items
+        if (s.group, s.index) == ("1", 0)
+    )
+    assert told == {
+        "freepca": [(story.prompt, 0)],
+        "fifo": list(zip(story.segments, [0, 48], strict=True)),
+    }
 
 
 def test_the_configuration_can_be_printed(capsys):

@@ -75,7 +75,8 @@ class PromptDataModule(LightningDataModule):
         frames: Video frames to make; by default 300, for short its clip.
         limit: Only so many prompts, from the first; of a suite of narratives so many of each kind.
         tna: Of a suite of narratives the stories with so many atoms.
-        whole_stories: Give a story as one prompt, as NarrLV does, instead of its parts one after the other.
+        whole_stories: Give a story to all methods as one prompt, instead of its parts one after the other to
+            those whose prompt can change.
         prompt_ids: Only these prompts, by id.
 
     Raises:

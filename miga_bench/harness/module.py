@@ -29,6 +29,7 @@ from miga_bench.sampling import METHODS, Short, resolve
 from miga_bench.sampling.base import Sampler
 from miga_bench.sampling.estimate import BATCH, Work, estimate
 from miga_bench.sampling.presets import describe
+from miga_bench.sampling.whole import WholeVideo
 
 # precision of the trainer -> type of the denoiser's weights
 WEIGHTS = {
@@ -250,7 +251,7 @@ class LongVideoModule(LightningModule):
                     item = Item(
                         **common,
                         **how,
-                        prompts=wish.prompts,
+                        prompts=wish.told_to(one_prompt=isinstance(sampler, WholeVideo)),
                         negative_prompt=negative_prompt(negative, self.backbone),
                         seed=seed,
                         frames=wish.frames or frames or 0,
@@ -389,12 +390,14 @@ class LongVideoModule(LightningModule):
         own = ("prompts", "negative_prompt", "seed", "frames")
         arms = {self._arm_of[item.key]: item.spec() for item in items.values()}
         how = () if "" in arms else ("method", "settings")
-        # of a prompt over all arms: a short clip says nothing of the others
+        # of a prompt over all arms: a short clip lacks what the others have, a story at once when parts begin
         longest: dict[str, Item] = {}
+        sizes: dict[str, tuple[int, int]] = {}
         for name, item in items.items():
             prompt = name.rpartition("/")[2]
-            if prompt not in longest or item.frames > longest[prompt].frames:
-                longest[prompt] = item
+            size = (item.frames, len(item.prompts))
+            if prompt not in sizes or size > sizes[prompt]:
+                longest[prompt], sizes[prompt] = item, size
         prompts = {}
         for wish in wishes:
             of_wish = list(wish.seeds or seeds)

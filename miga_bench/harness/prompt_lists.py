@@ -39,6 +39,7 @@ class Wish:
         frames: None is the run's.
         seeds: None is the run's.
         kind: Of a story its part of the suite, which is its factor and number of atoms.
+        at_once: Of a story in parts the whole of it, for methods whose prompt cannot change.
     """
 
     id: str
@@ -47,6 +48,11 @@ class Wish:
     frames: int | None = None
     seeds: tuple[int, ...] | None = None
     kind: str = ""
+    at_once: tuple[PromptAt, ...] = ()
+
+    def told_to(self, one_prompt: bool) -> tuple[PromptAt, ...]:
+        """Return the texts for a method, which may take one prompt only."""
+        return self.at_once if one_prompt and self.at_once else self.prompts
 
 
 def read_wishes(
@@ -59,7 +65,8 @@ def read_wishes(
 
     Args:
         prompts: The list, the file's name, or ``narrlv:`` and a suite of narratives.
-        frames: Over which a story is told, each of its parts as long.
+        frames: Over which a story is told, each of its parts as long. Methods whose prompt cannot change get it
+            whole.
         tna: Of a suite the stories with so many narrative atoms; none is all.
         whole: A story is one prompt, as NarrLV gives it, instead of one after the other.
 
@@ -92,8 +99,10 @@ def _stories(narratives: str, frames: int, tna: Sequence[int], whole: bool) -> l
         parts = len(story.segments)
         starts = [round(part * frames / parts) for part in range(parts)]
         parted = tuple(map(PromptAt, story.segments, starts))
-        prompts = (PromptAt(story.prompt),) if whole else parted
-        wishes.append(Wish(f"{story.part}-{story.group}-{story.index}", prompts, kind=story.part))
+        at_once = (PromptAt(story.prompt),)
+        prompts = at_once if whole else parted
+        name = f"{story.part}-{story.group}-{story.index}"
+        wishes.append(Wish(name, prompts, kind=story.part, at_once=at_once))
     return wishes
 
 

@@ -28,7 +28,7 @@ from miga_bench.backbones.tiny.grammar import (
 )
 
 FOLDER = Path(__file__).parents[2] / "prompts" / "tiny"
-PROMPTS = 4  # per file
+PROMPTS = 6  # per file, the fewest that a report gives a verdict on
 MOST_ATOMS = MAX_EVENTS + 1
 _CATEGORIES = {
     "scene_attribute": "Scene Attribute Evolution",
@@ -45,7 +45,16 @@ def narratives(factor: str, tna: int) -> list[Narrative]:
         tna: 1 to `MOST_ATOMS`.
     """
     rng = random.Random(f"{factor}/{tna}")
-    return [_narrative(factor, tna, number, rng) for number in range(PROMPTS)]
+    out: list[Narrative] = []
+    # a story of one state may be one of another factor, too: no story is in the suite twice
+    others = itertools.takewhile(lambda before: before != factor, _CATEGORIES)
+    taken = {story.text for before in others for story in narratives(before, tna)}
+    while len(out) < PROMPTS:
+        story = _narrative(factor, tna, len(out), rng)
+        if story.text not in taken:
+            out.append(story)
+            taken.add(story.text)
+    return out
 
 
 def suite_file(factor: str, tna: int) -> dict[str, list[dict[str, Any]]]:
