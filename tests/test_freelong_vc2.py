@@ -97,8 +97,8 @@ def test_the_blend_reaches_the_coarse_levels_only(backbone, inputs):
 @pytest.mark.parametrize(
     "sampler",
     [
-        FreeLong(FreeLongSettings(3, 2.0, "lowpass", "shuffled", grid="stock")),
-        FreePca(FreePcaSettings(3, 2.0, stride=2, grid="stock")),
+        FreeLong(FreeLongSettings(4, 2.0, "lowpass", "shuffled", grid="stock")),
+        FreePca(FreePcaSettings(4, 2.0, stride=2, grid="stock")),
     ],
     ids=["freelong", "freepca"],
 )
@@ -108,5 +108,5 @@ def test_samplers_run_and_a_window_is_the_short_clip(sampler, backbone):
     assert made.shape == (FRAMES, 4, 8, 8)
     assert torch.isfinite(made).all()
     assert torch.equal(made, sampler.sample(backbone, PROMPTS, noise, FRAMES))
-    short = Short(ShortSettings(3, 2.0, grid="stock")).sample(backbone, PROMPTS, noise, 6)
+    short = Short(ShortSettings(4, 2.0, grid="stock")).sample(backbone, PROMPTS, noise, 6)
     assert torch.equal(sampler.sample(backbone, PROMPTS, noise, 6), short)

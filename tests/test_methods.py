@@ -1,5 +1,7 @@
 """Every method on every family: presets resolve, samplers run, a network is left as it was found."""
 
+import dataclasses
+
 import pytest
 import torch
 from vc2_fixtures import tiny_folder
@@ -15,6 +17,7 @@ from miga_bench.sampling import (
     resolve,
 )
 from miga_bench.sampling.cards import CARDS, tables
+from miga_bench.sampling.denoise import WindowDenoiser
 
 FEW = {
     "short": {},
@@ -154,3 +157,37 @@ def test_progress_knows_cut_guidance_frames(videocrafter2):
 def test_progress_knows_how_much_there_is_to_do(method, videocrafter2):
     settings = resolve(method, videocrafter2, "paper", {"steps": 8, **FEW[method]})
     assert estimate_windows(METHODS[method](settings), videocrafter2, 9) == 8
+
+
+@pytest.mark.parametrize("method", ["fifo", "scaling-noise", "miga"])
+def test_the_release_seeds_its_unscaled_queue_with_a_rescaled_clip(
+    method, videocrafter2, monkeypatch
+):
+    """Breaks if the opening clip is sampled as the queue is, without the rescale."""
+    made, short_clip = [], WindowDenoiser.short_clip
+
+    def watch(denoiser, *args):
+        made.append(short_clip(denoiser, *args))
+        schedules.append(denoiser.solver.schedule)
+        return made[-1]
+
+    monkeypatch.setattr(WindowDenoiser, "short_clip", watch)
+    schedules = []
+    few = {"steps": 8, "guidance_scale": 2.0, **FEW[method]}
+    words = ["a red circle moves right on a blue field", ""]
+    prompts = PromptSchedule(videocrafter2.encode(words[:1]), videocrafter2.encode(words[1:]))
+    for name, changes in (
+        (method, {}),
+        (method, {"released": False}),
+        ("short", {"grid": None, "rescale": None, "fps": None}),
+        ("short", {"grid": None, "rescale": False, "fps": None}),
+    ):
+        more = {**(few if name == method else {"steps": 8, "guidance_scale": 2.0}), **changes}
+        chosen = dataclasses.replace(resolve(name, videocrafter2, "release"), **more)
+        noise = CounterNoise(5, videocrafter2.latent_shape)
+        METHODS[name](chosen).sample(videocrafter2, prompts, noise, 4)
+    released, unscaled, rescaled_clip, plain_clip = made
+    assert torch.equal(released, rescaled_clip)
+    assert torch.equal(unscaled, plain_clip)
+    assert not torch.equal(released, unscaled)
+    assert torch.equal(schedules[0].alpha, schedules[1].alpha), "the queue is as it was"

@@ -1,4 +1,4 @@
-"""MIGA's videos in time: without end, at constant memory, under prompts that change."""
+"""MIGA's videos in time: without end, at constant memory, under prompts that change, watched while it fills."""
 
 import dataclasses
 import itertools
@@ -8,6 +8,7 @@ import torch
 from analytic import PROMPTS, AnalyticBackbone
 from test_sampling import NOISE, SMALL, LevelBackbone, LevelSolver, level_noise, miga
 
+from miga_bench.errors import UserError
 from miga_bench.sampling import Miga, PromptSchedule
 from miga_bench.sampling.base import Cost
 from miga_bench.sampling.denoise import WindowDenoiser
@@ -141,3 +142,24 @@ def test_a_change_of_prompt_changes_nothing_long_before_it(reach):
     assert torch.equal(changed[:22], plain[:22])
     assert not torch.equal(changed[:120], plain[:120])
     assert (changed[120:] != plain[120:]).flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("stage2", [0, 3])
+def test_the_lowest_level_of_growth_is_one_where_it_can_search(stage2):
+    """Two levels below, growth ended before anything was judged; one below, before anything was compared."""
+    reports = []
+    watched = {"reflection": "growth", "reflection_threshold": -2.0, "candidates": 1, "length": 80}
+    watched |= {"stage2_steps": stage2, "reflection_level": stage2 + 5}
+    miga(callback=reports.append, **watched)
+    judged = [r for r in reports if r.similarity is not None]
+    assert [r.triggered for r in judged] == [False, True]
+    with pytest.raises(UserError, match=f"from {stage2 + 5} to 11"):
+        miga(**{**watched, "reflection_level": stage2 + 4})
+
+
+def test_released_latents_are_finished_by_stage_2_or_the_renoise_pass():
+    """Wan's stage 2 as released steps its latents as if they stood a level higher."""
+    for changes in ({"renoise": 1}, {"renoise": 0, "stage2_steps": 0}):
+        assert miga(released=True, length=4, **changes).shape[0] == 4
+    other = AnalyticBackbone("videocrafter2", window=8)
+    assert miga(other, released=True, length=4, renoise=0).shape[0] == 4

@@ -120,7 +120,7 @@ def miga_settings(draw):
     room = steps - window // zigzag - 1
     stage2 = draw(st.integers(0, room))
     reflection = draw(st.sampled_from(["off", "continuous", "growth"]))
-    lowest = stage2 + references + 1
+    lowest = stage2 + references + (4 if reflection == "growth" else 1)
     if lowest > steps - 1:
         reflection = "off"
     return window, MigaSettings(
@@ -410,6 +410,8 @@ def test_reflection_adopts_only_better_tails():
         ({"renoise": 13}, "renoise"),
         ({"guidance_scale": float("nan")}, "guidance_scale"),
         ({"reflection": "continuous", "reflection_level": 12}, "from 5 to 11"),
+        ({"reflection": "growth", "reflection_level": 7}, "growth it must be from 8 to 11"),
+        ({"released": True, "renoise": 0}, "set renoise to 1 or more"),
         ({"reflection": "continuous", "candidates": 0}, "candidates"),
         ({"reflection": "continuous", "reflection_threshold": float("inf")}, "finite"),
         ({"batch": -1}, "batch"),

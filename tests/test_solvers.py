@@ -6,6 +6,7 @@ from diffusers import DDIMScheduler, UniPCMultistepScheduler
 
 from miga_bench.backbones.schedule import Schedule, ddpm_schedule, flow_schedule
 from miga_bench.backbones.solvers import DDIM, FlowEuler, UniPC
+from miga_bench.errors import UserError
 
 STEPS = 12
 
@@ -60,6 +61,17 @@ def test_ddim_is_diffusers_ddim(eta):
             network(expected, float(t)), t, expected, eta=eta, variance_noise=z if eta else None
         ).prev_sample
     torch.testing.assert_close(walk(solver, x, z), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("steps", "near"), [(64, "50 or 100"), (3, "2 or 4"), (1000, "500,")])
+def test_the_stock_grid_takes_steps_that_it_has(steps, near):
+    """It was cut off after as many: 64 steps began at training step 946 of 1000."""
+    with pytest.raises(UserError, match=rf"steps is {steps}: .*take {near}"):
+        ddpm_schedule(steps, "stock")
+    for known in (2, 50, 500):
+        assert ddpm_schedule(known, "stock").timesteps[1:].tolist() == [
+            float(t + 1) for t in range(0, 1000, 1000 // known)
+        ]
 
 
 def test_the_rescale_is_undone_at_clean_steps():

@@ -9,12 +9,19 @@ The forward process of both families is ``x_l = alpha_l x_0 + sigma_l eps``:
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from miga_bench.errors import UserError
+
+# Of any other number n, range(0, 1000, 1000 // n) has more than n steps: VideoCrafter itself takes more than it
+# is asked for, and the first n of them end short of the noise. The last of 1000 would lie past the end.
+STOCK_STEPS = [n for n in range(2, 1000) if 1000 % n == 0]
 
 
 @dataclass(frozen=True)
@@ -74,18 +81,29 @@ def ddpm_schedule(
     Args:
         steps: T, from 2 to 1000.
         grid: ``even`` spaces T whole numbers evenly over 0 to 999, ends included, as FIFO-Diffusion
-            and MIGA do; ``stock`` counts 1, 1 + 1000 // T, ... as VideoCrafter itself does.
+            and MIGA do; ``stock`` counts 1, 1 + 1000 / T, ... as VideoCrafter itself does, for a T below
+            1000 that divides it.
         rescale: Whether clean latents shrink to 0.7 over the first 400 training steps, as the
             network was trained; FIFO's and MIGA's queues leave it out.
         beta_start: First variance of the scaled-linear schedule.
         beta_end: Last variance of the scaled-linear schedule.
+
+    Raises:
+        UserError: The stock grid has no such number of steps.
     """
     betas = torch.linspace(beta_start**0.5, beta_end**0.5, 1000, dtype=torch.float64) ** 2
     alpha_bar = torch.cumprod(1 - betas, 0)
     if grid == "even":
         training_steps = torch.linspace(0, 999, steps, dtype=torch.float64).round().long()
     else:
-        training_steps = torch.arange(0, 1000, 1000 // steps)[:steps] + 1
+        if steps not in STOCK_STEPS:
+            place = bisect(STOCK_STEPS, steps)
+            near = " or ".join(map(str, STOCK_STEPS[max(place - 1, 0) : place + 1]))
+            raise UserError(
+                f"steps is {steps}: the grid stock counts 1000 training steps by a whole number, so steps must"
+                f" divide them; take {near}, or grid=even"
+            )
+        training_steps = torch.arange(0, 1000, 1000 // steps) + 1
     scale = torch.cat([torch.linspace(1, 0.7, 400), torch.full((600,), 0.7)]).double()
     alpha = alpha_bar.sqrt() * (scale if rescale else 1.0)
     sigma = (1 - alpha_bar).sqrt()

@@ -43,7 +43,7 @@ def schedule_of(name: str, steps: int, grid: Literal["even", "stock"], rescale: 
     """Return the model's variance-preserving schedule, see ``ddpm_schedule``.
 
     Raises:
-        UserError: The training steps are not enough, or too many.
+        UserError: The training steps are not enough, too many, or no steps of the stock grid.
     """
     if not 2 <= steps <= TRAINING_STEPS:
         raise UserError(f"steps is {steps}; {name} samples in 2 to {TRAINING_STEPS}")

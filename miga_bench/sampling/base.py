@@ -61,6 +61,14 @@ class CommonSettings:
         """Return the backbone with these settings' answers to what its weights leave open."""
         return backbone.reading(self.grid, self.rescale, self.fps)
 
+    def opening_reading(self, backbone: Backbone) -> Backbone:
+        """Return the reading that the opening clip of a queue as released is made in.
+
+        The released queues of VideoCrafter2 leave the dynamic rescale out (``rescale`` is false in the
+        preset ``release``), but the plain clip that they are seeded with is sampled with it.
+        """
+        return backbone.reading(self.grid, self.rescale or None, self.fps)
+
 
 @dataclass(frozen=True)
 class PromptSchedule:

@@ -77,6 +77,7 @@ class WindowDenoiser:
     Attributes:
         guided_levels: Levels with guidance. A window has an unconditional half if any slot that it writes
             stands at one of them; frames that do not take the conditional prediction alone.
+        clip_solver: Steps clips instead of ``solver``, at the same timesteps; None is the same.
         anchors: Guidance frames of anchored windows.
         cut: Whether the denoiser is told how many frames of a window are guidance frames, so that
             they are no temporal neighbors of the others.
@@ -107,6 +108,7 @@ class WindowDenoiser:
             self.denoiser = backbone.meter.metered(backbone.denoiser, self.denoiser)
         self.cost = cost
         self.guided_levels = range(solver.schedule.steps + 1)
+        self.clip_solver: Solver | None = None
         self.anchors: Anchors | None = None
         self.cut = False
         self.cache: BlockCache | None = None
@@ -119,8 +121,17 @@ class WindowDenoiser:
         prompts: PromptSchedule,
         noise: NoiseSource,
         callback: PassCallback | None,
+        opening: Backbone | None = None,
     ) -> WindowDenoiser:
         """Return the denoiser of one video: a method's settings, the backbone's solver, no cost yet.
+
+        Args:
+            settings: The method's.
+            backbone: In the settings' reading.
+            prompts: The text over the video.
+            noise: For solvers that draw.
+            callback: Told of every pass.
+            opening: Another reading, whose solver steps clips (see ``short_clip``); None is the same.
 
         Raises:
             UserError: The settings ask for a cache, and the backbone's denoiser takes none.
@@ -137,6 +148,8 @@ class WindowDenoiser:
             Cost(callback),
         )
         denoiser.guided_levels = settings.guided_levels
+        if opening is not None:
+            denoiser.clip_solver = opening.solver(opening.schedule(settings.steps))
         if settings.cache:
             denoiser.cache = BlockCache(settings.cache)
         return denoiser
@@ -318,6 +331,7 @@ class WindowDenoiser:
         numbers = list(range(frames))
         if start is None:
             start = self.noise(numbers, "base")
+        usual, self.solver = self.solver, self.clip_solver or self.solver
         queue = Queue.fresh(start, [self.schedule.steps] * frames, numbers, self.solver)
         whole = [Window(tuple(numbers), range(frames), 0)]
         while queue.levels[0] > self.schedule.clean:
@@ -325,6 +339,7 @@ class WindowDenoiser:
             with around(told) if around else nullcontext():
                 self.denoise(queue, whole, "base step", in_place=False, segment=0)
             self.cost.report("base", queue.levels)
+        self.solver = usual
         self.forget(numbers)
         return queue.latents
 

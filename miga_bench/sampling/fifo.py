@@ -93,10 +93,11 @@ class Fifo(Sampler[FifoSettings]):
         clip's first frame, and are not handed out.
         """
         s = self.settings
+        opening = s.opening_reading(backbone) if s.released else None
         backbone = s.reading(backbone)
         check_fifo(s, backbone, length)
         window = backbone.window
-        denoiser = WindowDenoiser.of(s, backbone, prompts, noise, callback)
+        denoiser = WindowDenoiser.of(s, backbone, prompts, noise, callback, opening)
         cost = denoiser.cost
         context = window - window // 2 if s.lookahead else 0
         queue = seed_queue(denoiser, window, context)

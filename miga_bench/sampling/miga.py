@@ -161,9 +161,18 @@ def check_miga(s: MigaSettings, backbone: Backbone, length: int | None) -> None:
         0 <= s.renoise <= s.steps - clean,
         f"renoise is {s.renoise}: it must be from 0 to {s.steps - clean} steps",
     )
+    late = RELEASED[backbone.family].stage2_late if s.released else 0
+    require(
+        s.renoise > 0 or s.stage2_steps == 0 or not late,
+        f"renoise is 0 with released=true: stage 2 as released ends {late} level above clean on Wan,"
+        " and only the re-noise pass finishes its latents; set renoise to 1 or more, or released=false",
+    )
     if s.reflection == "off":
         return
-    lowest = clean + s.stage2_steps + s.reference_chunks + 1
+    # A chunk is judged from where one more than the reference stands before it. Growth ends with the front so
+    # far above the exit, and must judge twice before that: the first time only records.
+    above = GROWTH_ENDS + 2 if s.reflection == "growth" else 1
+    lowest = clean + s.stage2_steps + s.reference_chunks + above
     require(s.reference_chunks >= 1, f"reference_chunks is {s.reference_chunks}: at least 1")
     require(s.candidates >= 1, f"candidates is {s.candidates}: a search needs at least 1")
     require(
@@ -173,7 +182,8 @@ def check_miga(s: MigaSettings, backbone: Backbone, length: int | None) -> None:
     require(
         lowest <= s.reflection_level <= s.steps - 1,
         f"reflection_level is {s.reflection_level}: with {s.steps} steps, {s.stage2_steps} of them in stage 2,"
-        f" and {s.reference_chunks} reference chunks it must be from {lowest} to {s.steps - 1}",
+        f" {s.reference_chunks} reference chunks and reflection {s.reflection} it must be from {lowest} to "
+        f"{s.steps - 1}",
     )
 
 
@@ -192,9 +202,10 @@ class Miga(Sampler[MigaSettings]):
     ) -> Iterator[Tensor]:
         """Yield finished latents; see ``Sampler.stream``."""
         s = self.settings
+        opening = s.opening_reading(backbone) if s.released else None
         backbone = s.reading(backbone)
         check_miga(s, backbone, length)
-        denoiser = WindowDenoiser.of(s, backbone, prompts, noise, callback)
+        denoiser = WindowDenoiser.of(s, backbone, prompts, noise, callback, opening)
         cost = denoiser.cost
         denoiser.cut = s.guidance_cut
         for latent in _Video(s, backbone, denoiser, length).stream():

@@ -41,7 +41,7 @@ _WAN_PLAIN = {"steps": 54, "guidance_scale": 5.0}
 _VC2_PLAIN = {"steps": 64, "guidance_scale": 12.0}
 # VideoCrafter's own way of sampling, which FreeLong and FreePCA keep.
 _VC2_STOCK = {"steps": 50, "guidance_scale": 12.0, "grid": "stock", "rescale": True, "fps": 28.0}
-# The released queues know nothing of the dynamic rescale.
+# The released queues know nothing of the dynamic rescale; their opening clip does (see ``opening_reading``).
 _UNSCALED = {"rescale": False}
 _SEARCH = {
     "beams": 3,

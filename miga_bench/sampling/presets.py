@@ -4,7 +4,7 @@
 what the authors' code does, quirks included; ``anchored`` is ours: the backbone's default preset with
 guidance frames kept for the whole video; ``tiny`` is tuned for the embedded models. Where paper and
 release are silent (FIFO on Wan), the number of steps is MIGA's. On VideoCrafter2 ``paper`` honors the
-dynamic rescale the network was trained with, which the released queues leave out.
+dynamic rescale the network was trained with, which the released queues leave out, their opening clip not.
 """
 
 from __future__ import annotations

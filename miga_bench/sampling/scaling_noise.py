@@ -126,10 +126,11 @@ class ScalingNoise(Sampler[ScalingNoiseSettings]):
         FIFO's warm-up applies. At the length's end what is not agreed upon is the best beam's.
         """
         s = self.settings
+        opening = s.opening_reading(backbone) if s.released else None
         backbone = s.reading(backbone)
         check_scaling_noise(s, backbone, length)
         reward = self.reward or make_reward(s.reward, backbone, "last" if s.released else "all")
-        denoiser = WindowDenoiser.of(s, backbone, prompts, noise, callback)
+        denoiser = WindowDenoiser.of(s, backbone, prompts, noise, callback, opening)
         cost = denoiser.cost
         search = Search(s, backbone.window, denoiser, reward)
         while length is None or cost.finished < length:
