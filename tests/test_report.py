@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from html import unescape
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from report_runs import RunFolder, reflective_passes
@@ -16,6 +17,7 @@ from miga_bench.harness.report.claims import all_claims
 from miga_bench.harness.report.comparisons import _verdict, compare
 from miga_bench.harness.report.curves import _family, along_axis
 from miga_bench.harness.report.measures import measure_of
+from miga_bench.harness.report.pictures import axis_curves
 from miga_bench.harness.report.published import published_table, published_tables
 from miga_bench.harness.results import Arm, Results, Row, read_results
 from miga_bench.harness.shipped import shipped
@@ -310,6 +312,24 @@ def test_curves_over_a_setting(tmp_path, capsys):
     made(capsys, folder, "-o", tmp_path / "out", "--prompts-shown", "0")
     assert (tmp_path / "out" / "figures" / "zigzag-curve-subject-consistency-tiny.png").exists()
     assert "compare shapes, not heights" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_the_papers_curve_on_its_own_model_is_not_said_to_be_of_another(tmp_path):
+    settings = {f"zigzag-{n}": {"zigzag": n} for n in (1, 4)}
+    arms = {name: Arm(name, "miga", told, told) for name, told in settings.items()}
+    found = {"subject_consistency": 0.9}
+    rows = [Row(arm, "p", "x", 0, arm, "done", Path(), scores=found) for arm in arms]
+    words = {}
+    for backbone in ("videocrafter2", "tiny-videocrafter2"):
+        run = Results(Path(), "z", {"axis": "zigzag"}, {"backbone": backbone}, arms, rows, {}, {})
+        table = published_table("table_4_zigzag_width")
+        with patch("miga_bench.harness.report.plots.setting_plot") as drawn:
+            blocks = axis_curves(run, "z", [measure_of("subject_consistency")], table)
+        words[backbone] = drawn.call_args.args[-1], blocks[-1].caption
+    assert words["videocrafter2"][0] == "paper"
+    assert "another model" not in words["videocrafter2"][1]
+    assert words["tiny-videocrafter2"][0] == "paper, another model"
+    assert "of another model" in words["tiny-videocrafter2"][1]
 
 
 @pytest.mark.parametrize("order", [("zigzag", "stage2_steps"), ("stage2_steps", "zigzag")])

@@ -1,9 +1,13 @@
 """Stories scored in a run: a judge with weights of its own is looked at early, and loaded once."""
 
+import random
+
 import pytest
 import torch
-from test_scorers import a_story, item_of
+from narratives import parse_narrative, render_narrative
+from test_scorers import a_story, item_of, write
 
+from miga_bench.backbones.tiny.judge import ReaderJudge
 from miga_bench.errors import UserError
 from miga_bench.harness.request import PromptAt
 from miga_bench.harness.scorers import StoryScores
@@ -43,3 +47,27 @@ def test_a_judge_that_cannot_be_loaded_is_read_once_and_not_onto_the_videos_devi
             scorer.score(tmp_path / "a.mp4", item)
         assert again.value.told
     assert opened == [(str(tmp_path), "auto")]
+
+
+class Mumbling(ReaderJudge):
+    """Says neither yes nor no about changes."""
+
+    def __call__(self, frames, question, seed):
+        return "hm" if "over time" in question else super().__call__(frames, question, seed)
+
+
+def test_a_story_with_a_part_missing_has_no_number_of_the_three_but_a_reason(tmp_path):
+    story = a_story()
+    item = item_of([PromptAt(text, i * 32) for i, text in enumerate(story.segments)], 64)
+    true, _ = render_narrative(parse_narrative(story.prompt), random.Random(1), 64)
+    scorer = StoryScores()
+    scorer._judge = Mumbling()
+    found = scorer.score(write(tmp_path / "a.mp4", true), item)
+    assert found.scores["narrlv/cov"] == pytest.approx(1)
+    assert found.scores["narrlv/coh"] is None
+    assert found.scores["narrlv/tna2_t_att"] is None
+    assert "is missing: no answer to " in found.reasons["narrlv/tna2_t_att"]
+    alone = StoryScores(collapse="cov")
+    alone._judge = Mumbling()
+    found = alone.score(tmp_path / "a.mp4", item)
+    assert found.scores["narrlv/tna2_t_att"] == pytest.approx(1)

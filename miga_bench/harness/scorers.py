@@ -339,10 +339,14 @@ class StoryScores(ItemScorer):
         found = score_video(story, answers_to(story, told, self._votes), variant=variant)
         cell = f"tna{story.tna}_{SHORT[story.factor]}"
         collapse: Any = self._collapse
-        one_number = collapse_to(found.fid, found.cov, found.coh, collapse)
+        one_number = collapse_to(found.fid, found.cov, found.coh, collapse, story.tna)
         values = {f"narrlv/{n}": getattr(found, n) for n in ("fid", "cov", "coh")}
         scores = {**values, f"narrlv/{cell}": one_number}
         missing = {f"narrlv/{name}": reason for name, reason in found.reasons.items()}
+        if one_number is None:
+            parts = found.reasons if collapse == "mean" else {collapse: found.reasons[collapse]}
+            name, reason = next(iter(parts.items()))
+            missing[f"narrlv/{cell}"] = f"{name} is missing: {reason}"
         return Found(
             {n: None if v is None or math.isnan(v) else v for n, v in scores.items()}, missing
         )

@@ -120,12 +120,15 @@ class NarrativeExpression(Metric):
         fid, cov, coh = rows[:, 2:].nanmean(0)
         cells = rows[:, :2].unique(dim=0)
         means = [rows[(rows[:, :2] == cell).all(1), 2:].nanmean(0).tolist() for cell in cells]
-        collapsed = torch.tensor([self._collapsed(three) for three in means], device=rows.device)
+        numbers = [
+            self._collapsed(three, int(cell[1])) for three, cell in zip(means, cells, strict=True)
+        ]
+        collapsed = torch.tensor(numbers, device=rows.device)
         return {"fid": fid, "cov": cov, "coh": coh, "collapsed": collapsed.nanmean()}
 
-    def _collapsed(self, three: Sequence[float]) -> float:
+    def _collapsed(self, three: Sequence[float], tna: int) -> float:
         fid, cov, coh = (None if math.isnan(value) else value for value in three)
-        number = collapse_to(fid, cov, coh, self.collapse)
+        number = collapse_to(fid, cov, coh, self.collapse, tna)
         return math.nan if number is None else number
 
     def plot(self, val: Mapping[str, Tensor] | None = None, ax: Any = None) -> Any:

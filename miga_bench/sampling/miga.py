@@ -45,7 +45,8 @@ class MigaSettings(CommonSettings):
             queue begins with the opening clip's whole chunks and leaves out the rest of it.
         guidance_frames: m, guidance frames of a window; 0 turns long-range guidance off.
         guidance_reach: ``chunks`` (as released), ``head`` (the paper's formula) or ``anchor`` (latents of
-            the opening clip, kept nearly clean for the whole video, in stage 2 too).
+            the opening clip, kept nearly clean for the whole video, in stage 2 too). Which of the first
+            two the paper's numbers were made with is open.
         stage2_steps: Unified steps of stage 2; 0 turns it off.
         renoise: Unified steps of the re-noise pass; 0 turns it off.
         stride: Slots written per window.

@@ -58,7 +58,7 @@ def test_missing_videos_are_said(videos, tmp_path, capsys):
     assert main([*command, "--partial"]) == 0
     document = json.loads(output.read_text())
     assert list(document["scores"]) == ["target_attribute"]
-    assert len(document["missing"]) == 8
+    assert len(document["missing"]) == 12
 
 
 @pytest.mark.parametrize(

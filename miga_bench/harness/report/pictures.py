@@ -53,6 +53,7 @@ def axis_curves(
         return []
     pictures = []
     shown = [*COSTS, *_leading(measures)] if axis == "frames" else _leading(measures)
+    same = paper is not None and run.model["backbone"] in paper_backbones(run, paper)[:1]
     for measure in shown:
         families = along_axis(run, axis, measure)
         if sum(map(len, families.values())) < 2:
@@ -74,6 +75,7 @@ def axis_curves(
                 theirs,
                 name,
                 without_reflection(run, axis, measure),
+                "paper" if same else "paper, another model",
             )
         )
     if not pictures:
@@ -81,7 +83,10 @@ def axis_curves(
     words = f"Means over {axis} with 95 % intervals over prompts."
     if paper is not None and paper.axis == axis:
         words += (
-            " The dashed curve is the paper's, of another model and on an axis of its own (right):"
+            " The dashed curve is the paper's, on an axis of its own (right); whether it was made as ours is"
+            " said below the scores."
+            if same
+            else " The dashed curve is the paper's, of another model and on an axis of its own (right):"
             " compare shapes, not heights."
         )
     return [Heading(3, f"Over {axis}"), Figures(words, pictures)]

@@ -71,6 +71,7 @@ def setting_plot(
     paper: Sequence[tuple[float, float]],
     paper_name: str,
     off: Estimate | None,
+    paper_axis: str = "paper, another model",
 ) -> Picture:
     """Draw a score over a setting, with the paper's curve on an axis of its own.
 
@@ -82,6 +83,7 @@ def setting_plot(
         paper: Value of the setting, score in percent; empty where the paper has none.
         paper_name: Which model that is.
         off: Where the setting does not count: a line across.
+        paper_axis: What the paper's axis is called.
     """
     with rc_context(LOOK):
         figure, axes = _empty(measure.title, 2.9)
@@ -127,7 +129,7 @@ def setting_plot(
                 linewidth=1.2,
                 label=paper_name,
             )
-            right.set_ylabel("paper, another model", color=PAPER)
+            right.set_ylabel(paper_axis, color=PAPER)
             right.tick_params(axis="y", colors=PAPER)
             handles += right.get_legend_handles_labels()[0]
             labels.append(paper_name)

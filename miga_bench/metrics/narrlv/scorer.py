@@ -256,14 +256,30 @@ def summarize(
 
 
 def collapse_to(
-    fid: float | None, cov: float | None, coh: float | None, collapse: Collapse = "mean"
+    fid: float | None,
+    cov: float | None,
+    coh: float | None,
+    collapse: Collapse = "mean",
+    tna: int = 2,
 ) -> float | None:
-    """Make one number of three; ``mean`` is over those there are, which for TNA 1 are the first two."""
+    """Make one number of three; None where a part of it is missing, for the rest is another number.
+
+    Args:
+        fid: In [0, 1], or None.
+        cov: Likewise.
+        coh: Likewise; a story of one atom has none, and its ``mean`` is that of the other two.
+        collapse: ``mean`` of the parts, or the name of one.
+        tna: Number of atoms, from 1.
+
+    Raises:
+        UserError: An unknown way to collapse.
+    """
     check_collapse(collapse)
     three = {"fid": fid, "cov": cov, "coh": coh}
     if collapse != "mean":
         return three[collapse]
-    return _fmean(three.values())
+    parts = [value for name, value in three.items() if name != "coh" or tna > 1]
+    return None if None in parts else _fmean(parts)
 
 
 def check_variant(variant: str) -> None:
@@ -353,7 +369,8 @@ def _cell(scores: Sequence[StoryScore], collapse: Collapse) -> Cell:
         for name in ("fid", "cov", "coh")
         if (count := sum(name in _lacks(score) for score in scores))
     }
-    return Cell(fid, cov, coh, collapse_to(fid, cov, coh, collapse), len(scores), absent)
+    one = collapse_to(fid, cov, coh, collapse, scores[0].tna)
+    return Cell(fid, cov, coh, one, len(scores), absent)
 
 
 def _over(cells: Sequence[Cell]) -> Cell:
