@@ -10,8 +10,9 @@ from miga_bench.harness.arms import ArmPlan, as_text, expand
 from miga_bench.harness.prompt_lists import read_wishes
 from miga_bench.harness.report.comparability import comparability, why_not_comparable
 from miga_bench.harness.report.measures import measure_of
+from miga_bench.harness.report.pictures import drift_curves
 from miga_bench.harness.report.published import published_tables
-from miga_bench.harness.report.scoring import collapses
+from miga_bench.harness.report.scoring import collapses, scored_by_clips
 from miga_bench.harness.report.tables import GROUPS, glossary
 from miga_bench.harness.results import Arm, Results, Row
 from miga_bench.harness.scorers import SuiteScores
@@ -168,6 +169,17 @@ def test_other_settings_and_sizes_under_the_papers_preset_are_named():
         "the videos have 128 x 128 pixels, the paper's 832 x 480",
         "other settings: steps 27, not 54 (fifo, miga)",
     ]
+
+
+def test_curves_over_clips_are_said_to_be_of_clips():
+    whole = SuiteScores("vbench").identity()
+    assert scored_by_clips(run_of("table1"))
+    assert not scored_by_clips(dataclasses.replace(run_of("table1"), scorers=[whole]))
+    rows = [Row("fifo", "p", "x", 0, "k", "done", Path(), 64, series={"a": [[0, 63, 0.5]]})]
+    run = dataclasses.replace(run_of("table1"), rows=rows)
+    assert "scores every clip by itself" in drift_curves(run, "x")[-1].caption
+    run = dataclasses.replace(run, scorers=[whole])
+    assert "scores every clip by itself" not in drift_curves(run, "x")[-1].caption
 
 
 def test_how_many_windows_share_a_call_does_not_matter():

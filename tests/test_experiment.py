@@ -23,6 +23,7 @@ from miga_bench.harness.report.comparisons import FEWEST
 from miga_bench.harness.report.published import published_tables
 from miga_bench.harness.results import read_results
 from miga_bench.harness.score_narrlv import OWN
+from miga_bench.harness.scorers import SuiteScores
 from miga_bench.harness.shipped import experiments, places, shipped
 from miga_bench.metrics.narrlv import load_suite
 from miga_bench.sampling import METHODS, estimate_windows, resolve
@@ -202,6 +203,21 @@ def test_a_story_is_told_in_parts_or_whole():
         assert [prompt.frame for prompt in told.prompts] == [0, 30, 60]
         assert len(at_once.prompts) == 1
         assert at_once.prompts[0].text.startswith(told.prompts[0].text)
+
+
+@pytest.mark.parametrize("place", ["wan2.1-1.3b", "videocrafter2"])
+def test_drift_on_public_models_holds_subject_and_background_against_the_opening(place):
+    plans = [
+        SuiteScores(**one["init_args"]).plan
+        for one in shipped("drift", place)["model"]["metrics"]
+        if one["class_path"] == "SuiteScores"
+    ]
+    whole = [plan for plan in plans if not plan.long]
+    assert [plan.dimensions for plan in whole] == [
+        ("subject_consistency", "background_consistency")
+    ]
+    by_clips = [name for plan in plans if plan.long for name in plan.dimensions]
+    assert not set(by_clips) & set(whole[0].dimensions)  # one label has one scorer
 
 
 @pytest.mark.parametrize("place", places())

@@ -26,6 +26,8 @@ from miga_bench.metrics.suites import fast_encoders, make_scores
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from miga_bench.metrics.long import LongVideo
+
 Row = dict[str, Any]
 Progress = Callable[[int, int, str], None]
 
@@ -255,7 +257,7 @@ def _whole(source: Source, plan: Plan, device: str, scores: Sequence[Any]) -> Ro
 
 
 def _by_clips(source: Source, plan: Plan, device: str, scores: Sequence[Any]) -> Row:
-    """Score a video as VBench-Long does: of each dimension the clips, and the fast score."""
+    """Score a video as VBench-Long does: of each dimension the clips, where they lie, and the fast score."""
     from miga_bench.metrics.long import clip_length
     from miga_bench.metrics.long_stream import LongVideos
 
@@ -269,7 +271,21 @@ def _by_clips(source: Source, plan: Plan, device: str, scores: Sequence[Any]) ->
         videos.extend(piece)
     found = videos.end(Path(source.name).stem)
     rows = {
-        name: {"clips": v.clips, "length": v.clip_frames, "fast": v.fast}
+        name: {
+            "clips": v.clips,
+            "length": v.clip_frames,
+            "fast": v.fast,
+            "series": _clip_series(v, frames),
+        }
         for name, v in found.items()
     }
     return {"frames": frames, **rows}
+
+
+def _clip_series(video: LongVideo, frames: int) -> list[list[float]]:
+    """Return first frame, last frame and score of each clip; the last may reach back into the one before."""
+    length = video.clip_frames
+    return [
+        [min(n * length, frames - length), min((n + 1) * length, frames) - 1, round(score, 6)]
+        for n, score in enumerate(video.clips)
+    ]

@@ -29,7 +29,8 @@ class Found:
     Attributes:
         scores: By label; None where there is a reason instead.
         reasons: Why a score is None, by label.
-        series: By label, the score over the video: first frame, last frame and mean of each bin.
+        series: By label, the score over the video: first frame, last frame and mean of each bin. Of VBench-Long
+            the bins are its clips.
     """
 
     scores: dict[str, float | None] = field(default_factory=dict)
@@ -131,7 +132,8 @@ class SuiteScores(ItemScorer):
         networks = {score.name: score.provenance()["networks"] for score in self._scores}
         for name, encoder in self._fast.items():
             networks[name] |= plain({"fast": encoder.provenance})
-        return {"scorer": self.name, "plan": vars(self.plan), "networks": networks}
+        version = {"version": 2} if self.plan.long else {}  # since then with a curve over the clips
+        return {"scorer": self.name, "plan": vars(self.plan), "networks": networks, **version}
 
     def labels(self) -> frozenset[str]:
         """Return the dimensions' labels."""

@@ -19,6 +19,7 @@ from miga_bench.harness.report.curves import (
 from miga_bench.harness.report.document import Block, Figures, Heading, Paragraph
 from miga_bench.harness.report.measures import COSTS, Measure
 from miga_bench.harness.report.published import PublishedTable
+from miga_bench.harness.report.scoring import scored_by_clips
 from miga_bench.harness.report.sheets import sheet, shown_pairs
 from miga_bench.harness.report.tables import mean_of
 from miga_bench.harness.results import Results
@@ -106,6 +107,11 @@ def drift_curves(run: Results, prefix: str) -> list[Block]:
         "Means over videos; the bands are 95 % intervals over prompts (from three prompts on, cut where they"
         " are wider than the picture)."
     )
+    if scored_by_clips(run):
+        words += (
+            " VBench-Long scores every clip by itself: its curves show where in the video a score is low, not how"
+            " far it has gone from its opening."
+        )
     return [Heading(3, "Over the time of the video"), Figures(words, pictures)]
 
 

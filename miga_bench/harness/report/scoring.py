@@ -70,6 +70,12 @@ def collapses(run: Results) -> list[str]:
     return sorted({str(one.get("collapse")) for one in _of(run, "story")})
 
 
+def scored_by_clips(run: Results) -> bool:
+    """Tell whether VBench-Long's clips scored the run's videos."""
+    plans = [one.get("plan") for one in _of(run, "suite")]
+    return any(isinstance(plan, Mapping) and bool(plan.get("long")) for plan in plans)
+
+
 def _of(run: Results, name: str) -> list[Mapping[str, Any]]:
     return [one for one in run.scorers if one.get("scorer") == name]
 
