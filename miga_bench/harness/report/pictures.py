@@ -109,7 +109,7 @@ def drift_curves(run: Results, prefix: str) -> list[Block]:
     )
     if scored_by_clips(run):
         words += (
-            " VBench-Long scores every clip by itself: its curves show where in the video a score is low, not how"
+            " VBench-Long scores every clip by itself: its curves show where a score is low, not how"
             " far it has gone from its opening."
         )
     return [Heading(3, "Over the time of the video"), Figures(words, pictures)]
