@@ -227,11 +227,17 @@ def test_offloading_on_a_gpu(folder):
 
 
 def test_batch_follows_free_memory(backbone, monkeypatch):
-    """Breaks if a batch outgrows a GPU, or is never more than one on a big one."""
+    """Breaks if a batch outgrows its device, or is never more than one on a big one."""
     assert backbone.default_batch() == memory.CPU_WINDOWS
     config = backbone.denoiser.transformer.config
     row = memory.window_bytes(21 * 2 * 3, 32, config.ffn_dim, 4)
     assert row == backbone.clip_bytes(backbone.window)
+    for free, windows in ((0, 1), (8 * row, 3), (20 * row, 8), (1 << 50, 8), (None, 8)):
+        monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
+        assert backbone.default_batch() == windows, (
+            "on a CPU, too, where more than 8 are never more"
+        )
+    monkeypatch.undo()
     monkeypatch.setattr(backbone._residence, "device", torch.device("cuda:0"))
     assert backbone.device == "cuda:0"
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * row)

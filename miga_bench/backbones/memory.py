@@ -85,14 +85,14 @@ def free_bytes(device: torch.device) -> int | None:
 def default_batch(backbone: Backbone) -> int:
     """Return how many windows fit one denoiser call, with guidance (two rows each).
 
-    On a GPU: 80 % of the memory that is free now, counting what torch holds but does not use,
-    divided by ``clip_bytes`` of a window. On a CPU a fixed 8, beyond which tiny models gain nothing.
+    80 % of the memory that is free now, on a GPU counting what torch holds but does not use, divided by
+    ``clip_bytes`` of a window: 1 to 64, on a CPU at most 8, beyond which tiny models gain nothing.
     """
-    if torch.device(backbone.device).type != "cuda":
+    most = MOST_WINDOWS if torch.device(backbone.device).type == "cuda" else CPU_WINDOWS
+    free, row = backbone.free_bytes(), backbone.clip_bytes(backbone.window)
+    if free is None:  # not known: nothing but the user's own batch is a better guess
         return CPU_WINDOWS
-    row = backbone.clip_bytes(backbone.window) or 1
-    windows = int(HEADROOM * (backbone.free_bytes() or 0) / (2 * row))
-    return max(1, min(MOST_WINDOWS, windows))
+    return max(1, min(most, int(HEADROOM * free / (2 * (row or 1)))))
 
 
 def _measures(backbone: WanBackbone) -> tuple[int, int, int, int]:

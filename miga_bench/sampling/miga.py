@@ -3,8 +3,8 @@
 Stage 1 (zigzag iterative denoising, section 3.2): the queue's level changes only every L_zig slots,
 ``Q_s1 = { z^1 .. z^Lz at tau_e | ... | z^.. at tau_T }``. A pass takes all slots down one level, the front
 chunk leaves one level below tau_e, a chunk of noise enters at the back. Stage 2: what left stage 1
-shares one level and is finished in sliding windows, the condition the model was trained in; then, as in
-the released code, it is taken back up a few levels and denoised once more (re-noise pass).
+shares one level and is finished in sliding windows, the condition the model was trained in; then, in the
+released code and not in the paper, it is taken back up a few levels and denoised once more (re-noise pass).
 Long-range guidance (section 3.3) prepends cleaner slots to every window; self-reflection (section 3.4) is
 in ``reflection.py``, the streaming stage 2 in ``pipeline.py``.
 """

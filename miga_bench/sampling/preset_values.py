@@ -13,7 +13,7 @@ _WAN_MIGA = {
     "guidance_frames": 4,
     "guidance_reach": "chunks",
     "stage2_steps": 10,
-    "renoise": 10,
+    "renoise": 0,
     "stride": 10,
     "guidance_scale": 5.0,
     "reflection": "continuous",
@@ -28,7 +28,7 @@ _VC2_MIGA = {
     "guidance_frames": 6,
     "guidance_reach": "chunks",
     "stage2_steps": 9,
-    "renoise": 10,
+    "renoise": 0,
     "stride": 8,
     "guidance_scale": 12.0,
     "reflection": "continuous",
@@ -43,6 +43,8 @@ _VC2_PLAIN = {"steps": 64, "guidance_scale": 12.0}
 _VC2_STOCK = {"steps": 50, "guidance_scale": 12.0, "grid": "stock", "rescale": True, "fps": 28.0}
 # The released queues know nothing of the dynamic rescale; their opening clip does (see ``opening_reading``).
 _UNSCALED = {"rescale": False}
+# Of both released loops, and of no paper: the algorithm ends with stage 2.
+_RENOISED = {"renoise": 10}
 _SEARCH = {
     "beams": 3,
     "candidates": 5,
@@ -105,7 +107,7 @@ PRESETS: dict[str, dict[str, dict[str, Values]]] = {
         "wan": {
             "short": _WAN_PLAIN,
             "fifo": _WAN_PLAIN,
-            "miga": {**_WAN_MIGA, "released": True, "reflection": "growth"},
+            "miga": {**_WAN_MIGA, **_RENOISED, "released": True, "reflection": "growth"},
         },
         "videocrafter2": {
             "short": _VC2_STOCK,
@@ -116,6 +118,7 @@ PRESETS: dict[str, dict[str, dict[str, Values]]] = {
             "miga": {
                 **_VC2_MIGA,
                 **_UNSCALED,
+                **_RENOISED,
                 "released": True,
                 "guidance_frames": 4,
                 "reflection": "off",

@@ -5,6 +5,12 @@ what the authors' code does, quirks included; ``anchored`` is ours: the backbone
 guidance frames kept for the whole video; ``tiny`` is tuned for the embedded models. Where paper and
 release are silent (FIFO on Wan), the number of steps is MIGA's. On VideoCrafter2 ``paper`` honors the
 dynamic rescale the network was trained with, which the released queues leave out, their opening clip not.
+
+Two choices of ``paper`` for MIGA. It has no re-noise pass (``renoise`` 0): the paper's algorithm 5 ends with
+stage 2, and without the pass MIGA takes 1.00 times FIFO's windows for each further frame of VideoCrafter2, as
+its seconds in the paper are 1.01 times FIFO's (7.53 to 7.48); with the pass it would be 1.16. And its guidance
+frames are those of the released code (``guidance_reach`` chunks), on which paper and code disagree; those of
+the paper's formula are ``head``.
 """
 
 from __future__ import annotations
