@@ -223,6 +223,18 @@ def test_drift_on_public_models_holds_subject_and_background_against_the_opening
 
 
 @pytest.mark.parametrize("place", places())
+def test_efficiency_has_texts_enough_for_a_verdict_and_public_models_a_thousand_frames(place):
+    data = shipped("efficiency", place)["data"]
+    lengths = {}
+    for wish in PromptDataModule(data["prompts"], limit=data.get("limit")).wishes:
+        lengths.setdefault(wish.prompts[0].text, set()).add(wish.frames)
+    assert len(lengths) >= FEWEST
+    (told,) = {frozenset(of_text) for of_text in lengths.values()}
+    assert len(told) == 3
+    assert max(told) >= 1000 or place.startswith("tiny-")
+
+
+@pytest.mark.parametrize("place", places())
 def test_every_cell_of_table_2_has_stories_enough_for_a_verdict(place):
     data = shipped("table2", place)["data"]
     assert not data.get("whole_stories")

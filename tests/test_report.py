@@ -137,7 +137,7 @@ def test_numbers_of_the_tables(tmp_path, capsys):
 
 def test_equal_motion_is_the_lines_height(tmp_path):
     """Scores that only follow motion leave nothing at equal motion; a gain of their own stays."""
-    run = RunFolder(tmp_path, "line", ARMS, {f"p{i}": "x" for i in range(8)})
+    run = RunFolder(tmp_path, "line", ARMS, {f"p{i}": f"x {i}" for i in range(8)})
     for i in range(8):
         shift = (i - 2) * 0.1  # on both sides of zero
         noise = 0.001 * (-1) ** (i // 2)
@@ -161,7 +161,7 @@ def test_equal_motion_is_the_lines_height(tmp_path):
 
 
 def test_motion_on_one_side_only_says_nothing_at_equal_motion(tmp_path):
-    run = RunFolder(tmp_path, "side", ARMS, {f"p{i}": "x" for i in range(8)})
+    run = RunFolder(tmp_path, "side", ARMS, {f"p{i}": f"x {i}" for i in range(8)})
     for i in range(8):
         run.item("fifo", f"p{i}", 0, {"a": 0.5, "world/path": 0.6})
         run.item("miga", f"p{i}", 0, {"a": 0.6 + i / 1e4, "world/path": 0.5 - i / 100})
@@ -222,7 +222,7 @@ def test_few_prompts_get_no_verdict(tmp_path, capsys):
 
 
 def test_missing_scores_never_become_numbers(tmp_path, capsys):
-    texts = {f"p{i}": "x" for i in range(8)}
+    texts = {f"p{i}": f"x {i}" for i in range(8)}
     run = RunFolder(tmp_path, "gaps", ARMS, texts, about=ABOUT)
     for arm in ARMS:
         for i in range(8):
@@ -392,7 +392,7 @@ def test_families_of_arms(name, axis, family):
 def test_wrong_input_is_one_line(tmp_path, capsys, monkeypatch, arguments, rule):
     monkeypatch.chdir(tmp_path)
     fill(tmp_path).close()
-    RunFolder(tmp_path, "empty", ARMS, {f"p{i}": "x" for i in range(8)}).close()
+    RunFolder(tmp_path, "empty", ARMS, {f"p{i}": f"x {i}" for i in range(8)}).close()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "run.yaml").write_text("- [")
     (tmp_path / "full").mkdir()

@@ -6,6 +6,7 @@ folder holds its manifest and, under ``scores/``, a file for each scorer the run
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 
 from miga_bench.errors import UserError
 from miga_bench.harness.configurations import yaml_of
+from miga_bench.harness.prompt_lists import NARRATIVES
 from miga_bench.harness.runs import NAME
 from miga_bench.harness.store import VIDEO, Store
 from miga_bench.sampling.presets import left_out
 
+SEVERAL_ATOMS = re.compile(r"_tna_([2-9]|\d\d)")  # in the names of stories
 Series = dict[str, list[list[float]]]
 
 
@@ -87,6 +90,11 @@ class Row:
         return ", ".join(part for part in (name, together) if part)
 
     @property
+    def cluster(self) -> str:
+        """Return what intervals are clustered by: the text, which several lengths of a video may share."""
+        return self.prompt or self.prompt_id
+
+    @property
     def pair(self) -> tuple[str, int]:
         """Return what the videos of all arms are matched by: prompt and seed."""
         return self.prompt_id, self.seed
@@ -108,6 +116,7 @@ class Results:
         provenance: When, from which code, on what.
         configuration: The whole configuration.
         scorers: Of its videos, each all that decides its numbers.
+        changing: Whether prompts ask for a change along the video.
     """
 
     folder: Path
@@ -119,6 +128,7 @@ class Results:
     provenance: Mapping[str, Any]
     configuration: Mapping[str, Any]
     scorers: Sequence[Mapping[str, Any]] = ()
+    changing: bool = False
 
     def of(self, arm: str) -> list[Row]:
         """Return an arm's videos."""
@@ -151,6 +161,7 @@ def read_results(
         about = _mapping(_mapping(configuration, "run"), "about")
         provenance = _mapping(document, "provenance")
         model = {name: made_of["model"].get(name) for name in MODEL}
+        changing = _changes(made_of["prompts"], _mapping(configuration, "data").get("prompts"))
         prompts = {
             f"{prompt_id}-{seed}": (
                 prompt_id,
@@ -174,8 +185,25 @@ def read_results(
         ) from None
     told = [one for one in identities.values() if isinstance(one, Mapping)]
     return Results(
-        folder, document["name"], about, model, arms, rows, provenance, configuration, told
+        folder,
+        document["name"],
+        about,
+        model,
+        arms,
+        rows,
+        provenance,
+        configuration,
+        told,
+        changing,
     )
+
+
+def _changes(prompts: Mapping[str, Any], source: object) -> bool:
+    """Tell whether a text follows another, or stories of several atoms are told at once."""
+    if any(wish["then"] for wish in prompts.values()):
+        return True
+    stories = isinstance(source, str) and source.startswith(NARRATIVES)
+    return stories and any(SEVERAL_ATOMS.search(prompt_id) for prompt_id in prompts)
 
 
 def _mapping(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -90,14 +90,15 @@ def compare(
         motion: What says how much a video moves.
     """
     pairs, values = _pairs(run, weights, measure)
-    pair_by_pair = compared(values, [prompt for prompt, _ in pairs])
+    texts = {row.pair: row.cluster for row in run.rows}
+    pair_by_pair = compared(values, [texts[pair] for pair in pairs])
     found = pair_by_pair.difference
     equal = None
     if motion is not None and not measure.is_motion and measure.group != "cost" and found.n:
         moved = dict(zip(*_pairs(run, weights, motion), strict=True))
         equal = _at_equal_motion(
             [
-                (pair[0], value, shift)
+                (texts[pair], value, shift)
                 for pair, value in zip(pairs, values, strict=True)
                 if value is not None and (shift := moved.get(pair)) is not None
             ],

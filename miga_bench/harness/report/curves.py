@@ -68,7 +68,7 @@ def over_time(run: Results, arm: str, label: str) -> list[tuple[float, Estimate]
     for step in range(STEPS):
         frame = (step + 0.5) * length / STEPS
         values = [_at(row, label, frame) for row in rows]
-        found = estimate(values, [row.prompt_id for row in rows])
+        found = estimate(values, [row.cluster for row in rows])
         if found.n:
             out.append((frame, found))
     return out
@@ -144,4 +144,4 @@ def _rows_by_value(run: Results, axis: str, arm: str) -> dict[float, list[Row]]:
 
 
 def _mean(rows: Sequence[Row], measure: Measure) -> Estimate:
-    return estimate([value_of(row, measure.label) for row in rows], [row.prompt_id for row in rows])
+    return estimate([value_of(row, measure.label) for row in rows], [row.cluster for row in rows])

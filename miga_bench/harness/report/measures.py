@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,6 +11,10 @@ from miga_bench.harness.results import Results, Row
 Better = Literal["higher", "lower"] | None
 
 MINUS = "-"
+SAME = 1e-6  # of scores in [0, 1]: what summing in another order leaves
+_ONE_ENCODER = (
+    "background consistency is the same number here, of the same encoder, and is not shown"
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def _world(name: str, title: str, meaning: str, digits: int, better: Better, uni
 
 # In the order of the tables.
 KNOWN = [
-    _vbench("overall_score", "mean of the four below"),
+    _vbench("overall_score", "mean of subject and background consistency, smoothness, flickering"),
     _vbench("subject_consistency", "does the subject stay itself"),
     _vbench("background_consistency", "does the scene stay itself"),
     _vbench("motion_smoothness", "does motion agree with interpolation"),
@@ -182,10 +186,31 @@ def measure_of(label: str) -> Measure:
 
 
 def measures_of(runs: Iterable[Results]) -> list[Measure]:
-    """Return every score that some video of the runs has, or has a reason for not having."""
-    labels = {label for run in runs for row in run.rows for label in (*row.scores, *row.reasons)}
+    """Return every score that some video of the runs has, or has a reason for not having.
+
+    Subject and background consistency are one number where one encoder makes both, as the embedded one does:
+    the first stands for both, or every gain would be counted twice.
+    """
+    rows = [row for run in runs for row in run.rows]
+    labels = {label for row in rows for label in (*row.scores, *row.reasons)}
     order = sorted(labels, key=lambda label: (_ORDER.get(base_of(label), len(_ORDER)), label))
-    return [measure_of(label) for label in order]
+    measures = [measure_of(label) for label in order]
+    subject, background = (
+        next((m for m in measures if m.base == name), None)
+        for name in ("subject_consistency", "background_consistency")
+    )
+    if subject is None or background is None or not _alike(rows, subject, background):
+        return measures
+    told = replace(subject, meaning=f"{subject.meaning}; {_ONE_ENCODER}")
+    return [told if m is subject else m for m in measures if m is not background]
+
+
+def _alike(rows: Sequence[Row], one: Measure, other: Measure) -> bool:
+    """Tell whether two scores are one number: of the same networks, and the same on every video."""
+    pairs = [(row.scores.get(one.label), row.scores.get(other.label)) for row in rows]
+    return one.networks == other.networks != "" and all(
+        a == b or (a is not None and b is not None and abs(a - b) < SAME) for a, b in pairs
+    )
 
 
 def value_of(row: Row, label: str) -> float | None:

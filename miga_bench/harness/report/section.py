@@ -40,6 +40,11 @@ from miga_bench.harness.report.scoring import collapses
 from miga_bench.harness.results import Results, Row
 
 UNFOLDED = 2  # arms whose differences are shown in full at once
+CHANGING = (
+    "The prompts ask for a change along the video. Scores of consistency and drifts from the opening count a"
+    " change that was asked for as a fault, so that a video that stands by its opening and does not do as asked"
+    " scores best in them: they rank no arms here, and the paper's claims about them are not looked at."
+)
 NAMED = 6  # arms whose measures are named in the sentences at the top
 
 
@@ -198,7 +203,7 @@ def _what_was_run(run: Results) -> list[Block]:
         "frames": " or ".join(map(str, frames)),
         "frames a second": " or ".join(f"{rate:g}" for rate in rates),
         "arms": len(run.arms),
-        "prompts": len(prompts),
+        "prompts": len({row.cluster for row in run.rows}),
         "seeds": ", ".join(map(str, seeds)),
     }
     arms = [
@@ -240,6 +245,8 @@ def _scores(facts: RunFacts) -> list[Block]:
         blocks.append(tables.score_table([run], columns, caption, paper))
         if paper is not None and any(m.column in paper.columns for m in columns):
             blocks.append(Paragraph(comparability(run, paper, columns), "small"))
+    if run.changing:
+        blocks.append(Paragraph(CHANGING, "small"))
     blocks.append(Fold("What the measures mean", [tables.glossary(facts.measures, collapses(run))]))
     return blocks
 

@@ -39,7 +39,7 @@ _TONES: dict[str, Tone] = {BETTER: "good", HOLDS: "good", WORSE: "bad", DOES_NOT
 def mean_of(run: Results, arm: str, label: str) -> Estimate:
     """Return an arm's mean with its interval over prompts; videos without a score are counted out."""
     rows = run.of(arm)
-    return estimate([value_of(row, label) for row in rows], [row.prompt_id for row in rows])
+    return estimate([value_of(row, label) for row in rows], [row.cluster for row in rows])
 
 
 def columns_by_group(measures: Sequence[Measure]) -> dict[str, list[Measure]]:
@@ -111,7 +111,7 @@ def _arm_row(
     run: Results, arm: str, columns: Sequence[Measure], labels: Mapping[str, str]
 ) -> list[Cell]:
     done = [row for row in run.of(arm) if row.status == "done"]
-    prompts = len({row.prompt_id for row in done})
+    prompts = len({row.cluster for row in done})
     cells = [Cell(arm), Cell(f"{len(done)} ({prompts})")]
     for measure in columns:
         found = mean_of(run, arm, labels[measure.label])

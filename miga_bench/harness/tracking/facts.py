@@ -137,7 +137,7 @@ def _scores(rows: Sequence[Row]) -> Metrics:
     labels = _labels(rows)
     for label, name in names(labels).items():
         have = [row for row in rows if row.status == "done"]
-        found = estimate([row.scores.get(label) for row in have], [row.prompt_id for row in have])
+        found = estimate([row.scores.get(label) for row in have], [row.cluster for row in have])
         known = {
             f"scores/{name}": found.mean,
             f"scores_standard_error/{name}": found.standard_error,

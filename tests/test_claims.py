@@ -1,0 +1,156 @@
+"""Which claims of the paper a run may say something of, and what it says of memory over the length."""
+
+from pathlib import Path
+
+import pytest
+from report_runs import RunFolder
+from test_report import ARMS
+
+from miga_bench.harness.report.claims import OF_PROCESS, check_claims
+from miga_bench.harness.report.comparisons import compare
+from miga_bench.harness.report.measures import measure_of, measures_of
+from miga_bench.harness.report.section import CHANGING, gather, section
+from miga_bench.harness.results import Arm, Results, Row, _changes, read_results
+
+SUBJECT = measure_of("subject_consistency")
+MIGA = {"miga": Arm("miga", "miga", {}, {})}
+LENGTHS = (161, 321, 1001)
+
+
+def memory_run(gpu, texts=8, place="gpu", machines=("one",)):
+    """Return MIGA's videos of each text at three lengths; ``gpu`` is MiB by length and text."""
+    rows = [
+        Row(
+            "miga",
+            f"{frames}-{text}",
+            f"text {text}",
+            0,
+            "k",
+            "done",
+            Path(),
+            frames,
+            cost={"peak_memory_mib": {place: gpu(frames, text)}},
+            origin={"hardware": {"gpu": machines[text % len(machines)]}},
+        )
+        for frames in LENGTHS
+        for text in range(texts)
+    ]
+    return Results(Path(), "e", {"published": "efficiency"}, {}, MIGA, rows, {}, {})
+
+
+def constancy(run):
+    (found,) = [f for f in check_claims(run, []) if f.claim.constant is not None]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("more", "verdict"),
+    [
+        (lambda text: text % 3, "holds"),
+        (lambda text: 500 + text, "does not hold"),
+        (lambda text: 200 * (text % 2), "not shown"),
+    ],
+)
+def test_memory_over_the_length(more, verdict):
+    """66 MiB of 9,919, as the paper has it, are within the margin of 1 %."""
+    found = constancy(memory_run(lambda frames, text: 9919 + (more(text) if frames > 161 else 0)))
+    assert found.verdict == verdict
+    assert found.comparison.prompts == 8
+
+
+def test_memory_of_a_process_of_few_texts_or_of_several_machines_gets_no_verdict():
+    def level(frames, text):
+        return 9919.0
+
+    assert OF_PROCESS in constancy(memory_run(level, place="process")).verdict
+    assert "too few prompts" in constancy(memory_run(level, texts=5)).verdict
+    assert "not shown: made on" in constancy(memory_run(level, machines=("one", "two"))).verdict
+    run = memory_run(level)
+    one_length = [row for row in run.rows if row.frames == 161]
+    run = Results(Path(), "e", {}, {}, MIGA, one_length, {}, {})
+    assert not [f for f in check_claims(run, []) if f.claim.constant is not None]
+
+
+def test_the_same_text_at_several_lengths_is_one_prompt():
+    arms = {name: Arm(name, name, {}, {}) for name in ("fifo", "miga")}
+    rows = [
+        Row(arm, f"{f}-{t}", f"text {t}", 0, "k", "done", Path(), f, scores={"a": s + t / 100})
+        for arm, s in (("fifo", 0.1), ("miga", 0.2))
+        for f in LENGTHS
+        for t in range(2)
+    ]
+    run = Results(Path(), "e", {}, {}, arms, rows, {}, {})
+    found = compare(run, {"miga": 1, "fifo": -1}, measure_of("a"))
+    assert (found.n, found.prompts, found.verdict) == (6, 2, "too few prompts")
+
+
+def filled(tmp_path, name="run", about=None, then=None):
+    texts = {f"p{i}": f"text {i}" for i in range(8)}
+    run = RunFolder(tmp_path, name, ARMS, texts, about=about)
+    for i in range(8):
+        run.item("fifo", f"p{i}", 0, {SUBJECT.label: 0.9 + i / 1000, "world/path": 0.5})
+        run.item("miga", f"p{i}", 0, {SUBJECT.label: 0.92 + i / 990, "world/path": 0.5})
+    folder = run.close()
+    if then:
+        file = folder / "run.yaml"
+        file.write_text(file.read_text().replace("then: {}", f"then: {{12: {then}}}"))
+    return read_results(folder)
+
+
+def judged(run):
+    return {f.claim.text for f in check_claims(run, [SUBJECT])}
+
+
+def test_claims_on_scores_are_of_runs_beside_their_own_table(tmp_path):
+    subject, seconds = (
+        "MIGA keeps the subject better than FIFO",
+        "FIFO needs fewer seconds per frame",
+    )
+    for about in ({}, {"published": "table_1_vbench"}):
+        found = judged(filled(tmp_path / str(len(about)), about=about))
+        assert subject in found
+    found = judged(filled(tmp_path, about={"published": "table_2_narrlv"}))
+    assert subject not in found
+    assert any(text.startswith(seconds) for text in found)  # costs are costs
+
+
+def test_claims_of_consistency_are_not_judged_where_prompts_change_and_that_is_said(tmp_path):
+    still = filled(tmp_path, "still")
+    moving = filled(tmp_path, "moving", then="another text")
+    assert not still.changing
+    assert moving.changing
+    subject = "MIGA keeps the subject better than FIFO"
+    assert subject in judged(still)
+    assert subject not in judged(moving)
+    told = [getattr(block, "text", "") for block in section(gather(moving), "m", 0)]
+    assert CHANGING in told
+    assert CHANGING not in [getattr(b, "text", "") for b in section(gather(still), "s", 0)]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "source", "changing"),
+    [
+        ({"tiny_target_action_tna_1-1-0": {"then": {}}}, "narrlv:tiny", False),
+        ({"tiny_target_action_tna_3-1-0": {"then": {}}}, "narrlv:tiny", True),
+        ({"my_tna_3": {"then": {}}}, ["a text"], False),
+        ({"p": {"then": {8: "more"}}}, ["a text"], True),
+    ],
+)
+def test_stories_told_at_once_ask_for_a_change_too(prompts, source, changing):
+    assert _changes(prompts, source) is changing
+
+
+@pytest.mark.parametrize(
+    ("networks", "other", "shown"),
+    [("tiny", 0.9, 1), ("tiny", 0.8, 2), ("", 0.9, 2)],
+)
+def test_one_number_of_one_encoder_is_shown_once(networks, other, shown):
+    labels = [
+        f"{name}_consistency[{networks}]" if networks else f"{name}_consistency"
+        for name in ("subject", "background")
+    ]
+    scores = dict(zip(labels, (0.9, other), strict=True))
+    rows = [Row("miga", "p", "x", 0, "k", "done", Path(), scores=scores)]
+    measures = measures_of([Results(Path(), "r", {}, {}, MIGA, rows, {}, {})])
+    assert [m.label for m in measures] == labels[:shown]
+    assert ("same number" in measures[0].meaning) == (shown == 1)
