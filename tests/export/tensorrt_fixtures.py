@@ -159,8 +159,13 @@ class _Context:
         self.engine = engine
         self.memory, self.profile, self.shapes, self.addresses, self.runs = None, None, {}, {}, 0
 
+    def update_device_memory_size_for_shapes(self):
+        assert set(self.shapes) <= set(self.engine.ports)
+        assert "latents" in self.shapes
+        return 250 * self.shapes["latents"][0]
+
     def set_device_memory(self, address, size):
-        assert size >= self.engine.device_memory_size_v2
+        assert size >= self.update_device_memory_size_for_shapes()
         self.memory = address
 
     def set_optimization_profile_async(self, number, stream):

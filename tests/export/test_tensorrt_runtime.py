@@ -4,7 +4,7 @@ import pytest
 import torch
 from tensorrt_fixtures import CHANNELS, SIDE, TEXT, WIDTH, exported_wan, small_export, stand_in
 
-from miga_bench.errors import UserError
+from miga_bench.errors import DoesNotFitError, UserError
 from miga_bench.export.tensorrt import runtime
 from miga_bench.export.tensorrt.profiles import Profile
 from miga_bench.export.tensorrt.runtime import TensorRTDenoiser, load_engine
@@ -110,6 +110,7 @@ def test_slices_and_other_types_are_made_readable(engine):
 
 def test_plans_are_kept_by_shape_and_not_without_end(engine):
     contexts = engine.loaded.engine.contexts
+    engine.reserve(1000)  # enough for all
     for _ in range(2):
         engine(*arguments(2, 5))
         engine(*arguments(1, 5))
@@ -120,6 +121,56 @@ def test_plans_are_kept_by_shape_and_not_without_end(engine):
     engine(*arguments(1, 5))  # was dropped for the eight since
     assert len(contexts) == 11
     assert len(engine._plans) == 8
+
+
+def test_scratch_memory_is_that_of_the_shapes_and_grows(engine):
+    assert engine.scratch.nbytes == 0
+    wanted = engine(*arguments(1, 5))
+    assert engine.scratch.nbytes == 250
+    other = engine.telling(8)  # shares it
+    engine(*arguments(3, 5))
+    assert other.scratch.nbytes == engine.scratch.nbytes == 750
+    assert [key[0][0] for key in engine._plans] == [3]  # the other worked in memory that is gone
+    assert torch.equal(engine(*arguments(1, 5)), wanted)
+    assert engine.scratch.nbytes == 750
+    assert len(engine._plans) == 2
+
+
+def test_a_library_that_does_not_tell_takes_all(engine, monkeypatch):
+    plan = type(engine.loaded.engine.create_execution_context("user"))
+    monkeypatch.setattr(
+        plan, "set_device_memory", lambda self, place, n: setattr(self, "memory", n)
+    )
+    monkeypatch.delattr(plan, "update_device_memory_size_for_shapes")
+    engine(*arguments(1, 5))
+    assert engine.scratch.nbytes == engine.loaded.engine.device_memory_size_v2
+
+
+@pytest.mark.parametrize("where", ["context", "scratch"])
+def test_too_little_memory_is_less_rows_and_then_one_line(engine, monkeypatch, where):
+    if where == "context":
+        monkeypatch.setattr(type(engine.loaded.engine), "create_execution_context", lambda *a: None)
+        reason = "the stand-in refused"
+    else:
+        monkeypatch.setattr(engine, "reserve", lambda size: runs_out())
+        reason = "CUDA out of memory. Tried"
+    with pytest.raises(torch.OutOfMemoryError):  # which makes samplers call with less
+        engine(*arguments(2, 5))
+    with pytest.raises(DoesNotFitError) as error:
+        engine(*arguments(1, 5))
+    line = str(error.value)
+    assert f"at a single row of 5 latent frames of 8x8 ({reason}" in line
+    assert "miga-bench export tensorrt DIR --profile batch=1,frames=5" in line
+
+
+def runs_out():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried\n to allocate")
+
+
+@pytest.mark.parametrize(("free", "rows"), [(None, 4), (10**6, 4), (700, 2), (0, 1)])
+def test_no_more_rows_than_memory_is_free_for(engine, monkeypatch, free, rows):
+    monkeypatch.setattr(runtime.memory, "free_bytes", lambda device: free)
+    assert engine.rows_that_fit() == rows  # 250 bytes a row, 4 at most
 
 
 def test_the_profile_made_for_a_shape_runs_it(tmp_path):
@@ -205,6 +256,7 @@ def test_the_library_has_what_the_runtime_calls():
         trt.IExecutionContext: [
             *("set_device_memory", "set_optimization_profile_async", "set_input_shape"),
             *("get_tensor_shape", "set_tensor_address", "execute_async_v3"),
+            "update_device_memory_size_for_shapes",
         ],
         trt.IRuntimeConfig: [
             "set_execution_context_allocation_strategy",

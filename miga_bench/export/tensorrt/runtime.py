@@ -1,8 +1,8 @@
 """An engine behind the ``Denoiser`` interface.
 
 Tensors stay on the GPU and work is queued on torch's current stream. Each set of shapes has a plan: an
-execution context, and from the second call on a CUDA graph. All plans work in one scratch memory, so
-one denoiser is for one stream at a time.
+execution context, and from the second call on a CUDA graph. All plans work in one scratch memory, as large
+as the largest shape so far needs, so one denoiser is for one stream at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miga_bench.errors import Notice, UserError
+from miga_bench.backbones import memory
+from miga_bench.backbones.base import HEADROOM
+from miga_bench.errors import DoesNotFitError, Notice, UserError
 from miga_bench.export.tensorrt.library import Library, gpu, installed
 from miga_bench.export.tensorrt.manifest import Manifest, find
 from miga_bench.export.tensorrt.profiles import (
@@ -149,8 +151,7 @@ class TensorRTDenoiser:
         self._rotary = self._tables()
         with _current(self.device):
             self._stream_weights(weight_budget)
-        size = max(1, engine.device_memory_size_v2)
-        self.scratch = torch.empty(size, dtype=torch.uint8, device=self.device)
+        self._memory = [torch.empty(0, dtype=torch.uint8, device=self.device)]
         self._plans: OrderedDict[tuple[Shape, ...], _Plan] = OrderedDict()
 
     @classmethod
@@ -179,6 +180,34 @@ class TensorRTDenoiser:
         """
         loaded = load_engine(Path(where), device, trusted)
         return cls(loaded, device, fps=fps, graphs=graphs, weight_budget=weight_budget)
+
+    @property
+    def scratch(self) -> Tensor:
+        """The memory that plans work in."""
+        return self._memory[0]
+
+    def rows_that_fit(self) -> int:
+        """Return the most rows of a call whose scratch memory is free now, at least 1."""
+        free = memory.free_bytes(self.device)
+        if free is None:
+            return self.max_batch
+        row = max(1, self.loaded.engine.device_memory_size_v2 // self.max_batch)
+        return max(1, min(self.max_batch, int(HEADROOM * (free + self.scratch.nbytes)) // row))
+
+    def reserve(self, size: int) -> Tensor:
+        """Return scratch memory of at least so many bytes; plans that worked in a smaller one are dropped.
+
+        Raises:
+            OutOfMemoryError: There is not as much.
+        """
+        if self.scratch.nbytes < size:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # a plan that goes may be at work
+            self._plans.clear()
+            self._memory.clear()  # a list, for denoisers with another rate share it
+            self._memory.append(torch.empty(0, dtype=torch.uint8, device=self.device))
+            self._memory[0] = torch.empty(size, dtype=torch.uint8, device=self.device)
+        return self.scratch
 
     def telling(self, fps: float) -> TensorRTDenoiser:
         """Return this denoiser, engine and plans shared, with another frame rate to tell the network."""
@@ -231,13 +260,32 @@ class TensorRTDenoiser:
         if key not in self._plans:
             number = choose(self.profiles, shapes)
             assert number is not None  # rows_of_calls took care
-            self._plans[key] = _Plan(self, shapes, number)
+            self._plans[key] = self._planned(shapes, number)
             if len(self._plans) > _KEPT_PLANS:
                 if self.device.type == "cuda":
                     torch.cuda.synchronize(self.device)  # the plan that goes may be at work
                 self._plans.popitem(last=False)
         self._plans.move_to_end(key)
         return self._plans[key]
+
+    def _planned(self, shapes: dict[str, Shape], number: int) -> _Plan:
+        """Return a new plan.
+
+        Raises:
+            OutOfMemoryError: Memory does not suffice, fewer rows may do.
+            DoesNotFitError: It does not suffice for one row.
+        """
+        try:
+            return _Plan(self, shapes, number)
+        except torch.OutOfMemoryError as error:
+            rows, _, frames, height, width = shapes["latents"]
+            if rows > 1:
+                raise
+            raise DoesNotFitError(
+                f"memory of {self.device} ran out at a single row of {frames} latent frames of"
+                f" {height}x{width} ({' '.join(str(error).split())[:120]}): free some there, or build an engine"
+                f" for less: miga-bench export tensorrt DIR --profile batch=1,frames={frames}"
+            ) from None
 
     def _told_rate(self, fps: float | None) -> float | None:
         if "fps" not in self.inputs:
@@ -281,14 +329,27 @@ class _Plan:
     def __init__(self, denoiser: TensorRTDenoiser, shapes: dict[str, Shape], profile: int) -> None:
         self.denoiser = denoiser
         self.context = _context(denoiser.loaded)
-        self.context.set_device_memory(denoiser.scratch.data_ptr(), denoiser.scratch.nbytes)
+        if self.context is None:  # what it takes itself is little, so next to nothing is free
+            raise torch.OutOfMemoryError(denoiser.loaded.library.failure())
         self._check(self.context.set_optimization_profile_async(profile, self._stream()))
         for name, shape in shapes.items():
             self._check(self.context.set_input_shape(name, shape))
+        scratch = denoiser.reserve(self._scratch())
+        self.context.set_device_memory(scratch.data_ptr(), scratch.nbytes)
         self.output_shape = tuple(self.context.get_tensor_shape(OUTPUT))
         self.warm = False
         self.graph: torch.cuda.CUDAGraph | None = None
         self.buffers: dict[str, Tensor] = {}
+
+    def _scratch(self) -> int:
+        """Return the bytes of scratch memory that these shapes take, or all profiles' if that is not told."""
+        engine = self.denoiser.loaded.engine
+        told = getattr(self.context, "update_device_memory_size_for_shapes", None)
+        if (
+            told is None or engine.streamable_weights_size
+        ):  # streamed weights pass through scratch, too
+            return max(1, engine.device_memory_size_v2)
+        return max(1, told() or engine.device_memory_size_v2)
 
     def __call__(self, feeds: dict[str, Tensor]) -> Tensor:
         """Return the prediction, the caller's own tensor."""
