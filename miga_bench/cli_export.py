@@ -35,7 +35,9 @@ The folder holds the graphs, beside each its record (.json: shapes, operators, h
 several shapes), the tokenizer, backbone.json and a model card. It is there whole or not at all: a graph that
 is further from PyTorch than 1e-4 (fp32) or 5e-3 (fp16) of the largest value is not kept (exit code 1).
 Opset 23 is for TensorRT 10.15 and newer, 20 for older ones. fp16 and bf16 are the denoiser's; the autoencoder
-stays in fp32. bf16 runs on GPUs only, its parity is not measured."""
+stays in fp32, and text encoders compute in it (large ones of Wan keep their weights in bf16). bf16 is for
+TensorRT (export tensorrt), its parity is not measured; for onnx+cuda take fp16. Text encoder and autoencoder
+that --parts leaves out come from the model's own weights in PyTorch."""
 
 TRITON = "Lay an export's denoiser out as a model repository of Triton Inference Server."
 
@@ -62,7 +64,9 @@ def _names(text: str) -> tuple[str, ...]:
 def _add_onnx(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("backbone", metavar="BACKBONE", help="a name, a folder or a Hub id")
     parser.add_argument("-o", "--output", metavar="FOLDER", type=Path, required=True)
-    parser.add_argument("--precision", default="fp32", help="fp32, fp16 or bf16 (fp32)")
+    parser.add_argument(
+        "--precision", default="fp32", help="fp32, fp16 for GPUs, or bf16 for TensorRT (fp32)"
+    )
     parser.add_argument("--opset", metavar="N", type=int, default=23, help="23 or 20 (23)")
     parser.add_argument("--frames", metavar="N", type=int, help="latents of a window (its own)")
     parser.add_argument(

@@ -6,12 +6,11 @@ from diffusers import WanPipeline
 from safetensors.torch import save_file
 from wan_fixtures import LENGTH, TEXT_WIDTH, tiny_folder, tiny_text_encoder, tiny_tokenizer
 
+from miga_bench.backbones.embedding_cache import EmbeddingCache, cache_folder
 from miga_bench.backbones.wan_text import (
     NEGATIVE_PROMPT,
     TEXT_LENGTH,
-    EmbeddingCache,
     WanText,
-    cache_folder,
     clean_prompt,
 )
 from miga_bench.errors import UserError

@@ -84,6 +84,15 @@ def load_backbone(
         UserError: No such backbone, or its files are not usable.
     """
     name = str(name_or_path)
+    return _load(entry_of(name), name, device, dtype, offload, changes)
+
+
+def entry_of(name: str) -> BackboneEntry:
+    """Return what is known of a backbone by its name, folder or Hub repository, nothing loaded.
+
+    Raises:
+        UserError: There is no such backbone.
+    """
     entry = BACKBONES.get(name)
     if entry is None:
         where = _find(name)
@@ -93,7 +102,7 @@ def load_backbone(
             f"{name} is not installed ({entry.where} is missing): train it by miga-bench train-tiny "
             f"--family {entry.family} and give the folder of its weights, or use tiny-wan"
         )
-    return _load(entry, name, device, dtype, offload, changes)
+    return entry
 
 
 def _load(

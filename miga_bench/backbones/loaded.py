@@ -16,8 +16,9 @@ from torch import Tensor
 
 from miga_bench.backbones import BACKBONES, memory
 from miga_bench.backbones.base import Backbone, FrameAttention
+from miga_bench.backbones.embedding_cache import EmbeddingCache, cache_folder
 from miga_bench.backbones.residence import Residence
-from miga_bench.backbones.wan_text import EmbeddingCache, WanText, cache_folder
+from miga_bench.backbones.wan_text import WanText
 from miga_bench.errors import UserError
 
 Text = TypeVar("Text", bound=WanText)

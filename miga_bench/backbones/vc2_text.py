@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miga_bench.backbones.wan_text import EmbeddingCache, WanText
+from miga_bench.backbones.embedding_cache import EmbeddingCache
+from miga_bench.backbones.wan_text import WanText
 
 TEXT_LENGTH = 77
 PADDING = 0

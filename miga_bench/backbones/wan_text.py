@@ -6,26 +6,18 @@ zeros up to exactly the model's text length. Cross attention has no mask: the ze
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import os
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 
+from miga_bench.backbones.embedding_cache import EmbeddingCache
 from miga_bench.backbones.prompt_text import check_tokens, clean_prompt, unknown_words
 from miga_bench.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 TEXT_LENGTH = 512
 
@@ -42,44 +34,6 @@ NEGATIVE_PROMPT = (
     "\u5408\uff0c\u9759\u6b62\u4e0d\u52a8\u7684\u753b\u9762\uff0c\u6742\u4e71\u7684\u80cc\u666f"
     "\uff0c\u4e09\u6761\u817f\uff0c\u80cc\u666f\u4eba\u5f88\u591a\uff0c\u5012\u7740\u8d70"
 )
-
-
-def cache_folder() -> Path:
-    """Return where embeddings are kept: ``$MIGA_BENCH_CACHE`` or ``~/.cache/miga-bench``."""
-    return (
-        Path(os.environ.get("MIGA_BENCH_CACHE") or Path.home() / ".cache" / "miga-bench") / "text"
-    )
-
-
-class EmbeddingCache:
-    """Embeddings on disk, one safetensors file each, named by the hash of what they depend on."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def path(self, identity: str, prompt: str, length: int, dtype: torch.dtype) -> Path:
-        """Return the file of a cleaned prompt under a model's identity."""
-        content = json.dumps([identity, prompt, length, str(dtype)])
-        return self.folder / f"{hashlib.sha256(content.encode()).hexdigest()}.safetensors"
-
-    def load(self, path: Path) -> Tensor | None:
-        """Return ``[tokens, D]``, or None if there is no whole file."""
-        try:
-            return load_file(path)["embedding"]
-        except (OSError, SafetensorError, KeyError):
-            return None
-
-    def save(self, path: Path, embedding: Tensor) -> None:
-        """Write ``[tokens, D]`` atomically; a folder that cannot be written to is only a warning."""
-        part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_file({"embedding": embedding.contiguous().cpu()}, part)
-            part.replace(path)
-        except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                part.unlink()
-            logger.warning("text embeddings are not kept: %s", error)
 
 
 class WanText:

@@ -1,4 +1,6 @@
-"""A backbone made of an export folder alone: text encoder, denoiser and autoencoder without PyTorch modules.
+"""A backbone made of an export folder: text encoder, denoiser and autoencoder without PyTorch modules.
+
+What the folder is without comes from the weights it was exported from, in PyTorch.
 
 What sampling asks beside that, schedule and solver among it, follows from the folder's facts.
 """
@@ -9,12 +11,12 @@ import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from miga_bench.backbones.base import Backbone, FrameAttention, LatentShape
+from miga_bench.backbones.base import Backbone, FrameAttention, LatentShape, StreamingDecoder
 from miga_bench.backbones.memory import CPU_WINDOWS
 from miga_bench.backbones.schedule import Schedule, flow_schedule
 from miga_bench.backbones.solvers import DDIM, Solver, UniPC
@@ -22,16 +24,14 @@ from miga_bench.backbones.vc2_rules import check_answers, schedule_of
 from miga_bench.errors import UserError
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.facts import ExportFacts
-from miga_bench.export.onnx_denoiser import (
-    OnnxDenoiser,
-    OnnxImageDecoder,
-    OnnxText,
-    OnnxWanDecoder,
-)
-from miga_bench.export.session import Session
+from miga_bench.export.onnx_denoiser import OnnxDenoiser, OnnxImageDecoder, OnnxWanDecoder
+from miga_bench.export.onnx_text import OnnxText
+from miga_bench.export.session import Session, runs
 from miga_bench.export.sidecar import Sidecar
+from miga_bench.export.torch_parts import TorchParts
 
-GPU_WINDOWS = 4
+if TYPE_CHECKING:
+    from miga_bench.backbones.wan_text import WanText
 
 
 class ExportedBackbone(Backbone):
@@ -44,7 +44,8 @@ class ExportedBackbone(Backbone):
         frame_size: Height and width of the frames.
 
     Args:
-        choice: What runs the denoiser; text encoder and autoencoder are run by ONNX Runtime.
+        choice: What runs the denoiser; text encoder and autoencoder are run by ONNX Runtime, or by PyTorch
+            where the folder has none.
         device: As torch names it.
 
     Raises:
@@ -64,12 +65,11 @@ class ExportedBackbone(Backbone):
         self._device = _device(choice, device)
         self._answers = dict(facts.defaults or {})
         self._sessions: dict[str, Session] = {}
-        sidecars = {name: self._sidecar(name) for name in self._graphs()}
-        main = sidecars["denoiser"]
+        main = self._sidecar("denoiser")
         kind = choice.kind + (f"+{choice.provider}" if choice.provider else "")
         self.denoiser_identity = f"{kind}:{main.precision}:{main.identity[:16]}"
-        *_, height, width = sidecars[self._graphs()[-1]].outputs["frames"].shape
-        self.frame_size = int(height), int(width)
+        self._parts = self._torch_parts()
+        self.frame_size = self._frame_size()
         fps = self._answers.get("fps")
         if choice.kind == "tensorrt":
             self.denoiser = _engine(folder, self._device, fps, facts)
@@ -77,11 +77,32 @@ class ExportedBackbone(Backbone):
             session = Session(main, self._device, choice.provider)
             self.denoiser = OnnxDenoiser(session, facts, fps)
 
-    def _graphs(self) -> tuple[str, ...]:
-        decoders = ("vae_decoder",)
-        if self.family == "wan":
-            decoders = ("vae_decoder_first", "vae_decoder_step")  # type: ignore[assignment]
-        return ("denoiser", "text_encoder", *decoders)
+    def _decoders(self) -> tuple[str, ...]:
+        wan = ("vae_decoder_first", "vae_decoder_step")
+        return wan if self.family == "wan" else ("vae_decoder",)
+
+    def _torch_parts(self) -> TorchParts | None:
+        """Return the parts that the folder is without, None if it has all; read the records of the others."""
+        missing = []
+        for told, names in (("text encoder", ("text_encoder",)), ("autoencoder", self._decoders())):
+            if any((self.facts.folder / f"{name}.json").is_file() for name in names):
+                for name in names:
+                    self._sidecar(name)
+            else:
+                missing.append(told)
+        self._exported = {
+            "text": "text encoder" not in missing,
+            "vae": "autoencoder" not in missing,
+        }
+        return TorchParts(self.facts, " and no ".join(missing), self._device) if missing else None
+
+    def _frame_size(self) -> tuple[int, int]:
+        if not self._exported["vae"]:
+            assert self._parts is not None
+            factor = self._parts.pixels
+            return factor * self.latent_shape.height, factor * self.latent_shape.width
+        *_, height, width = self._sidecar(self._decoders()[-1]).outputs["frames"].shape
+        return int(height), int(width)
 
     def _sidecar(self, graph: str) -> Sidecar:
         """Return the record of a graph of this backbone; another's may lie beside by mistake."""
@@ -101,28 +122,44 @@ class ExportedBackbone(Backbone):
     @property
     def _plain_device(self) -> str:
         """Where text encoder and autoencoder run: beside the denoiser if ONNX Runtime can."""
-        import onnxruntime
-
-        cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-        return self._device if cuda else "cpu"
+        on_gpu = torch.device(self._device).type == "cuda"
+        return self._device if on_gpu and runs("cuda") else "cpu"
 
     @cached_property
-    def text(self) -> OnnxText:
+    def text(self) -> OnnxText | WanText:
         """The text side, loaded when first asked for."""
-        return OnnxText(self._session("text_encoder"), self.facts.folder / "tokenizer", self.facts)
+        if not self._exported["text"]:
+            assert self._parts is not None
+            text: WanText = self._parts.text
+            return text
+        sidecar = self._sidecar("text_encoder")
+        return OnnxText(
+            sidecar,
+            lambda: Session(sidecar, self._plain_device, check=False),
+            self.facts.folder / "tokenizer",
+            self.facts,
+        )
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Return the prompts' embeddings ``[len(prompts), S, D]``, padded as the family does."""
         return self.text.encode(prompts).to(self._device)
 
+    def encode_ahead(self, prompts: Sequence[str]) -> None:
+        """Have prompts ready for ``encode``, if its encoder would be loaded for each anew."""
+        self.text.encode_ahead(prompts)
+
     def unknown_words(self, prompts: Sequence[str]) -> list[str]:
         """Return the prompts' words that the tokenizer does not know."""
         return self.text.unknown_words(prompts)
 
-    def decoder(self) -> OnnxWanDecoder | OnnxImageDecoder:
+    def decoder(self) -> StreamingDecoder:
         """Return a fresh streaming decoder for one video."""
+        if not self._exported["vae"]:
+            assert self._parts is not None
+            decoder: StreamingDecoder = self._parts.decoder()
+            return decoder
         if self.family == "wan":
-            first, step = (self._session(name) for name in self._graphs()[2:])
+            first, step = (self._session(name) for name in self._decoders())
             return OnnxWanDecoder(first, step)
         return OnnxImageDecoder(self._session("vae_decoder"))
 
@@ -183,8 +220,7 @@ class ExportedBackbone(Backbone):
         """Return how many windows one denoiser call may hold."""
         if torch.device(self._device).type == "cpu":
             return CPU_WINDOWS
-        most = getattr(self.denoiser, "max_batch", 2 * GPU_WINDOWS)
-        return max(1, int(most) // 2)
+        return max(1, int(self.denoiser.rows_that_fit()) // 2)
 
     @property
     def device(self) -> str:
@@ -198,7 +234,7 @@ class _CountedEngine:
     def __init__(self, engine: Any, facts: ExportFacts) -> None:
         self.engine, self.facts = engine, facts
         self.row_flops = facts.operations
-        self.max_batch = engine.max_batch
+        self.rows_that_fit = engine.rows_that_fit
 
     def __call__(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         out: Tensor = self.engine(latents, timesteps, text)
@@ -224,9 +260,7 @@ def _device(choice: DenoiserChoice, device: str | None) -> str:
 
     on_gpu = choice.kind == "tensorrt" or choice.provider not in (None, "cpu")
     if choice.kind == "onnx" and choice.provider is None and device is None:
-        import onnxruntime
-
-        on_gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        on_gpu = runs("cuda")
     place = pick_device(device or ("cuda" if on_gpu and torch.cuda.is_available() else "cpu"))
     if choice.provider == "cpu" and place.type != "cpu":
         raise UserError(f"onnx+cpu runs on the CPU, not on {place}: leave out --device")

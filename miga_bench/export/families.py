@@ -20,6 +20,7 @@ from miga_bench.export.graphs import (
     WanDecoderGraph,
     WanDenoiserGraph,
     WanTextGraph,
+    computing_in_float32,
 )
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -27,6 +28,15 @@ CPU = torch.device("cpu")
 MOST_DECODED = 16
 
 Change = Callable[[nn.Module], None]
+
+
+def frame_tokens(backbone: Any) -> int:
+    """Return how many tokens of a latent frame the denoiser attends over at its finest."""
+    _, height, width = backbone.latent_shape
+    if backbone.family != "wan":
+        return int(height * width)
+    patch = backbone.denoiser.rotary.patch
+    return int(height * width // (patch[0] * patch[1]))
 
 
 def denoiser_graph(backbone: Any, precision: str, extent: Extent, change: Change) -> Graph:
@@ -57,7 +67,7 @@ def denoiser_graph(backbone: Any, precision: str, extent: Extent, change: Change
 
     if backbone.family == "wan":
         rotary = backbone.denoiser.rotary
-        tokens = height * width // (rotary.patch[0] * rotary.patch[1])
+        tokens = frame_tokens(backbone)
         half = (rotary.height_dim + rotary.width_dim + rotary.frame_dim) // 2
         shapes["cos"] = shapes["sin"] = [1, f"{tokens}*frames", 1, half]
 
@@ -106,11 +116,13 @@ def denoiser_graph(backbone: Any, precision: str, extent: Extent, change: Change
 
 def text_graph(backbone: Any) -> Graph:
     """Return the text encoder's graph: one prompt, padded to the model's text length."""
-    # big encoders run in bfloat16 as published; whatever the denoiser's type, none runs in float16
-    precision = "bf16" if backbone.source.text_is_big() else "fp32"
-    encoder: Any = backbone.source.text_encoder(DTYPES[precision], CPU)
-    length, vocabulary = backbone.text.length, encoder.config.vocab_size
+    # whatever the denoiser's type: UMT5 overflows in float16, and no CPU of ONNX Runtime's does bfloat16
     masked = backbone.family == "wan"
+    stored = "bf16" if masked and backbone.source.text_is_big() else None
+    encoder: Any = backbone.source.text_encoder(DTYPES[stored or "fp32"], CPU)
+    if stored:
+        encoder = computing_in_float32(encoder)
+    length, vocabulary = backbone.text.length, encoder.config.vocab_size
     module = WanTextGraph(encoder) if masked else VideoCrafterTextGraph(encoder)
     shapes: dict[str, list[int | str]] = {"tokens": [1, length]}
     if masked:
@@ -124,7 +136,9 @@ def text_graph(backbone: Any) -> Graph:
         mask = (torch.arange(length) < words).long()[None]
         return tokens * mask, mask
 
-    return Graph("text_encoder", module, lambda: module, shapes, ["text"], sample, FIXED, precision)
+    return Graph(
+        "text_encoder", module, lambda: module, shapes, ["text"], sample, FIXED, "fp32", stored
+    )
 
 
 def decoder_graphs(backbone: Any) -> list[Graph]:

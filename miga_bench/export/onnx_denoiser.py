@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from miga_bench.backbones.memory import PIXELS_AT_ONCE
-from miga_bench.backbones.prompt_text import check_tokens, clean_prompt, unknown_words
 from miga_bench.backbones.rotary import Rotary
-from miga_bench.errors import UserError
 from miga_bench.export.facts import ExportFacts
 from miga_bench.export.session import Session
 
-PADDING = 0
+GPU_WINDOWS = 4
 
 
 class OnnxDenoiser:
@@ -37,12 +32,21 @@ class OnnxDenoiser:
             self._rotary = Rotary(facts.rotary["head_dim"], *facts.rotary["patch"])
         rows = session.sidecar.inputs["latents"].shape[0]
         self._rows = rows if isinstance(rows, int) else None
+        self._most: int | None = (
+            None  # an engine is built for so many rows, other providers take any
+        )
+        if session.provider.startswith("tensorrt"):
+            self._most = session.sidecar.inputs["latents"].max[0]
 
     def telling(self, fps: float) -> OnnxDenoiser:
         """Return this denoiser, the session shared, with another frame rate to tell the network."""
         other = copy.copy(self)
         other.fps = fps
         return other
+
+    def rows_that_fit(self) -> int:
+        """Return the rows that a call on a GPU is to have."""
+        return self._most or 2 * GPU_WINDOWS
 
     def __call__(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         """Predict, see ``Denoiser``.
@@ -51,6 +55,10 @@ class OnnxDenoiser:
             UserError: The graph was not exported for such a shape.
         """
         rows = self._rows
+        if rows is None and self._most is not None and len(latents) > self._most:
+            calls = -(-len(latents) // self._most)
+            pieces = [part.tensor_split(calls) for part in (latents, timesteps, text)]
+            return torch.cat([self._run(*piece) for piece in zip(*pieces, strict=True)])
         if rows is None or rows == len(latents):
             return self._run(latents, timesteps, text)
         # a graph of a fixed batch is called as often as it takes; the last call repeats its last row
@@ -106,60 +114,3 @@ class OnnxImageDecoder:
             return torch.zeros(0, int(colors), int(height), int(width))
         count = max(1, PIXELS_AT_ONCE // (int(height) * int(width)))
         return torch.cat([self._session({"latents": p})["frames"] for p in latents.split(count)])
-
-
-class OnnxText:
-    """Prompts to embeddings by an exported text encoder and a tokenizer's file.
-
-    Args:
-        session: The encoder's graph.
-        folder: The tokenizer's.
-        facts: Of the backbone.
-
-    Raises:
-        UserError: The tokenizer is missing or damaged.
-    """
-
-    def __init__(self, session: Session, folder: Path, facts: ExportFacts) -> None:
-        self.session = session
-        self.length, self.unknown = int(facts.text["length"]), facts.text["unknown"]
-        path = folder / "tokenizer.json"
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain ones
-            raise UserError(
-                f"{path} is no tokenizer that can be read ({error}): export again"
-            ) from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._known: dict[str, Tensor] = {}
-
-    def tokens(self, prompt: str) -> list[int]:
-        """Return a cleaned prompt's tokens.
-
-        Raises:
-            UserError: There are more than the model reads.
-        """
-        tokens: list[int] = self._tokenizer.encode(prompt).ids
-        check_tokens(prompt, len(tokens), self.length)
-        return tokens
-
-    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
-        """Return words that the tokenizer turns into its unknown token, in order, each once."""
-        return unknown_words(prompts, self.unknown, lambda w: self._tokenizer.encode(w).ids)
-
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Return embeddings ``[len(prompts), length, D]``, each prompt on its own."""
-        cleaned = [clean_prompt(prompt) for prompt in prompts]
-        spoken = {prompt: self.tokens(prompt) for prompt in cleaned}
-        for prompt, tokens in spoken.items():
-            if prompt not in self._known:
-                self._known[prompt] = self._run(tokens)
-        return torch.cat([self._known[prompt] for prompt in cleaned])
-
-    def _run(self, tokens: list[int]) -> Tensor:
-        missing = self.length - len(tokens)
-        inputs = {"tokens": torch.tensor([tokens + [PADDING] * missing])}
-        if "mask" in self.session.sidecar.inputs:
-            inputs["mask"] = torch.tensor([[1] * len(tokens) + [0] * missing])
-        return self.session(inputs)["text"]

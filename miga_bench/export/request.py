@@ -9,6 +9,7 @@ from miga_bench.errors import UserError
 from miga_bench.export.sidecar import PRECISIONS
 
 OPSETS = {23: "TensorRT 10.15 and newer, ONNX Runtime 1.23 and newer", 20: "older ones"}
+BF16_FROM = 22  # of opsets
 PARTS = ("denoiser", "text", "vae")
 DYNAMIC = ("batch", "frames")
 FACTS = "backbone.json"
@@ -58,11 +59,16 @@ class OnnxRequest:
         if self.precision not in PRECISIONS:
             raise UserError(
                 f"--precision {self.precision}: denoisers are exported in {', '.join(PRECISIONS)};"
-                " fp16 and bf16 are for GPUs"
+                " fp16 and bf16 are for GPUs, bf16 for TensorRT"
             )
         if self.opset not in OPSETS:
             known = "; ".join(f"{opset} for {where}" for opset, where in OPSETS.items())
             raise UserError(f"--opset {self.opset} is not supported: there are {known}")
+        if self.precision == "bf16" and self.opset < BF16_FROM:
+            raise UserError(
+                f"--precision bf16 with --opset {self.opset}: ONNX has bfloat16 convolutions from opset"
+                f" {BF16_FROM} on; use --opset 23, or --precision fp16"
+            )
         for option, given, names in (
             ("--dynamic", self.dynamic, DYNAMIC),
             ("--parts", self.parts, PARTS),

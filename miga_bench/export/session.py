@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from torch import Tensor
 
 from miga_bench.errors import UserError
+from miga_bench.export.provider_cache import tensorrt_settings
 from miga_bench.export.sidecar import Sidecar
 
 # name -> ONNX Runtime's name, and what to install for it
@@ -25,6 +28,34 @@ PROVIDERS: dict[str, tuple[str, str]] = {
     ),
 }
 _RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
+_SILENT = 4  # what goes wrong comes as an exception, and is told in one line
+onnxruntime.set_default_logger_severity(_SILENT)
+
+
+@cache
+def runs(provider: str) -> bool:
+    """Tell whether sessions really open on a provider; ONNX Runtime lists what it was built with.
+
+    Args:
+        provider: A name in ``PROVIDERS`` but ``tensorrt-rtx``, which comes as a plugin.
+    """
+    name, _ = PROVIDERS[provider]
+    if name not in onnxruntime.get_available_providers():
+        return False
+    ports = [onnx.helper.make_tensor_value_info(x, onnx.TensorProto.FLOAT, [1]) for x in "xy"]
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "probe", ports[:1], ports[1:])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _SILENT
+    try:
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=[name], enable_fallback=0
+        )
+    except Exception:  # ONNX Runtime's own kinds have no base but this
+        return False
+    return bool(session.get_providers()[0] == name)
 
 
 class Session:
@@ -54,36 +85,57 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = _SILENT
         try:
             self._session = self._open(options)
         except UserError:
             raise
         except Exception as error:  # ONNX Runtime's own kinds have no base but this
-            reason = " ".join(str(error).split())[:200]
+            raise self._failure(" ".join(str(error).split())[:200]) from None
+        name, _ = PROVIDERS[self.provider]
+        running = self._session.get_providers()[0]
+        if running != name:  # it goes on with the next provider where one does not start
             raise UserError(
-                f"{sidecar.path} cannot be loaded by ONNX Runtime ({reason}): export it again"
-            ) from None
+                f"ONNX Runtime could not start {name}, only {running}: {self._install()}; GPU, driver and CUDA"
+                " have to be what it was made for"
+            )
 
     def _open(self, options: Any) -> Any:
         name, _ = PROVIDERS[self.provider]
         path = str(self.sidecar.path)
+        # weights that the graph casts stay as small as they are stored, and are cast when it is their turn
+        left_out = ["ConstantFolding"] if self.sidecar.stored else None
+        more: dict[str, Any] = {"disabled_optimizers": left_out, "enable_fallback": 0}
         if self.provider == "tensorrt-rtx":
             self._add_plugin(options, name)
-            return onnxruntime.InferenceSession(path, options)
+            return onnxruntime.InferenceSession(path, options, **more)
         if name not in onnxruntime.get_available_providers():
             raise self._not_installed()
-        settings: dict[str, Any] = {}
+        chain: list[Any] = ["CPUExecutionProvider"]
         if self.provider != "cpu":
-            settings["device_id"] = self.device.index or 0
-        if self.provider == "tensorrt":
-            settings |= self._profile()
-        chain: list[Any] = [(name, settings)]
-        if self.provider == "tensorrt":
-            chain.append(("CUDAExecutionProvider", {"device_id": settings["device_id"]}))
+            device = {"device_id": str(self.device.index or 0)}
+            # fp32 is to mean fp32; who wants speed exports fp16
+            exact = {"use_tf32": "0"} if self.sidecar.precision == "fp32" else {}
+            chain.insert(0, ("CUDAExecutionProvider", device | exact))
+            if self.provider == "tensorrt":
+                settings = device | self._profile() | tensorrt_settings(self.sidecar, self.device)
+                chain.insert(0, (name, settings))
+        return onnxruntime.InferenceSession(path, options, providers=chain, **more)
+
+    def _failure(self, reason: str) -> UserError:
+        """Return what a user reads of a graph that ONNX Runtime refused."""
+        path, (name, _) = self.sidecar.path, PROVIDERS[self.provider]
+        if "NOT_IMPLEMENTED" in reason:
+            return UserError(
+                f"{path} is in {self.sidecar.precision}, of which {name} lacks an operator ({reason}): bf16 is"
+                " for tensorrt:FOLDER; export in fp16 for onnx+cuda, in fp32 for a CPU"
+            )
         if self.provider != "cpu":
-            chain.append("CPUExecutionProvider")
-        return onnxruntime.InferenceSession(path, options, providers=chain)
+            return UserError(
+                f"{path} cannot be opened on {name} ({reason}): look at GPU, driver and free memory, or use"
+                f" another provider ({self._others()})"
+            )
+        return UserError(f"{path} cannot be loaded by ONNX Runtime ({reason}): export it again")
 
     def _profile(self) -> dict[str, str]:
         """Return the sidecar's sizes as the TensorRT provider takes them."""
@@ -111,11 +163,19 @@ class Session:
         options.add_provider_for_devices([devices[self.device.index or 0]], {})
 
     def _not_installed(self) -> UserError:
-        name, packages = PROVIDERS[self.provider]
         return UserError(
-            f"ONNX Runtime here has no {name}: pip install {packages}, or use another provider"
-            f" ({', '.join(p for p in PROVIDERS if p != self.provider)})"
+            f"ONNX Runtime here has no {PROVIDERS[self.provider][0]}: {self._install()}"
         )
+
+    def _install(self) -> str:
+        """Return what to do for the provider; two packages of one module would overwrite each other."""
+        return (
+            f"pip uninstall onnxruntime, then pip install {PROVIDERS[self.provider][1]}, or use another"
+            f" provider ({self._others()})"
+        )
+
+    def _others(self) -> str:
+        return ", ".join(provider for provider in PROVIDERS if provider != self.provider)
 
     def __call__(
         self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor] | None = None

@@ -85,7 +85,8 @@ class Sidecar:
         onnx: Name of the ONNX file.
         external_data: Names of the files that hold its weights; none if it holds them itself.
         backbone: ``name``, ``family`` and ``weights_hash`` of what was exported.
-        precision: ``fp32``, ``fp16`` or ``bf16``: what the weights are and most is computed in.
+        precision: ``fp32``, ``fp16`` or ``bf16``: what most is computed in, and the weights are if ``stored``
+            does not say otherwise.
         opset: Version of ONNX's operators.
         inputs: By name, in the graph's order.
         outputs: By name, in the graph's order.
@@ -96,6 +97,7 @@ class Sidecar:
         tolerance: What they had to stay within.
         parity_reason: Why there is no parity, where there is none.
         lora: Name and hash of the merged LoRA, if there is one.
+        stored: Type of the weights that the graph itself casts to its precision, where it does.
     """
 
     folder: Path
@@ -114,6 +116,7 @@ class Sidecar:
     tolerance: float
     parity_reason: str | None = None
     lora: dict[str, str] | None = None
+    stored: str | None = None
 
     @property
     def path(self) -> Path:

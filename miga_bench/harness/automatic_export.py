@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from miga_bench.backbones.base import Backbone
-from miga_bench.backbones.wan_text import cache_folder
+from miga_bench.backbones.embedding_cache import cache_folder
 from miga_bench.errors import Notice, UserError
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.onnx_folder import export_onnx

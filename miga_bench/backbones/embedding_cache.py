@@ -1,0 +1,56 @@
+"""Text embeddings on disk, so that a large encoder runs once for a prompt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """Return where embeddings are kept: ``$MIGA_BENCH_CACHE`` or ``~/.cache/miga-bench``."""
+    return (
+        Path(os.environ.get("MIGA_BENCH_CACHE") or Path.home() / ".cache" / "miga-bench") / "text"
+    )
+
+
+class EmbeddingCache:
+    """Embeddings on disk, one safetensors file each, named by the hash of what they depend on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, identity: str, prompt: str, length: int, dtype: torch.dtype) -> Path:
+        """Return the file of a cleaned prompt under a model's identity."""
+        content = json.dumps([identity, prompt, length, str(dtype)])
+        return self.folder / f"{hashlib.sha256(content.encode()).hexdigest()}.safetensors"
+
+    def load(self, path: Path) -> Tensor | None:
+        """Return ``[tokens, D]``, or None if there is no whole file."""
+        try:
+            return load_file(path)["embedding"]
+        except (OSError, SafetensorError, KeyError):
+            return None
+
+    def save(self, path: Path, embedding: Tensor) -> None:
+        """Write ``[tokens, D]`` atomically; a folder that cannot be written to is only a warning."""
+        part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file({"embedding": embedding.contiguous().cpu()}, part)
+            part.replace(path)
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                part.unlink()
+            logger.warning("text embeddings are not kept: %s", error)

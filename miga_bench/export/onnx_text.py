@@ -1,0 +1,134 @@
+"""Prompts to embeddings by an exported text encoder and a tokenizer's file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from miga_bench.backbones.checkpoint import BIG_ENCODER, fingerprint_of
+from miga_bench.backbones.embedding_cache import EmbeddingCache, cache_folder
+from miga_bench.backbones.prompt_text import check_tokens, clean_prompt, unknown_words
+from miga_bench.errors import UserError
+from miga_bench.export.facts import ExportFacts
+from miga_bench.export.session import Session
+from miga_bench.export.sidecar import Sidecar
+
+PADDING = 0
+
+
+class OnnxText:
+    """An exported text encoder.
+
+    As in PyTorch, a large one is loaded for prompts that are new, its embeddings are kept on disk, and it
+    leaves memory behind every ``encode``.
+
+    Args:
+        sidecar: The encoder's.
+        open_session: Loads its graph, whose files were held against their hashes.
+        folder: The tokenizer's.
+        facts: Of the backbone.
+
+    Raises:
+        UserError: The encoder's files are missing or damaged, or the tokenizer is.
+    """
+
+    def __init__(
+        self,
+        sidecar: Sidecar,
+        open_session: Callable[[], Session],
+        folder: Path,
+        facts: ExportFacts,
+    ) -> None:
+        self.sidecar, self._open = sidecar, open_session
+        self.length, self.unknown = int(facts.text["length"]), facts.text["unknown"]
+        path = folder / "tokenizer.json"
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain ones
+            raise UserError(
+                f"{path} is no tokenizer that can be read ({error}): export again"
+            ) from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        sidecar.check()
+        size = sum((sidecar.folder / name).stat().st_size for name in sidecar.sha256)
+        self._session: Session | None = None
+        self._known: dict[str, Tensor] = {}
+        self._cache = EmbeddingCache(cache_folder()) if size >= BIG_ENCODER else None
+        self._identity = f"{sidecar.identity} {fingerprint_of([path], folder)}"
+        if self._cache is None:
+            self._session = open_session()
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the encoder is in memory."""
+        return self._session is not None
+
+    def tokens(self, prompt: str) -> list[int]:
+        """Return a cleaned prompt's tokens.
+
+        Raises:
+            UserError: There are more than the model reads.
+        """
+        tokens: list[int] = self._tokenizer.encode(prompt).ids
+        check_tokens(prompt, len(tokens), self.length)
+        return tokens
+
+    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
+        """Return words that the tokenizer turns into its unknown token, in order, each once."""
+        return unknown_words(prompts, self.unknown, lambda w: self._tokenizer.encode(w).ids)
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Return embeddings ``[len(prompts), length, D]``, each prompt on its own."""
+        cleaned = [clean_prompt(prompt) for prompt in prompts]
+        spoken = {prompt: self.tokens(prompt) for prompt in cleaned}
+        try:
+            rows = {prompt: self._embed(prompt, tokens) for prompt, tokens in spoken.items()}
+        finally:
+            self._leave()
+        return torch.stack([rows[prompt] for prompt in cleaned])
+
+    def encode_ahead(self, prompts: Sequence[str]) -> None:
+        """Put embeddings that are not in the cache there, with a large encoder loaded once for all."""
+        if self._cache is None:
+            return
+        try:
+            for prompt in dict.fromkeys(map(clean_prompt, prompts)):
+                with suppress(UserError):  # one that is too long is told where it is wanted
+                    self._embed(prompt, self.tokens(prompt))
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Drop an encoder that is not to stay."""
+        if self._cache is not None:
+            self._session = None
+
+    def _embed(self, prompt: str, tokens: list[int]) -> Tensor:
+        """Return ``[length, D]`` from memory, from disk, or from the encoder."""
+        if self._cache is None:
+            if prompt not in self._known:
+                self._known[prompt] = self._run(tokens)
+            return self._known[prompt]
+        path = self._cache.path(self._identity, prompt, self.length, torch.float32)
+        row = self._cache.load(path)
+        if row is None:
+            row = self._run(tokens)
+            if "mask" in self.sidecar.inputs:
+                row = row[: len(tokens)]  # the rest is zero
+            self._cache.save(path, row)
+        return torch.nn.functional.pad(row, (0, 0, 0, self.length - len(row)))
+
+    def _run(self, tokens: list[int]) -> Tensor:
+        if self._session is None:
+            self._session = self._open()
+        missing = self.length - len(tokens)
+        inputs = {"tokens": torch.tensor([tokens + [PADDING] * missing])}
+        if "mask" in self.sidecar.inputs:
+            inputs["mask"] = torch.tensor([[1] * len(tokens) + [0] * missing])
+        return self._session(inputs)["text"][0].cpu()

@@ -1,0 +1,170 @@
+"""Text encoders as graphs, large and small, and folders that hold the denoiser alone. About 25 s."""
+
+import shutil
+
+import onnx
+import pytest
+import torch
+from onnx_fixtures import embedded_wan, export, fixed_half_wan
+from vc2_fixtures import tiny_folder as vc2_folder
+from wan_fixtures import tiny_folder
+
+from miga_bench.backbones import checkpoint, load_backbone, vc2_checkpoint, wan_checkpoint
+from miga_bench.errors import UserError
+from miga_bench.export import onnx_graph, onnx_text
+from miga_bench.export.backbone import ExportedBackbone
+from miga_bench.export.choice import DenoiserChoice
+from miga_bench.export.facts import ExportFacts
+from miga_bench.export.onnx_text import OnnxText
+from miga_bench.export.session import Session
+from miga_bench.export.sidecar import Sidecar
+
+PROMPTS = ["a red circle moves right", "", "the  green &amp; square"]
+
+
+def opened(folder):
+    return ExportedBackbone(DenoiserChoice("onnx", folder), "cpu")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIGA_BENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "text"
+
+
+@pytest.fixture
+def big(monkeypatch):
+    """Let every text encoder count as a large one."""
+    for module in (checkpoint, wan_checkpoint, vc2_checkpoint, onnx_text):
+        monkeypatch.setattr(module, "BIG_ENCODER", 1)
+
+
+def kinds(sidecar):
+    tensors = onnx.load(sidecar.path).graph.initializer
+    return {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in tensors}
+
+
+def test_a_large_umt5_keeps_its_type_on_disk_and_runs_on_a_cpu(big, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_graph, "EXTERNAL_FROM", 0)
+    model = tiny_folder(tmp_path / "model")
+    export(model, tmp_path / "out", parts=("text",))
+    sidecar = Sidecar.read(tmp_path / "out", "text_encoder")
+    assert (sidecar.precision, sidecar.stored) == ("fp32", "bf16")
+    assert "BFLOAT16" in kinds(sidecar)
+    assert sidecar.external_data
+    assert sidecar.parity[0]["relative"] <= sidecar.tolerance == 1e-3
+    facts = ExportFacts.read(tmp_path / "out")
+    text = OnnxText(sidecar, lambda: Session(sidecar), tmp_path / "out" / "tokenizer", facts)
+    wanted = load_backbone(model, device="cpu", cache_text=False).encode(PROMPTS)
+    assert (text.encode(PROMPTS) - wanted).abs().max() <= 2e-2 * wanted.abs().max()
+
+
+def test_a_large_clip_stays_in_float32_as_in_pytorch(big, tmp_path):
+    export(vc2_folder(tmp_path / "model"), tmp_path / "out", height=16, width=16, parts=("text",))
+    sidecar = Sidecar.read(tmp_path / "out", "text_encoder")
+    assert (sidecar.precision, sidecar.stored) == ("fp32", None)
+    assert "BFLOAT16" not in kinds(sidecar)
+
+
+def test_a_large_encoder_leaves_and_its_embeddings_stay(monkeypatch, cache):
+    plain = opened(embedded_wan()).encode(PROMPTS)
+    monkeypatch.setattr(onnx_text, "BIG_ENCODER", 1)
+    backbone = opened(embedded_wan())
+    loads = []
+    monkeypatch.setattr(
+        backbone.text, "_open", lambda load=backbone.text._open: loads.append(1) or load()
+    )
+    assert not backbone.text.loaded
+    backbone.encode_ahead([*PROMPTS, "red " * 60])  # too long: told where it is wanted
+    assert (len(loads), len(list(cache.iterdir())), backbone.text.loaded) == (1, 3, False)
+    assert torch.equal(backbone.encode(PROMPTS), plain)
+    assert len(loads) == 1
+    backbone.encode(["a blue square"])
+    assert (len(loads), backbone.text.loaded) == (2, False)
+    again = opened(embedded_wan())  # another process
+    monkeypatch.setattr(again.text, "_open", lambda: pytest.fail("the encoder was loaded"))
+    assert torch.equal(again.encode(PROMPTS), plain)
+    with pytest.raises(UserError, match="tokens but the model reads"):
+        again.encode(["red " * 60])
+
+
+def test_a_small_encoder_stays_and_writes_nothing(cache):
+    backbone = opened(embedded_wan())
+    backbone.encode_ahead(PROMPTS)
+    backbone.encode(PROMPTS)
+    assert backbone.text.loaded
+    assert not cache.exists()
+
+
+def test_a_denoiser_alone_takes_the_rest_from_its_weights():
+    folder = fixed_half_wan()
+    backbone = opened(folder)
+    source = load_backbone(folder.parent / "wan-source", device="cpu", height=16, width=32)
+    assert backbone.frame_size == (16, 32)
+    assert torch.equal(backbone.encode(PROMPTS), source.encode(PROMPTS))
+    assert backbone.unknown_words(PROMPTS) == source.unknown_words(PROMPTS)
+    latents = torch.randn(3, *source.latent_shape)
+    assert torch.equal(backbone.decoder().push(latents), source.decoder().push(latents))
+    backbone.encode_ahead(PROMPTS)
+
+
+def test_on_videocrafter2_too(tmp_path):
+    model = vc2_folder(tmp_path / "model")
+    sizes = {"height": 16, "width": 16}
+    export(model, tmp_path / "out", **sizes, frames=4, parts=("text", "vae"))
+    source = load_backbone(model, device="cpu", **sizes)
+    folder = tmp_path / "out"
+    facts = ExportFacts.read(folder)
+    from miga_bench.export.torch_parts import TorchParts
+
+    parts = TorchParts(facts, "text encoder", "cpu")
+    assert torch.equal(parts.text.encode(PROMPTS), source.encode(PROMPTS))
+    latents = torch.randn(3, *source.latent_shape)
+    assert torch.equal(parts.decoder().push(latents), source.decoder().push(latents))
+    assert parts.pixels * source.latent_shape.height == 16
+
+
+def test_what_is_missing_and_not_to_be_had_is_one_line(tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(fixed_half_wan(), folder)
+    facts = folder / "backbone.json"
+    record, source = facts.read_text(), str(fixed_half_wan().parent / "wan-source")
+    facts.write_text(record.replace(source, str(tmp_path / "gone")))
+    with pytest.raises(UserError) as error:
+        opened(folder)
+    line = str(error.value)
+    assert "holds no text encoder and no autoencoder, and" in line
+    assert "no such folder" in line
+    assert f"export it by miga-bench export onnx {tmp_path / 'gone'} -o FOLDER, all parts" in line
+    other = tiny_folder(tmp_path / "other")
+    (weights,) = (other / "vae").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes() + b" ")
+    facts.write_text(record.replace(source, str(other)))
+    with pytest.raises(UserError, match="has other weights now than were exported"):
+        opened(folder)
+
+
+def small_graph(precision, extent):
+    from miga_bench.export.graphs import Graph
+
+    return Graph(
+        "denoiser",
+        torch.nn.Identity(),
+        lambda: pytest.fail("the float32 network was loaded"),
+        {"latents": ["batch", 4, "frames", 2, 2]},
+        ["prediction"],
+        lambda sizes, generator: (torch.zeros(sizes["batch"], 4, sizes["frames"], 2, 2),),
+        extent,
+        precision,
+    )
+
+
+@pytest.mark.parametrize(("precision", "tokens", "why"), [("bf16", 1, "bf"), ("fp32", 9999, "tok")])
+def test_nothing_is_computed_that_is_not_compared(precision, tokens, why):
+    from miga_bench.export.graphs import Extent
+
+    sizes = {"batch": 2, "frames": 3}
+    graph = small_graph(precision, Extent(sizes, sizes, sizes, ("batch",), tokens))
+    assert why in graph.unmeasured
+    ((told, inputs, outputs),) = onnx_graph.expected(graph)
+    assert (told, inputs[0].shape, outputs) == (sizes, (2, 4, 3, 2, 2), ())

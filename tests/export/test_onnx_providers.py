@@ -1,0 +1,188 @@
+"""Which of ONNX Runtime's providers runs, what it is told, and what a user reads if it does not.
+
+There is no GPU: the library's sessions are stand-ins that report what a GPU build reports. A second.
+"""
+
+import dataclasses
+from types import SimpleNamespace
+
+import onnxruntime
+import pytest
+import torch
+from tensorrt_fixtures import small_export
+
+from miga_bench.errors import Notice, UserError
+from miga_bench.export import backbone, provider_cache
+from miga_bench.export import session as sessions
+from miga_bench.export.graphs import Extent
+from miga_bench.export.onnx_denoiser import OnnxDenoiser
+from miga_bench.export.request import OnnxRequest
+from miga_bench.export.session import Session
+
+CUDA, TRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIGA_BENCH_CACHE", str(tmp_path / "cache"))
+    sessions.runs.cache_clear()
+    yield tmp_path / "cache"
+    sessions.runs.cache_clear()
+
+
+@pytest.fixture
+def export(tmp_path):
+    return small_export(tmp_path / "export")
+
+
+@pytest.fixture
+def library(monkeypatch):
+    """A build with all providers; ``starts`` tells which do, ``refusal`` is raised where it is set."""
+    told = SimpleNamespace(starts=[TRT, CUDA, CPU], refusal=None, calls=[])
+
+    def opened(path, options=None, providers=(), **more):
+        if told.refusal:
+            raise RuntimeError(told.refusal)
+        names = [p if isinstance(p, str) else p[0] for p in providers]
+        told.calls.append(({p[0]: p[1] for p in providers if not isinstance(p, str)}, more))
+        running = [name for name in names if name in told.starts]
+        running += [] if CPU in running else [CPU]  # the library adds it
+        return SimpleNamespace(get_providers=lambda: running)
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [TRT, CUDA, CPU])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    return told
+
+
+def test_a_provider_that_does_not_start_is_not_replaced_in_silence(library, export):
+    Session(export, provider="cuda")
+    library.starts = [CPU]
+    with pytest.raises(UserError) as error:
+        Session(export, provider="cuda")
+    line = str(error.value)
+    assert (
+        f"could not start {CUDA}, only {CPU}: pip uninstall onnxruntime, then pip install" in line
+    )
+    assert "or use another provider (cpu, tensorrt, tensorrt-rtx)" in line
+    library.starts = [CUDA, CPU]
+    with pytest.raises(UserError, match=f"could not start {TRT}, only {CUDA}"):
+        Session(export, provider="tensorrt")
+    assert all(more["enable_fallback"] == 0 for _, more in library.calls)
+
+
+def test_the_device_is_where_a_session_opened_and_not_what_the_build_lists(library, monkeypatch):
+    assert sessions.runs("cuda")
+    sessions.runs.cache_clear()
+    library.starts = [CPU]
+    assert not sessions.runs("cuda")
+    sessions.runs.cache_clear()
+    library.refusal = "no GPU"
+    assert not sessions.runs("cuda")
+    # text encoder and autoencoder go to the CPU then
+    here = SimpleNamespace(_device="cuda")
+    assert backbone.ExportedBackbone._plain_device.fget(here) == "cpu"
+    monkeypatch.setattr(backbone, "runs", lambda provider: True)
+    assert backbone.ExportedBackbone._plain_device.fget(here) == "cuda"
+
+
+def test_the_probe_opens_for_real_on_a_cpu():
+    assert sessions.runs("cpu")
+
+
+def test_float32_is_float32_on_a_gpu_too(library, export):
+    Session(export, provider="cuda")
+    assert library.calls[-1][0][CUDA] == {"device_id": "0", "use_tf32": "0"}
+    Session(dataclasses.replace(export, precision="fp16"), provider="cuda")
+    assert library.calls[-1][0][CUDA] == {"device_id": "0"}
+
+
+def test_stored_weights_are_not_cast_ahead(library, export):
+    Session(export)
+    assert library.calls[-1][1]["disabled_optimizers"] is None
+    Session(dataclasses.replace(export, stored="bf16"))
+    assert library.calls[-1][1]["disabled_optimizers"] == ["ConstantFolding"]
+
+
+@pytest.mark.parametrize(
+    ("provider", "refusal", "words"),
+    [
+        ("cpu", "9 : NOT_IMPLEMENTED : Conv(22)", "bf16 is for tensorrt:FOLDER; export in fp16"),
+        ("cuda", "9 : NOT_IMPLEMENTED : Conv(22)", f"of which {CUDA} lacks an operator"),
+        ("cuda", "out of memory", f"cannot be opened on {CUDA} (out of memory): look at GPU"),
+        ("cpu", "bad graph", "cannot be loaded by ONNX Runtime (bad graph): export it again"),
+    ],
+)
+def test_what_the_library_refuses_is_one_line(library, export, provider, refusal, words):
+    library.refusal = refusal
+    with pytest.raises(UserError) as error:
+        Session(export, provider=provider)
+    assert words in str(error.value)
+
+
+def test_tensorrts_engines_are_kept_for_the_same_graph_only(library, export, cache, tmp_path):
+    def settings(sidecar):
+        Session(sidecar, provider="tensorrt")
+        return library.calls[-1][0][TRT]
+
+    first, again = settings(export), settings(export)
+    other = settings(small_export(tmp_path / "other", scale=0.7))
+    assert first == again
+    assert first["trt_engine_cache_enable"] == first["trt_timing_cache_enable"] == "1"
+    assert first["trt_load_user_initializer"] == "1"  # the weights lie beside the graph
+    folder = first["trt_engine_cache_path"]
+    assert folder == first["trt_timing_cache_path"] != other["trt_engine_cache_path"]
+    assert folder.startswith(str(cache))  # an export from elsewhere brings no code along
+    assert first["trt_profile_max_shapes"].startswith("latents:4x4x8x8x8,")
+
+
+def test_weights_beyond_protobuf_need_a_newer_runtime(library, export, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "__version__", "1.22.1")
+    Session(export, provider="tensorrt")
+    assert "trt_load_user_initializer" not in library.calls[-1][0][TRT]
+    monkeypatch.setattr(provider_cache, "PROTOBUF", 10)
+    with pytest.raises(UserError, match=r"install onnxruntime-gpu 1.23 or newer"):
+        Session(export, provider="tensorrt")
+
+
+def test_without_a_place_for_engines_they_are_built_each_time(library, export, cache):
+    cache.touch()
+    with pytest.warns(Notice, match="TensorRT builds its engines at every start"):
+        Session(export, provider="tensorrt")
+    assert "trt_engine_cache_path" not in library.calls[-1][0][TRT]
+
+
+def test_a_providers_engine_gets_no_more_rows_than_it_takes(export):
+    calls = []
+
+    class Fake:
+        sidecar, provider = export, "tensorrt"
+
+        def __call__(self, inputs):
+            calls.append(len(inputs["latents"]))
+            return {"prediction": inputs["latents"]}
+
+    denoiser = OnnxDenoiser(Fake(), SimpleNamespace(operations=None, rotary=None), fps=8)
+    latents = torch.randn(9, 4, 5, 8, 8)
+    assert torch.equal(denoiser(latents, torch.zeros(9, 5), torch.zeros(9, 7, 16)), latents)
+    assert calls == [3, 3, 3]
+    assert denoiser.rows_that_fit() == 4
+
+
+def test_bfloat16_in_old_operators_is_refused(tmp_path):
+    with pytest.raises(UserError, match="ONNX has bfloat16 convolutions from opset 22 on"):
+        OnnxRequest("tiny-wan", tmp_path / "out", precision="bf16", opset=20).check()
+    OnnxRequest("tiny-wan", tmp_path / "out", precision="bf16").check()
+
+
+def extent(tokens, dynamic=("batch", "frames")):
+    least, usual, most = ({"batch": b, "frames": f} for b, f in ((1, 2), (2, 21), (4, 21)))
+    return Extent(least, usual, most, dynamic, tokens)
+
+
+def test_long_rows_are_held_against_pytorch_at_few_frames():
+    small = [(t["batch"], t["frames"]) for t in extent(16).trials()]
+    assert small == [(1, 21), (2, 21), (3, 2), (2, 13)]
+    trials = extent(1560).trials()  # 480x832
+    assert [(t["batch"], t["frames"]) for t in trials] == [(1, 5), (2, 3), (3, 2)]
+    assert [t["batch"] for t in extent(1560, ("frames",)).trials()] == [2, 2, 2]
+    assert extent(1560, ("batch",)).trials() == []  # the window is all it takes
