@@ -117,7 +117,7 @@ def test_every_preset_is_complete(preset, family, request):
 
 
 def test_the_re_noise_pass_is_the_releases_and_no_papers(wan, videocrafter2):
-    """With it MIGA takes 1.16 times FIFO's windows on VideoCrafter2; its seconds in the paper are 1.01 times."""
+    """With it MIGA takes 1.16 times FIFO's windows on VideoCrafter2; the paper's seconds are 1.01 times."""
     for backbone in (wan, videocrafter2):
         assert resolve("miga", backbone, "paper").renoise == 0
         assert resolve("miga", backbone, "release").renoise == 10

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -36,6 +37,7 @@ from miga_bench.sampling.rewards import (
     DinoSimilarity,
     FrameSimilarity,
     LatentSimilarity,
+    make_reward,
 )
 from miga_bench.sampling.scaling_noise import ScalingNoise, ScalingNoiseSettings, Search
 
@@ -217,6 +219,24 @@ def test_dino_reward_with_a_small_network():
     assert reward(torch.ones(1, 1, 3, 4, 6), torch.ones(3, 4, 6)).shape == (1,), "not only squares"
 
 
+@pytest.mark.parametrize(("frames", "size"), [("all", (224, 336)), ("last", (224, 224))])
+def test_the_released_dino_squashes_its_pictures(frames, size):
+    seen = []
+
+    class Network:
+        device, dtype = torch.device("cpu"), torch.float32
+
+        def __call__(self, pixel_values, interpolate_pos_encoding):
+            seen.append(tuple(pixel_values.shape[-2:]))
+            return SimpleNamespace(last_hidden_state=torch.ones(len(pixel_values), 2, 4))
+
+    backbone = SimpleNamespace(decoder=CountingDecoder, device="cpu")
+    reward = make_reward("dino", backbone, frames)
+    reward.network = Network()
+    reward(torch.ones(1, 2, 3, 4, 6), torch.ones(3, 4, 6))
+    assert seen == [size]
+
+
 @pytest.mark.parametrize("name", ["latent", "frame"])
 def test_rewards_by_name(name):
     made = scaling_noise(4, SimpleBackbone(), reward=name, steps=8)
@@ -228,17 +248,21 @@ def test_rewards_by_name(name):
 
 def test_survivors_of_known_scores():
     scores = torch.tensor([[0.1, 0.9, 0.8], [0.3, 0.2, 0.7]])
-    assert select(scores, 2, True, False) == [(0, 1), (0, 2)]
-    assert select(scores, 4, True, False) == [(0, 1), (0, 2), (1, 2), (1, 0)]
-    assert select(scores, 2, False, False) == [(0, 1), (1, 2)]
-    # Released: the beams of the two best candidates, both beam 0; the numbers of each beam's best.
-    assert select(scores, 2, False, True) == [(0, 1), (0, 2)]
-    assert select(scores[:, :2], 2, False, True) == [(0, 1), (1, 0)]
-    swapped = torch.tensor([[0.1, 0.2], [0.4, 0.3]])
-    assert select(swapped, 2, False, True) == [(1, 1), (1, 0)], "not what either beam scored"
+    assert select(scores, 2, True, False) == [(0, 0, 1), (0, 0, 2)]
+    assert select(scores, 4, True, False) == [(0, 0, 1), (0, 0, 2), (1, 1, 2), (1, 1, 0)]
+    assert select(scores, 2, True, True) == select(scores, 2, True, False)
+    assert select(scores, 2, False, False) == [(0, 0, 1), (1, 1, 2)]
     equal = torch.zeros(2, 3)
-    assert select(equal, 3, True, False) == [(0, 0), (0, 1), (0, 2)]
-    assert select(equal, 2, False, False) == [(0, 0), (1, 0)]
+    assert select(equal, 3, True, False) == [(0, 0, 0), (0, 0, 1), (0, 0, 2)]
+    assert select(equal, 2, False, False) == [(0, 0, 0), (1, 1, 0)]
+
+
+def test_the_released_survivors_that_are_not_greedy():
+    """The queues of the best candidates' beams, here always beam 0, with each beam's own best newest slots."""
+    scores = torch.tensor([[0.9, 0.8, 0.7], [0.1, 0.6, 0.2], [0.3, 0.2, 0.5]])
+    assert select(scores, 3, False, True) == [(0, 0, 0), (0, 1, 1), (0, 2, 2)]
+    swapped = torch.tensor([[0.1, 0.2], [0.4, 0.3]])
+    assert select(swapped, 2, False, True) == [(1, 0, 1), (1, 1, 0)]
 
 
 def beam(marks, score):
@@ -290,15 +314,74 @@ def test_the_chosen_candidates_become_the_beams():
     assert reward.seen[0].shape == (3, 8, 3, 4, 4), "all frames of the last window are predicted"
 
 
-def test_anchors_are_each_beams_own_and_the_last_ones_as_released():
-    for released in (False, True):
-        reward = Scripted(*[[1.0, 0.0]] * 40)
-        # Never greedy: both beams live on, so that in time their finished frames differ.
-        found = search(reward=reward, candidates=2, greedy=0.0, lag=99, released=False)
-        found.settings = dataclasses.replace(found.settings, released=released)
-        for _ in range(20):
-            found.advance()
-        assert torch.equal(reward.anchors[-1], reward.anchors[-2]) == released
+def test_a_released_survivor_has_one_beams_queue_and_anothers_newest_slots():
+    apart, last = [[2.0, 0.0], [1.0, 0.0]], [[2.0, 1.0], [0.5, 0.0]]
+    reward = Scripted(*apart * 12, *last)
+    found = search(reward=reward, candidates=2, greedy=0.0, proposal="noise", released=True)
+    for _ in range(1 + 12):
+        found.advance()
+    older = (
+        12 - found.context - 1
+    )  # of a queue after a pass, what its last windows have not written
+    one, other = (beam.marks[:older] for beam in found.beams)
+    assert not set(one) & set(other)
+    frame = found.beams[0].queue.frames[-1] + 1
+    found.advance()
+    assert [beam.score for beam in found.beams] == [2.0, 0.5]
+    # Both have beam 0's queue, since its candidates are the two best, but the second beam 1's newest slots.
+    one, other = (beam.marks for beam in found.beams)
+    assert one[:older] == other[:older]
+    assert not set(one[-found.context :]) & set(other[-found.context :])
+    for survivor, draw in zip(found.beams, (0, 2), strict=True):
+        assert torch.equal(survivor.queue.state["x"][-1:], NOISE([frame], "queue", draw))
+
+
+def fronts_and_anchors(released):
+    """Return what each beam finished in every pass, and what its candidates were held against."""
+    reward = Scripted(*[[1.0, 0.0]] * 60)
+    # Never greedy: both beams live on, so that in time their finished frames differ.
+    found = search(reward=reward, candidates=2, greedy=0.0, lag=99, released=released)
+    fronts = []
+    step = found._step
+
+    def watch(queue, writes, prediction):
+        run = step(queue, writes, prediction)
+        if writes.start == found.context and len(queue) > found.window:
+            finished.append(run[0].latents[0])
+        return run
+
+    found._step = watch
+    for _ in range(20):
+        finished = []
+        found.advance()
+        fronts.append(finished)
+    return fronts, reward.anchors
+
+
+def test_each_beam_has_an_anchor_of_its_own():
+    fronts, anchors = fronts_and_anchors(False)
+    assert [len(finished) for finished in fronts[-3:]] == [2, 2, 2], "the beams' histories differ"
+    before = fronts[-2]
+    assert torch.equal(anchors[-2], before[0])
+    assert torch.equal(anchors[-1], before[1])
+
+
+def test_the_released_anchor_is_what_was_finished_last_by_any_beam():
+    """The first beam's is the last one's of the pass before, the second's the first one's of this pass."""
+    fronts, anchors = fronts_and_anchors(True)
+    for now in range(2, 20):
+        first, second = anchors[2 * now - 2 : 2 * now]
+        assert torch.equal(first, fronts[now - 1][-1])
+        assert torch.equal(second, fronts[now][0])
+
+
+def test_the_released_anchor_without_a_settled_window():
+    reward = Scripted(*[[1.0, 0.0]] * 8)
+    found = search(reward=reward, candidates=2, lookahead=False, steps=8, released=True)
+    for _ in range(4):
+        found.advance()
+    assert not found.settled
+    assert not torch.equal(reward.anchors[-1], reward.anchors[-2])
 
 
 def test_the_released_first_pass_is_without_guidance():

@@ -35,28 +35,30 @@ def best(beams: Sequence[Beam]) -> Beam:
     return max(beams, key=lambda beam: beam.score)
 
 
-def select(scores: Tensor, keep: int, greedy: bool, released: bool) -> list[tuple[int, int]]:
-    """Return which (beam, candidate) pairs survive.
+def select(scores: Tensor, keep: int, greedy: bool, released: bool) -> list[tuple[int, int, int]]:
+    """Return what survives, as (beam, other beam, candidate): a beam's queue and another's newest slots.
 
-    Equal scores leave the earlier beam, then the earlier candidate, ahead.
+    The newest slots are those of the last window, denoised with the candidate at its end. The two beams
+    are the same one, but where the released code pairs what does not belong together. Equal scores leave
+    the earlier beam, then the earlier candidate, ahead.
 
     Args:
         scores: ``[m, k]``.
         keep: Survivors of a greedy choice, the best first.
         greedy: The best of all candidates; else the best candidate of every beam, in the beams' order.
-        released: Not greedy, survivor j pairs the beam of the j-th best candidate of all with the
-            number of beam j's own best candidate, which need not belong together.
+        released: Not greedy, survivor j has the queue of the beam that the j-th best candidate of all is
+            of, and the newest slots of beam j's own best candidate.
     """
     width = scores.shape[1]
     order = scores.flatten().argsort(descending=True, stable=True).tolist()
     best = [divmod(place, width) for place in order]
     if greedy:
-        return best[:keep]
+        return [(beam, beam, number) for beam, number in best[:keep]]
     # Not argmax, which may name any one of equal scores.
-    own = scores.argsort(dim=1, descending=True, stable=True)[:, 0].tolist()
+    own = enumerate(scores.argsort(dim=1, descending=True, stable=True)[:, 0].tolist())
     if released:
-        return [(beam, number) for (beam, _), number in zip(best, own, strict=False)]
-    return list(enumerate(own))
+        return [(beam, *newest) for (beam, _), newest in zip(best, own, strict=False)]
+    return [(beam, beam, number) for beam, number in own]
 
 
 def agreed(beams: Sequence[Beam], lag: int, left: int | None) -> tuple[list[Tensor], list[Beam]]:

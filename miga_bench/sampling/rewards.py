@@ -117,6 +117,8 @@ class DinoSimilarity(DecodedConsistency):
         frames: See ``Consistency``.
         network: A transformers ``ViTModel``; by default DINO's is fetched when first used.
         size: Shorter side of the pictures it is given.
+        square: Squash them to ``size`` by ``size``, as ScalingNoise's code does; else they keep their shape,
+            as VBench's do.
         device: Where a fetched network runs.
     """
 
@@ -126,10 +128,11 @@ class DinoSimilarity(DecodedConsistency):
         frames: Frames = "all",
         network: Any = None,
         size: int = 224,
+        square: bool = False,
         device: str = "cpu",
     ) -> None:
         super().__init__(decoder, frames)
-        self.network, self.size, self.device = network, size, device
+        self.network, self.size, self.square, self.device = network, size, square, device
 
     def features(self, latents: Tensor) -> Tensor:
         """Return class tokens, ``[N, hidden size]``.
@@ -142,6 +145,8 @@ class DinoSimilarity(DecodedConsistency):
         height, width = pictures.shape[-2:]
         scale = self.size / min(height, width)
         size = (int(height * scale), int(width * scale))
+        if self.square:
+            size = (self.size, self.size)
         pictures = functional.interpolate(pictures, size, mode="bilinear")
         mean = torch.tensor(DINO_MEAN, device=pictures.device)[:, None, None]
         std = torch.tensor(DINO_STD, device=pictures.device)[:, None, None]
@@ -168,8 +173,9 @@ RewardName = Literal["latent", "frame", "dino"]
 REWARDS: dict[str, Callable[[Backbone, Frames], Reward]] = {
     "latent": lambda backbone, frames: LatentSimilarity(frames),
     "frame": lambda backbone, frames: FrameSimilarity(backbone.decoder, frames),
+    # What reads the last frame only is the released reward, which squashes its pictures, too.
     "dino": lambda backbone, frames: DinoSimilarity(
-        backbone.decoder, frames, device=backbone.device
+        backbone.decoder, frames, square=frames == "last", device=backbone.device
     ),
 }
 

@@ -58,9 +58,12 @@ class ScalingNoiseSettings(CommonSettings):
         proposal: What candidates are drawn from: the ``mixture`` of the four, or one of them.
         lookahead: Whether a window writes only its noisier half, as in FIFO.
         lag: Latents that may wait for the beams to agree before the best beam decides.
-        released: Follow the released code: the reward is the cosine of anchor and last frame, all beams
-            share the anchor of the last one, a pass that is not greedy may pair one beam with another
-            one's candidate, the first pass is without guidance, and see ``frequency_mixed``.
+        released: Follow the released code: the reward is the cosine of anchor and last frame (DINO's of
+            pictures squashed to a square); all beams share one anchor, which each of them overwrites with
+            the frame it has just finished, so that a beam is held against the beam before it, and the
+            first against the last one's frame of the pass before; a pass that is not greedy may give one
+            beam's queue another one's newest slots, see ``select``; the first pass is without guidance;
+            and see ``frequency_mixed``.
     """
 
     beams: int
@@ -154,6 +157,7 @@ class Search:
     Attributes:
         beams: The survivors of the last pass, as many as the settings say.
         similarity: The best survivor's score; None where there was nothing to choose.
+        shared: As released, the one anchor ``[C, H, W]`` as the last pass left it; None before the first.
     """
 
     settings: ScalingNoiseSettings
@@ -162,6 +166,7 @@ class Search:
     reward: Reward
     beams: list[Beam] = field(init=False)
     similarity: float | None = None
+    shared: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.context = self.window - self.window // 2 if self.settings.lookahead else 0
@@ -192,18 +197,29 @@ class Search:
             for (key, work), prediction in zip(works.items(), predictions, strict=False)
         }
         wholes = [list(part) for part in _batched(predictions[len(works) :], len(rows[0]))]
-        scores = self._scores(rows, wholes)
+        written = self.last.writes
+        anchors = [beam.anchor for beam in self.beams]
+        if s.released:
+            # With all in one window, the released loop leaves its last candidate in the queue.
+            fronts = [
+                runs[keys[0]][0].latents[0]
+                if keys
+                else self._step(row[-1], written, whole[-1][written.start :])[0].latents[0]
+                for keys, row, whole in zip(needed, rows, wholes, strict=True)
+            ]
+            anchors = [self.shared, *fronts[:-1]]
+            self.shared = fronts[-1].clone()  # a view would keep the whole run
+        scores = self._scores(rows, wholes, anchors)
         # Distinct for every pass: frame numbers rise by one.
         draw = draw_uniform(denoiser.noise, rows[0][0].frames[-1], "selection")
         chosen = select(scores, s.beams, draw < s.greedy, s.released)
-        written = self.last.writes
         ends = {
-            (b, c): self._step(rows[b][c], written, wholes[b][c][written.start :])
-            for b, c in dict.fromkeys(chosen)
+            (t, c): self._step(rows[t][c], written, wholes[t][c][written.start :])
+            for t, c in dict.fromkeys((t, c) for _, t, c in chosen)
         }
         self.beams = [
-            self._next(b, [*(runs[key] for key in needed[b]), ends[b, c]], float(scores[b, c]))
-            for b, c in chosen
+            self._next(b, [*(runs[key] for key in needed[b]), ends[t, c]], float(scores[t, c]))
+            for b, t, c in chosen
         ]
         self._seeded = None
         self.beams += [best(self.beams)] * (s.beams - len(self.beams))
@@ -261,16 +277,25 @@ class Search:
         stepped = self.denoiser.step(slots, prediction, "fifo step")
         return stepped, self._fresh_marks(len(stepped))
 
-    def _scores(self, rows: list[list[Queue]], predictions: list[list[Tensor]]) -> Tensor:
-        """Return the candidates' rewards ``[m, k]`` on the CPU; 0 where there is no choice."""
+    def _scores(
+        self,
+        rows: list[list[Queue]],
+        predictions: list[list[Tensor]],
+        anchors: Sequence[Tensor | None],
+    ) -> Tensor:
+        """Return the candidates' rewards ``[m, k]`` on the CPU; 0 where there is no choice.
+
+        Args:
+            rows: Each beam's last window with each of its candidates.
+            predictions: For them.
+            anchors: What each beam's are held against, ``[C, H, W]``; none is needed without a choice.
+        """
         if len(rows) * len(rows[0]) == 1:
             return torch.zeros(1, 1)
         clean = self.denoiser.solver.clean_prediction
         scores = []
-        for beam, queues, row in zip(self.beams, rows, predictions, strict=True):
+        for anchor, queues, row in zip(anchors, rows, predictions, strict=True):
             ahead = [clean(q.latents, p, q.levels) for q, p in zip(queues, row, strict=True)]
-            # The released loop has one anchor, that of the beam it came to last.
-            anchor = (self.beams[-1] if self.settings.released else beam).anchor
             assert anchor is not None
             scores.append(self.reward(torch.stack(ahead), anchor).float().cpu())
         return torch.stack(scores)
