@@ -9,7 +9,8 @@ without rows costs nothing but waiting.
 The predictions travel as float32, which holds float16 and bfloat16 exactly. A row's result does not depend
 on what its neighbors hold, but its last bits may depend on how many there are (matrix products treat the
 edge of a batch differently), so the video equals that of one process bit for bit where that one's calls
-hold the same rows, and to float tolerance otherwise. All processes have the same bits.
+hold the same rows, and to float tolerance otherwise, but where a search or the cache decides by a number so
+near to another that the last bits part them. All processes have the same bits, and so decide alike.
 
 Before predictions are exchanged, processes say in a few numbers what they are doing. One that fails or
 leaves early says so instead, and all others stop with one error; so they do if their inputs are not the

@@ -2,7 +2,8 @@
 
 How many rows fit is an estimate on a GPU, and another program may take memory meanwhile. Rows do not depend
 on each other, so a call that fails is made in halves, and no later call of the video is larger. The numbers
-are those of the whole call to float tolerance. Processes that share a call each do so with their own rows.
+are those of the whole call to float tolerance, as with any other batch (see ``reflection.py``). Processes that
+share a call each do so with their own rows.
 """
 
 from __future__ import annotations

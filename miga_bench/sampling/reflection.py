@@ -4,6 +4,10 @@ The judged chunk is compared with the cleaner chunks right before it, all of the
 When the score falls by more than ``threshold`` from one pass to the next, ``candidates`` new tails are
 drawn and denoised behind the frozen reference; the best one replaces the judged chunk and what is behind
 it, if it scores higher.
+
+These are decisions by numbers whose last bits depend on how many rows a denoiser call has. With another
+batch, or another number of processes, a video is the same to float tolerance only as long as no drop is
+that near the threshold, and no two scores are that near each other.
 """
 
 from __future__ import annotations

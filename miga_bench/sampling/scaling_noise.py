@@ -11,6 +11,10 @@ the last few windows are paid for more than once. The same marks tell which late
 latent is handed out when all beams have it in their history. If they do not agree within ``lag`` latents,
 the beams that differ from the best one give way to copies of it, so that an endless video needs no
 more memory than its queues.
+
+Which candidates are best is decided by numbers whose last bits depend on how many rows a denoiser call has.
+With another batch, or another number of processes, a video is the same to float tolerance only as long as
+no two scores between which a choice is made are that near each other.
 """
 
 from __future__ import annotations
