@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,8 +43,9 @@ class Lora:
             raise UserError(
                 f"--lora {path} is no safetensors file that can be read ({error}): fetch it again"
             ) from None
+        state = self._strengthened(state, about)
         self.updates: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in _renamed(state).items():
+        for key, tensor in self._renamed(state).items():
             found = _PARTS.search(key)
             if found is None:
                 raise UserError(
@@ -55,7 +57,71 @@ class Lora:
             self.updates.setdefault(module, {})[part] = tensor
         if not self.updates:
             raise UserError(f"--lora {path} is empty: give a file that updates weights")
-        self._alpha = _stated_alpha(about)
+
+    def _strengthened(
+        self, state: dict[str, Tensor], about: Mapping[str, str]
+    ) -> dict[str, Tensor]:
+        """Return the state by names without trainers' wrappers, its updates as strong as is stated beside it.
+
+        Raises:
+            UserError: The file is of PEFT's and what it states of strengths is missing, or is not known here.
+        """
+        if any(_PARTS.search(key) and key.endswith("alpha") for key in state):
+            return {_WRAPPERS.sub("", key): tensor for key, tensor in state.items()}
+        stated = _stated(about)
+        beside = self.path.with_name("adapter_config.json")
+        if not stated and any(key.startswith("base_model.model.") for key in state):
+            try:
+                stated = dict(json.loads(beside.read_text(encoding="utf-8")))
+            except FileNotFoundError:
+                raise UserError(
+                    f"--lora {self.path} is of PEFT's, which states strengths in {beside.name}: put that file"
+                    " beside it"
+                ) from None
+            except (OSError, ValueError, TypeError) as error:
+                raise UserError(
+                    f"--lora {self.path}: {beside} cannot be read ({error}): fetch it again"
+                ) from None
+        if stated.get("use_dora"):
+            raise UserError(
+                f"--lora {self.path} is a DoRA, which scales by magnitudes: give a plain LoRA"
+            )
+        strengthened = {}
+        for key, tensor in state.items():
+            name, found = _WRAPPERS.sub("", key), _PARTS.search(key)
+            if stated and found is not None and found[1] in ("B", "up"):
+                try:
+                    strength = _strength(stated, _PARTS.sub("", name), tensor.shape[1])
+                except (TypeError, ValueError, AttributeError, re.error) as error:
+                    raise UserError(
+                        f"--lora {self.path}: what is stated of strengths cannot be used ({error}): fetch it"
+                        " again"
+                    ) from None
+                tensor = tensor.float() * strength
+            strengthened[name] = tensor
+        return strengthened
+
+    def _renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return keys as diffusers has them; LoRAs of Wan's own code have its names.
+
+        Raises:
+            UserError: They have Wan's names and others.
+        """
+        if not any(".self_attn." in key and key.startswith("blocks.") for key in state):
+            return state
+        from diffusers.loaders.lora_conversion_utils import (
+            _convert_non_diffusers_wan_lora_to_diffusers,
+        )
+
+        named = {f"diffusion_model.{key}".replace(".default.", "."): t for key, t in state.items()}
+        try:
+            converted = dict(_convert_non_diffusers_wan_lora_to_diffusers(named))
+        except (ValueError, KeyError, IndexError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"--lora {self.path} has names that are not all Wan's ({reason}): is it a LoRA of another model?"
+            ) from None
+        return {_WRAPPERS.sub("", key): tensor for key, tensor in converted.items()}
 
     def merge(self, network: nn.Module) -> None:
         """Add the updates to a network's weights.
@@ -77,7 +143,7 @@ class Lora:
                 )
             down, up = parts["down"].float(), parts["up"].float()
             rank = len(down)
-            alpha = float(parts["alpha"]) if "alpha" in parts else self._alpha or rank
+            alpha = float(parts["alpha"]) if "alpha" in parts else rank
             update = up.flatten(1) @ down.flatten(1) * (alpha / rank * self.scale)
             if update.numel() != weight.numel() or len(up) != len(weight):
                 raise UserError(
@@ -89,21 +155,20 @@ class Lora:
                 weight.copy_(merged.to(weight.dtype))
 
 
-def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return keys as diffusers has them; LoRAs of Wan's own code have its names."""
-    if any(".self_attn." in key and "blocks." in key for key in state):
-        from diffusers.loaders.lora_conversion_utils import (
-            _convert_non_diffusers_wan_lora_to_diffusers,
-        )
-
-        return dict(_convert_non_diffusers_wan_lora_to_diffusers(dict(state)))
-    return dict(state)
-
-
-def _stated_alpha(about: Mapping[str, str]) -> float | None:
-    """Return the alpha that diffusers writes beside the tensors."""
+def _stated(about: Mapping[str, str]) -> dict[str, Any]:
+    """Return what diffusers writes beside the tensors of PEFT's settings, empty where it wrote nothing."""
     try:
         stated: dict[str, Any] = json.loads(about.get("lora_adapter_metadata", "{}"))
-    except ValueError:
-        return None
-    return next((float(v) for k, v in stated.items() if k.endswith("lora_alpha")), None)
+        return {key.rpartition(".")[2]: value for key, value in stated.items()}
+    except (ValueError, AttributeError):
+        return {}
+
+
+def _strength(stated: Mapping[str, Any], module: str, rank: int) -> float:
+    """Return what PEFT multiplies a module's update by, see ``peft.LoraConfig``."""
+    alpha = stated.get("lora_alpha") or rank
+    for pattern, value in (stated.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({_WRAPPERS.sub('', pattern)})$", module):
+            alpha = value
+            break
+    return float(alpha) / (math.sqrt(rank) if stated.get("use_rslora") else rank)
