@@ -327,3 +327,18 @@ def test_the_command_says_in_one_line_that_a_rate_is_unknown(tmp_path):
     (line,) = (line for line in done.stderr.splitlines() if "fps" in line)
     assert line.startswith("miga-bench: ")
     assert line.endswith("is told fps 60: expect motion it was not trained on")
+
+
+def test_a_compiled_network_takes_a_cut_too(tmp_path):
+    backbone = load_backbone(tiny_folder(tmp_path / "model"), device="cpu", height=16, width=16)
+    channels, height, width = backbone.latent_shape
+    inputs = (
+        torch.randn(1, channels, 5, height, width),
+        torch.rand(1, 5) * 900,
+        torch.randn(1, backbone.text.length, backbone.text_width),
+    )
+    with torch.inference_mode():
+        wanted = backbone.denoiser(*inputs, cut=2)
+        backbone.denoiser.network.compile(backend="eager")  # the tracer without the compiler
+        assert backbone.can_cut
+        assert torch.allclose(backbone.denoiser(*inputs, cut=2), wanted, atol=1e-5)
