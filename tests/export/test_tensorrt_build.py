@@ -12,7 +12,7 @@ import torch
 from tensorrt_fixtures import exported_wan, small_export
 
 from miga_bench.cli import main
-from miga_bench.errors import ExportError, UserError
+from miga_bench.errors import ExportError, Notice, UserError
 from miga_bench.export.tensorrt import build as building
 from miga_bench.export.tensorrt import library as libraries
 from miga_bench.export.tensorrt.build import Options, build
@@ -317,23 +317,37 @@ def test_measured_times_are_kept_for_the_next_build(tmp_path):
             self.known = known
             return None if known == b"damaged" else self
 
+        attached = None
+
         def set_timing_cache(self, cache, ignore_mismatch):
             assert cache is self
             assert not ignore_mismatch
+            self.attached = None if self.known == b"of another GPU" else self.known
+            return self.attached is not None
 
         def get_timing_cache(self):
-            return SimpleNamespace(serialize=lambda: self.known + b"+")
+            if self.attached is None:
+                return None
+            return SimpleNamespace(serialize=lambda: self.attached + b"+")
 
     library = SimpleNamespace(name="tensorrt", version="11.4.0", targets=())
-    manifest = SimpleNamespace(compute_capability="9.0")
+    manifest = SimpleNamespace(compute_capability="9.0", device="NVIDIA H100 80GB HBM3")
     for wanted in (b"+", b"++"):
-        building._TimingCache(tmp_path / "engines", library, manifest, Config()).keep()
+        building.TimingCache(tmp_path / "engines", library, manifest, Config()).keep()
         (path,) = (tmp_path / "engines").iterdir()
-        assert path.name == "timing.tensorrt-11.4.0.sm90.cache"
+        assert path.name == "timing.tensorrt-11.4.0.sm90.NVIDIA-H100-80GB-HBM3.cache"
         assert path.read_bytes() == wanted
-    path.write_bytes(b"damaged")
-    building._TimingCache(tmp_path / "engines", library, manifest, Config()).keep()
+    for unusable in (b"damaged", b"of another GPU"):
+        path.write_bytes(unusable)
+        building.TimingCache(tmp_path / "engines", library, manifest, Config()).keep()
+        assert path.read_bytes() == b"+"
+    cache = building.TimingCache(tmp_path / "engines", library, manifest, Config())
+    cache.config.attached = None  # the library has none
+    cache.keep()
     assert path.read_bytes() == b"+"
+    (tmp_path / "file").touch()
+    with pytest.warns(Notice, match="cannot be written .*: the engine is whole"):
+        building.TimingCache(tmp_path / "file" / "x", library, manifest, Config()).keep()
 
 
 def test_the_command_says_what_is_wrong(rtx, export, capsys):

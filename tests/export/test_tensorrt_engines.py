@@ -83,6 +83,21 @@ def test_of_several_engines_the_last_that_fits_is_taken(export):
     assert find(export.folder, HERE, GPU)[0] == first
 
 
+def test_an_engine_of_this_model_of_gpu_goes_before_others(export):
+    names = ("NVIDIA H100 PCIe", "NVIDIA H200")
+    first, last = (written(export, device=name, device_bytes=80 << 30) for name in names)
+    assert first.name != last.name  # neither build takes the place of the other
+    for device, path in zip(names, (first, last), strict=True):
+        assert find(export.folder, HERE, GPU, device=device)[0] == path
+    assert find(export.folder, HERE, GPU, device="NVIDIA GH200")[0] == last
+    manifest = Manifest.read(first)
+    assert manifest.elsewhere("NVIDIA H100 PCIe", 80 << 30) is None
+    assert "this is NVIDIA H200 (141 GiB)" in manifest.elsewhere("NVIDIA H200", 141 << 30)
+    assert "(80 GiB), this is" in manifest.elsewhere("NVIDIA H100 PCIe", 40 << 30)  # a share of it
+    anywhere = record(export)  # by a library that builds for any
+    assert anywhere.elsewhere("NVIDIA H200", 141 << 30) is None
+
+
 def test_a_stale_engine_is_not_loaded(export):
     path = written(export)
     small_export(export.folder, scale=0.7)  # exported anew

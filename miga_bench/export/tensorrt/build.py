@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -16,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from miga_bench import __version__
-from miga_bench.errors import ExportError, UserError
+from miga_bench.errors import ExportError, Notice, UserError
 from miga_bench.export.sidecar import Sidecar
-from miga_bench.export.tensorrt.library import Library, gpu
-from miga_bench.export.tensorrt.manifest import FOLDER, Manifest
+from miga_bench.export.tensorrt.library import Library, gpu, gpu_model
+from miga_bench.export.tensorrt.manifest import FOLDER, Manifest, model_slug
 from miga_bench.export.tensorrt.profiles import Profile
 
 GRAPH = "denoiser"
@@ -72,6 +73,7 @@ def build(folder: Path, library: Library, options: Options, say: Say) -> list[di
     profiles = [Profile.parse(text, sidecar.inputs) for text in options.profiles]
     say("checking files")
     sidecar.check()
+    device, memory = ("", 0) if library.targets else gpu_model()
     plan = [
         Manifest(
             graph=GRAPH,
@@ -85,6 +87,8 @@ def build(folder: Path, library: Library, options: Options, say: Say) -> list[di
             builder_level=options.level,
             weight_streaming=options.weight_streaming,
             refittable=options.refittable,
+            device=device,
+            device_bytes=memory,
         )
         for capability in capabilities
     ]
@@ -143,10 +147,11 @@ def _engine(
             if (there.name, there.onnx) == (manifest.name, manifest.onnx) and there.is_of(path):
                 return {"engine": str(path), "reused": True, **asdict(there)}
     started = time.perf_counter()
-    engine = _serialized(sidecar, library, manifest, say)
+    engine, cache = _serialized(sidecar, library, manifest, say)
     manifest = finished(manifest, engine, time.perf_counter() - started)
     say(f"writing {path.name}")
     path = keep(manifest, path.parent, engine)
+    cache.keep()  # what was built is on the disk, whatever happens to this
     return {"engine": str(path), "reused": False, **asdict(manifest)}
 
 
@@ -178,8 +183,10 @@ def finished(manifest: Manifest, engine: Any, seconds: float) -> Manifest:
     )
 
 
-def _serialized(sidecar: Sidecar, library: Library, manifest: Manifest, say: Say) -> Any:
-    """Return the engine's bytes, as an object with a buffer."""
+def _serialized(
+    sidecar: Sidecar, library: Library, manifest: Manifest, say: Say
+) -> tuple[Any, TimingCache]:
+    """Return the engine's bytes, as an object with a buffer, and what was measured for it."""
     trt = library.module
     builder = trt.Builder(library.logger)
     say(f"reading {sidecar.onnx}")
@@ -206,7 +213,7 @@ def _serialized(sidecar: Sidecar, library: Library, manifest: Manifest, say: Say
     if library.targets:
         config.num_compute_capabilities = 1
         config.set_compute_capability(library.target(manifest.compute_capability), 0)
-    cache = _TimingCache(sidecar.folder / FOLDER, library, manifest, config)
+    cache = TimingCache(sidecar.folder / FOLDER, library, manifest, config)
     monitor = _monitor(trt, manifest.compute_capability, say)
     config.progress_monitor = monitor
     say(f"building for {manifest.compute_capability}")
@@ -219,8 +226,7 @@ def _serialized(sidecar: Sidecar, library: Library, manifest: Manifest, say: Say
             f"{library.name} {library.version} could not build {sidecar.path} for compute capability "
             f"{manifest.compute_capability}: {library.failure()}"
         )
-    cache.keep()
-    return engine
+    return engine, cache
 
 
 def _unsupported(sidecar: Sidecar, library: Library, parser: Any) -> str:
@@ -256,32 +262,45 @@ def _let_attention_decompose(trt: Any, network: Any) -> None:
             layer.attention.decomposable = True
 
 
-class _TimingCache:
+class TimingCache:
     """Measured kernel times of earlier builds, where the library keeps such: builds repeat faster.
 
-    A library that builds for absent GPUs times nothing.
+    A library that builds for absent GPUs times nothing. Times are of one model of GPU.
     """
 
     def __init__(self, folder: Path, library: Library, manifest: Manifest, config: Any) -> None:
         self.config = None if library.targets else config
         gpu_name = "sm" + manifest.compute_capability.replace(".", "")
-        self.path = folder / f"timing.{library.name}-{library.version}.{gpu_name}.cache"
+        names = [f"{library.name}-{library.version}", gpu_name, *model_slug(manifest.device)]
+        self.path = folder / f"timing.{'.'.join(names)}.cache"
         if self.config is not None:
-            known = self.path.read_bytes() if self.path.is_file() else b""
-            self.cache = config.create_timing_cache(known) or config.create_timing_cache(b"")
-            config.set_timing_cache(self.cache, ignore_mismatch=False)
+            known = b""
+            with suppress(OSError):
+                known = self.path.read_bytes()
+            self.cache = config.create_timing_cache(known)
+            if not self.cache or not config.set_timing_cache(self.cache, ignore_mismatch=False):
+                self.cache = config.create_timing_cache(b"")
+                config.set_timing_cache(self.cache, ignore_mismatch=False)
 
     def keep(self) -> None:
-        """Write what is known now."""
-        if self.config is None:
+        """Write what is known now; a folder that takes no more is only a notice."""
+        cache = None if self.config is None else self.config.get_timing_cache()
+        if cache is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
         try:
-            part.write_bytes(self.config.get_timing_cache().serialize())
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(cache.serialize())
             part.replace(self.path)
-        finally:
-            part.unlink(missing_ok=True)
+        except OSError as error:
+            with suppress(OSError):
+                part.unlink()
+            warnings.warn(
+                f"{self.path} cannot be written ({(error.strerror or str(error)).lower()}): the engine is"
+                " whole, a next build measures anew",
+                Notice,
+                stacklevel=2,
+            )
 
 
 def _monitor(trt: Any, capability: str, say: Say) -> Any:

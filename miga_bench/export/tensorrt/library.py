@@ -131,6 +131,16 @@ def _logger(trt: Any) -> Any:
     return Logger()
 
 
+def gpu_model(device: str = "cuda") -> tuple[str, int]:
+    """Return a GPU's name and bytes of memory; nothing and 0 where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "", 0
+    found = torch.cuda.get_device_properties(device)
+    return str(found.name), int(found.total_memory)
+
+
 def gpu(device: str = "cuda") -> str | None:
     """Return the compute capability of a GPU, such as ``8.9``; None where there is none."""
     import torch

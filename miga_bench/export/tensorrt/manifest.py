@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -40,6 +41,8 @@ class Manifest:
         builder_level: How long the library searched, 0 to 5.
         weight_streaming: Whether weights may stay in main memory.
         refittable: Whether it can take other weights.
+        device: Name of the GPU it was built on, where the library measures on it.
+        device_bytes: Memory of that GPU.
         build_seconds: Time the build took.
         built: When, in UTC.
         code: Version of miga-bench.
@@ -58,6 +61,8 @@ class Manifest:
     builder_level: int
     weight_streaming: bool
     refittable: bool
+    device: str = ""
+    device_bytes: int = 0
     build_seconds: float = 0.0
     built: str = ""
     code: str = ""
@@ -77,6 +82,7 @@ class Manifest:
             f"onnx-{self.onnx[:8]}",
             f"level-{self.builder_level}",
         ]
+        parts += model_slug(self.device)
         parts += ["streaming"] if self.weight_streaming else []
         parts += ["refittable"] if self.refittable else []
         return ".".join(parts) + ".engine"
@@ -100,6 +106,18 @@ class Manifest:
             raise UserError(
                 f"{path} is not the record of an engine ({error}): build it again with --force"
             ) from None
+
+    def elsewhere(self, device: str, memory: int) -> str | None:
+        """Say that it was built on another model of GPU than ``device`` of ``memory`` bytes, if it was.
+
+        Such an engine may run: kernels and their scratch memory were chosen for the other model.
+        """
+        if self.device in ("", device) and self.device_bytes <= memory:
+            return None
+        sizes = [f"{size / 2**30:.0f} GiB" for size in (self.device_bytes, memory)]
+        return (
+            f"was built on {self.device} ({sizes[0]}), this is {device or 'another'} ({sizes[1]})"
+        )
 
     def is_of(self, engine: Path) -> bool:
         """Return whether a file is, byte for byte, the engine that this record is of."""
@@ -137,8 +155,17 @@ class Manifest:
         return path
 
 
+def model_slug(device: str) -> list[str]:
+    """Return the part of a file's name that tells a model of GPU, none where it does not matter."""
+    return [re.sub(r"[^A-Za-z0-9]+", "-", device).strip("-")] if device else []
+
+
 def find(
-    where: Path, installed: Mapping[str, str], capability: str, trusted: bool = False
+    where: Path,
+    installed: Mapping[str, str],
+    capability: str,
+    trusted: bool = False,
+    device: str = "",
 ) -> tuple[Path, Manifest | None]:
     """Return the engine to load, and its record; an engine that the user vouches for may have none.
 
@@ -148,13 +175,14 @@ def find(
         capability: Of the GPU.
         trusted: Whether the user vouches for ``where``, one engine: it may then lie anywhere, and
             have another hash than its record says or no record at all.
+        device: Name of the GPU; engines that were built on its model go first.
 
     Raises:
         UserError: There is none, or it is stale, foreign, damaged or not to be trusted.
     """
     if where.is_dir():
         sidecar = Sidecar.read(where, "denoiser")
-        path, manifest = _newest(sidecar, installed, capability)
+        path, manifest = _newest(sidecar, installed, capability, device)
         _refuse_changed(path, manifest)
         return path, manifest
     if not where.is_file():
@@ -182,7 +210,7 @@ def find(
 
 
 def _newest(
-    sidecar: Sidecar, installed: Mapping[str, str], capability: str
+    sidecar: Sidecar, installed: Mapping[str, str], capability: str, device: str
 ) -> tuple[Path, Manifest]:
     build = f"build one: miga-bench export tensorrt {sidecar.folder}"
     engines, unreadable = [], None
@@ -193,7 +221,7 @@ def _newest(
             unreadable = error
     if not engines:
         raise unreadable or UserError(f"{sidecar.folder} has no engine; {build}")
-    engines.sort(key=lambda engine: engine[1].built)
+    engines.sort(key=lambda engine: (engine[1].device in ("", device), engine[1].built))
     for path, manifest in reversed(engines):
         if not _reason(manifest, sidecar, installed, capability):
             return path, manifest

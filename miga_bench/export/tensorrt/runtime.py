@@ -23,7 +23,7 @@ from torch import Tensor
 from miga_bench.backbones import memory
 from miga_bench.backbones.base import HEADROOM
 from miga_bench.errors import DoesNotFitError, Notice, UserError
-from miga_bench.export.tensorrt.library import Library, gpu, installed
+from miga_bench.export.tensorrt.library import Library, gpu, gpu_model, installed
 from miga_bench.export.tensorrt.manifest import Manifest, find
 from miga_bench.export.tensorrt.profiles import (
     Profile,
@@ -73,7 +73,15 @@ def load_engine(where: Path, device: str = "cuda", trusted: bool = False) -> Loa
             f"--denoiser onnx:{where if where.is_dir() else 'DIR'}"
         )
     versions = {name: library.version for name, library in libraries.items()}
-    path, manifest = find(where, versions, capability, trusted)
+    model, size = gpu_model(device)
+    path, manifest = find(where, versions, capability, trusted, model)
+    reason = manifest.elsewhere(model, size) if manifest else None
+    if reason:
+        warnings.warn(
+            f"{path} {reason}: it may be slow, or not fit; build one here: miga-bench export tensorrt DIR",
+            Notice,
+            stacklevel=2,
+        )
     library = libraries[manifest.library] if manifest else next(iter(libraries.values()))
     runtime = library.module.Runtime(library.logger)
     library.failure()
