@@ -119,7 +119,7 @@ class Lora:
         except (ValueError, KeyError, IndexError) as error:
             reason = " ".join(str(error).split())[:160]
             raise UserError(
-                f"--lora {self.path} has names that are not all Wan's ({reason}): is it a LoRA of another model?"
+                f"--lora {self.path} has names that are not all Wan's ({reason}): is it of another model?"
             ) from None
         return {_WRAPPERS.sub("", key): tensor for key, tensor in converted.items()}
 
