@@ -508,8 +508,9 @@ def test_all_scorers_on_the_embedded_model(tmp_path):
     assert [row.frames for row in results.rows] == [85, 81]  # miga, then short
     for row in results.rows:
         kinds = {label.partition("/")[0] for label in row.scores}
-        assert {"world", "narrlv"} <= kinds
-        assert "narrlv/tna2_t_act" in row.scores
+        assert "world" in kinds
+        # the short clip shows the first text alone, which is no story
+        assert ("narrlv/tna2_t_act" in row.scores) == ("narrlv" in kinds) == (row.arm == "miga")
         assert any(label.endswith("[tiny]") for label in row.scores)
         assert all((value is None) == (label in row.reasons) for label, value in row.scores.items())
         assert len(os.listdir(row.folder / "scores")) == 3
