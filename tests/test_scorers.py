@@ -7,8 +7,6 @@ import random
 import shutil
 import weakref
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -61,15 +59,6 @@ class Counting(ItemScorer):
 
 def counting(**arguments):
     return {"class_path": "test_scorers.Counting", "init_args": arguments}
-
-
-class Twin(Counting):
-    """Another scorer whose numbers have the same labels."""
-
-    name = "twin"
-
-    def labels(self):
-        return frozenset(["none", "count"])
 
 
 @pytest.fixture
@@ -125,27 +114,6 @@ def test_another_scorer_scores_without_making_videos_anew(run, tmp_path):
     assert [version for version, _ in scored] == [1] * 4 + [2] * 4
     (folder, *_) = (tmp_path / "items").glob("*/scores")
     assert {path.name for path in folder.iterdir()} == {Counting().file, Counting(2).file}
-
-
-def test_two_scorers_of_one_label_are_refused_before_work(tmp_path, capsys):
-    """Breaks if one scorer's numbers silently replace another's in results and reports."""
-    twins = [{"class_path": "test_scorers.Twin", "init_args": {"version": n}} for n in (1, 2)]
-    made = configuration(tmp_path, "run", model__metrics=twins)
-    assert main(["predict", "--config", str(made)]) == 2
-    said = capsys.readouterr().err
-    assert "metrics: two scorers give count" in said
-    assert said.count("\n") == 1
-    assert not (tmp_path / "items").exists()
-
-
-def test_labels_are_those_of_the_numbers():
-    """Breaks if scorers whose labels meet are not seen to: both suites give the same flickering."""
-    backbone: Any = SimpleNamespace(device="cpu")
-    tiny, long = SuiteScores(), SuiteScores("vbench-long", networks="tiny")
-    for scorer in (tiny, long):
-        scorer.use(backbone)
-    assert "temporal_flickering" in tiny.labels() & long.labels()
-    assert not WorldScores().labels() & tiny.labels()
 
 
 def test_a_scorer_that_raises_is_noted_and_tried_again_and_the_others_score(run, tmp_path):

@@ -1,11 +1,16 @@
-"""VBench-Long's scores of a video of a run, clip by clip."""
+"""Suites of scores of a run: clip by clip by VBench-Long, and two that would give numbers of one label."""
+
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from test_scorers import item_of, write
+from run_workers import configuration
+from test_scorers import Counting, item_of, write
 
+from miga_bench.cli import main
 from miga_bench.harness.request import PromptAt
-from miga_bench.harness.scorers import SuiteScores
+from miga_bench.harness.scorers import SuiteScores, WorldScores
 
 
 @pytest.mark.parametrize(
@@ -21,3 +26,33 @@ def test_the_curve_of_a_long_video_is_the_scores_of_its_clips(tmp_path, frames, 
     assert [(first, last) for first, last, _ in curve] == clips
     mean = sum(score for *_, score in curve) / len(curve)
     assert found.scores["temporal_flickering"] == pytest.approx(mean, abs=1e-6)
+
+
+class Twin(Counting):
+    """Another scorer whose numbers have the same labels."""
+
+    name = "twin"
+
+    def labels(self):
+        return frozenset(["none", "count"])
+
+
+def test_two_scorers_of_one_label_are_refused_before_work(tmp_path, capsys):
+    """Breaks if one scorer's numbers silently replace another's in results and reports."""
+    twins = [{"class_path": "test_suite_scores.Twin", "init_args": {"version": n}} for n in (1, 2)]
+    made = configuration(tmp_path, "run", model__metrics=twins)
+    assert main(["predict", "--config", str(made)]) == 2
+    said = capsys.readouterr().err
+    assert "metrics: two scorers give count" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "items").exists()
+
+
+def test_labels_are_those_of_the_numbers():
+    """Breaks if scorers whose labels meet are not seen to: both suites give the same flickering."""
+    backbone: Any = SimpleNamespace(device="cpu")
+    tiny, long = SuiteScores(), SuiteScores("vbench-long", networks="tiny")
+    for scorer in (tiny, long):
+        scorer.use(backbone)
+    assert "temporal_flickering" in tiny.labels() & long.labels()
+    assert not WorldScores().labels() & tiny.labels()
