@@ -121,18 +121,17 @@ def test_prompts_within_one_latent_are_refused(tmp_path):
         generate(request(tmp_path, prompts=prompts), backbone=SimpleBackbone())
 
 
-def test_a_prompt_beyond_the_methods_own_length_is_refused(tmp_path):
-    """``short`` makes 21 frames, whatever the default of the others."""
-    for then, refused in ((20, False), (21, True), (200, True)):
-        prompts = [PromptAt("a"), PromptAt("b", then)]
-        few = {"method": "short", "frames": None, "overrides": {"steps": "2"}, "overwrite": True}
-        wanted = request(tmp_path / str(then), prompts=prompts, **few)
-        if not refused:
-            assert generate(wanted, backbone=SimpleBackbone()).frames == 21
-            continue
-        with pytest.raises(UserError, match=f"--then {then}:.* after the last of 21 frames"):
-            generate(wanted, backbone=SimpleBackbone())
-        assert not (tmp_path / str(then)).exists()
+@pytest.mark.parametrize(
+    ("then", "rule"),
+    [(20, "one prompt"), (21, "after the last of 21 frames"), (200, "after the last of 21 frames")],
+)
+def test_a_prompt_that_short_cannot_show_is_refused(tmp_path, then, rule):
+    """``short`` makes 21 frames under one prompt, whatever the default of the others."""
+    prompts = [PromptAt("a"), PromptAt("b", then)]
+    few = {"method": "short", "frames": None, "overrides": {"steps": "2"}}
+    with pytest.raises(UserError, match=rule):
+        generate(request(tmp_path, prompts=prompts, **few), backbone=SimpleBackbone())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nan_at_once_leaves_nothing(tmp_path):
