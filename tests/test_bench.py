@@ -164,6 +164,27 @@ def test_the_table_and_the_document(monkeypatch, capsys):
     assert "[2/2] memory: looking at memory ..." in said.err
 
 
+def test_a_part_that_fails_loses_no_other(monkeypatch, capsys):
+    """Breaks if twelve minutes of measurements are lost because the thirteenth went wrong."""
+
+    def part(name):
+        def measure(say, repeats):
+            if name == "plain":
+                raise FailedError("python ended with 1: it broke")
+            return Part({"found": name}, [Row(f"what of {name}", "1.00")])
+
+        return measure
+
+    monkeypatch.setattr(suite, "_measure", part)
+    assert main(["bench", "--only", "plain", "--only", "memory"]) == 1
+    said = capsys.readouterr()
+    document = json.loads(said.out.splitlines()[-1])
+    assert document["plain"] == {"error": "python ended with 1: it broke"}
+    assert document["memory"] == {"found": "memory"}
+    assert "what of memory" in said.out
+    assert "plain failed" in said.err
+
+
 @pytest.mark.parametrize("repeats", ["0", "101"])
 def test_repeats_out_of_range(repeats, capsys):
     assert main(["bench", "--repeats", repeats]) == 2

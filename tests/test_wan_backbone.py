@@ -40,6 +40,7 @@ def test_what_a_sampler_sees(backbone, folder):
     """Breaks if the interface's facts are not the model's."""
     assert (backbone.name, backbone.family) == (str(folder), "wan")
     assert (backbone.window, backbone.frame_rate) == (21, 16.0)
+    assert backbone.dtype == "float32"
     assert tuple(backbone.latent_shape) == (CHANNELS, 4, 6)
     assert backbone.device == "cpu"
     text = backbone.encode(["a red circle", ""])
@@ -52,6 +53,14 @@ def test_what_a_sampler_sees(backbone, folder):
     assert backbone.encoder().push(frames).shape == (3, CHANNELS, 4, 6)
     assert len(backbone.weights_hash) == 64
     assert backbone.default_batch() >= 1
+
+
+def test_a_denoiser_put_in_place_of_ours_says_what_fits(backbone):
+    """Breaks if an engine, or any function, behind a backbone makes the default batch fail."""
+    backbone.denoiser = lambda *_: None
+    assert backbone.default_batch() == memory.CPU_WINDOWS
+    backbone.denoiser = type("Engine", (), {"rows_that_fit": lambda _: 4})()
+    assert backbone.default_batch() == 2
 
 
 def test_what_else_decides_a_video_has_a_hash(folder):

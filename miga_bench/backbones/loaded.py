@@ -120,7 +120,10 @@ class LoadedBackbone(Backbone):
 
     def default_batch(self) -> int:
         """Return how many windows one denoiser call may hold in the memory that is free now."""
-        return memory.default_batch(self)
+        if self.is_ours():
+            return memory.default_batch(self)
+        fits = getattr(self.denoiser, "rows_that_fit", None)  # what another takes only it knows
+        return memory.CPU_WINDOWS if fits is None else max(1, int(fits()) // 2)
 
     def free_bytes(self) -> int | None:
         """Return the memory that is free where the denoiser runs, None if that is not known."""
@@ -130,6 +133,11 @@ class LoadedBackbone(Backbone):
     def device(self) -> str:
         """Where the denoiser runs, as torch names it."""
         return str(self._residence.device)
+
+    @property
+    def dtype(self) -> str:
+        """Type of the denoiser's weights, as torch names it."""
+        return str(self._dtype).removeprefix("torch.")
 
     @cached_property
     def weights_hash(self) -> str:

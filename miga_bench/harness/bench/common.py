@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -127,7 +128,9 @@ def in_a_process(*arguments: str) -> dict[str, Any]:
     command = [sys.executable, *arguments]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        # of several processes the launcher has the last word, and the first error is what went wrong
+        last = next((ln for ln in said if re.search(r"^(\[\w+\]:)?\s*\w*Error: ", ln)), said[-1])
         raise FailedError(f"python {' '.join(arguments)} ended with {done.returncode}: {last}")
     document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return document

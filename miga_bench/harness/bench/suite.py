@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -13,9 +14,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from miga_bench.errors import UserError
+from miga_bench.errors import FailedError, UserError
 from miga_bench.harness.bench import MOST_REPEATS, PARTS, REPEATS
-from miga_bench.harness.bench.common import Part, Say
+from miga_bench.harness.bench.common import Part, Row, Say
 from miga_bench.harness.provenance import hardware, versions
 
 WIDTH = 132
@@ -30,7 +31,7 @@ def run_parts(only: Sequence[str] | None = None, repeats: int = REPEATS) -> dict
 
     Raises:
         UserError: ``repeats`` is out of range.
-        FailedError: A process that measures failed.
+        FailedError: A process that measures failed; the other parts are printed all the same.
     """
     if not 1 <= repeats <= MOST_REPEATS:
         raise UserError(f"--repeats is {repeats}: it must be from 1 to {MOST_REPEATS} rounds")
@@ -38,6 +39,7 @@ def run_parts(only: Sequence[str] | None = None, repeats: int = REPEATS) -> dict
     log = Console(stderr=True, highlight=False, soft_wrap=True)
     names = list(dict.fromkeys(only or PARTS))
     facts = hardware("cpu")
+    failed: list[str] = []
     document: dict[str, Any] = {
         "hardware": facts,
         "versions": versions(),
@@ -48,7 +50,12 @@ def run_parts(only: Sequence[str] | None = None, repeats: int = REPEATS) -> dict
     for number, name in enumerate(names, 1):
         where = f"[{number}/{len(names)}] {name}"
         start = time.perf_counter()
-        part = _measure(name)(partial(_say, log, where), repeats)
+        try:
+            part = _measure(name)(partial(_say, log, where), repeats)
+        except FailedError as error:  # the other parts have taken minutes, too
+            failed.append(name)
+            log.print(f"{where}: {error}", markup=False)
+            part = Part({"error": str(error)}, [Row(name, "failed")])
         log.print(f"{where}: done in {time.perf_counter() - start:.0f} s", markup=False)
         table.add_section()
         for row in part.rows:
@@ -57,6 +64,11 @@ def run_parts(only: Sequence[str] | None = None, repeats: int = REPEATS) -> dict
     document["load_after"] = _load()
     terminal = Console()
     Console(width=None if terminal.is_terminal else WIDTH).print(table)
+    if failed:
+        print(json.dumps(document))
+        raise FailedError(
+            f"{', '.join(failed)} failed: see above what it said; the rest is measured"
+        )
     return document
 
 
