@@ -58,6 +58,7 @@ def test_video_sheet_and_record(tmp_path):
     assert count_frames(tmp_path / "out.mp4") == result.frames == 45
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.json", "out.mp4", "out.png"]
     record = json.loads((tmp_path / "out.json").read_text())
+    assert (record["lossless"], record["offload"], record["dtype"]) == (True, False, None)
     assert record == json.loads(json.dumps(result.record))
     assert record["settings"]["zigzag"] == 2
     assert record["preset"] == "tiny"
@@ -132,6 +133,33 @@ def test_a_prompt_that_short_cannot_show_is_refused(tmp_path, then, rule):
     with pytest.raises(UserError, match=rule):
         generate(request(tmp_path, prompts=prompts, **few), backbone=SimpleBackbone())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.png", "out.json"])
+def test_a_folder_where_a_file_is_to_be_is_refused_before_work(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"{name} is a folder"):
+        generate(request(tmp_path, overwrite=True), backbone=SimpleBackbone(poison_at=0))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["x" * 201, "x" * 300, "\N{SNOWMAN}" * 80])
+def test_a_name_too_long_for_the_files_beside_is_refused_before_work(tmp_path, name):
+    asked = dataclasses.replace(request(tmp_path), output=tmp_path / f"{name}.mp4")
+    with pytest.raises(UserError, match="shorten it to 200"):
+        asked.check()
+
+
+def test_a_record_that_cannot_be_written_is_no_done(tmp_path, monkeypatch):
+    """Breaks if the last line of output says "done" of a command that failed."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(page, "write_json", full)
+    result = generate(request(tmp_path, frames=5), backbone=SimpleBackbone())
+    assert result.status == result.record["status"] == "failed"
+    assert "No space left" in result.record["error"]
 
 
 def test_nan_at_once_leaves_nothing(tmp_path):

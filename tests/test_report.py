@@ -104,6 +104,20 @@ def test_claims_agree_with_the_papers_own_numbers():
             assert (difference < 0) == lower, claim.text
 
 
+def test_a_report_made_again_deletes_its_own_pictures_alone(tmp_path, capsys):
+    """Breaks if --force deletes a picture of the user's, or leaves one that nothing shows any more."""
+    folder, out = fill(tmp_path).close(), tmp_path / "out"
+    made(capsys, folder, "-o", out)
+    figures = out / "figures"
+    before = {path.name for path in figures.iterdir()}
+    (figures / "my-plot.png").touch()
+    page = (out / "report.md").read_text()
+    (figures / "first-gone.png").touch()
+    (out / "report.md").write_text(page + "\n![gone](figures/first-gone.png)\n")
+    made(capsys, folder, "-o", out, "--force")
+    assert {path.name for path in figures.iterdir()} == before | {"my-plot.png"}
+
+
 def test_numbers_of_the_tables(tmp_path, capsys):
     folder = fill(tmp_path).close()
     document = made(capsys, folder, "-o", tmp_path / "out")

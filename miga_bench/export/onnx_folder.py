@@ -146,14 +146,25 @@ def _summary(folder: Path, written: list[Sidecar]) -> dict[str, Any]:
 
 @contextmanager
 def staged(output: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield a folder beside ``output`` that becomes it at the end, or goes away if anything fails."""
+    """Yield a folder beside ``output`` that becomes it at the end, or goes away if anything fails.
+
+    What is there already goes when the new one is whole, and stays if that fails.
+    """
+    output = output.resolve()  # through a link to what it names
     output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.part")
+    mark = uuid.uuid4().hex[:8]
+    part, old = (output.with_name(f".{output.name}.{mark}.{end}") for end in ("part", "old"))
     try:
         part.mkdir()
         yield part
         if output.exists() and overwrite:
-            shutil.rmtree(output)
-        part.replace(output)
+            output.replace(old)
+        try:
+            part.replace(output)
+        except OSError:
+            if old.exists():
+                old.replace(output)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from miga_bench.errors import UserError
@@ -14,6 +17,8 @@ PARTS = ("denoiser", "text", "vae")
 DYNAMIC = ("batch", "frames")
 FACTS = "backbone.json"
 FACTS_FORMAT = 1
+# what exports and engines of them write into their folder
+EXPORTED = ("*.json", "*.onnx", "*.onnx.data", "README.md", "tokenizer", "engines")
 
 
 @dataclass(frozen=True)
@@ -92,12 +97,54 @@ class OnnxRequest:
 
 
 def check_output(output: Path, overwrite: bool) -> None:
-    """Refuse a folder that exists, or is no folder.
+    """Refuse a folder that exists, unless it is an export to be replaced, or is no folder.
 
     Raises:
         UserError: It is so.
     """
     if output.exists() and not output.is_dir():
         raise UserError(f"-o {output} is a file: name a folder")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
+    if not (output.is_dir() and any(output.iterdir())):
+        return
+    if not overwrite:
         raise UserError(f"-o {output} exists: add --force to replace it, or choose another -o")
+    check_replaceable(output, _is_export(output), EXPORTED, "-o")
+
+
+def check_replaceable(folder: Path, ours: bool, written: Sequence[str], option: str) -> None:
+    """Refuse to replace, and so to delete, a folder that is not ours alone.
+
+    Args:
+        folder: What ``--force`` is to replace.
+        ours: Whether it holds what we write there.
+        written: Patterns of the names that we write.
+        option: What the user may change.
+
+    Raises:
+        UserError: It is not ours, holds something else too, or somebody works in it.
+    """
+    if Path.cwd().resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{option} {folder} is the folder you are in, or above it: name another")
+    if not ours:
+        raise UserError(
+            f"--force replaces what an export wrote, and {folder} is not that: choose another {option}"
+        )
+    others = sorted(
+        path.name
+        for path in folder.iterdir()
+        if not any(fnmatch(path.name, pattern) for pattern in written)
+    )
+    if others:
+        raise UserError(
+            f"--force would delete {others[0]} in {folder}, which no export wrote: move it away, or choose"
+            f" another {option}"
+        )
+
+
+def _is_export(folder: Path) -> bool:
+    """Tell whether a folder says that it is an export; models have a file of that name, too."""
+    try:
+        content = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and {"format", "weights_hash", "row_flops"} <= content.keys()

@@ -17,6 +17,7 @@ import onnx
 
 from miga_bench.errors import UserError
 from miga_bench.export.onnx_folder import staged
+from miga_bench.export.request import check_replaceable
 from miga_bench.export.sidecar import Port, Sidecar
 
 _TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "int64": "TYPE_INT64"}
@@ -45,8 +46,11 @@ def export_triton(
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(f"--name {name!r}: it is made of letters, digits, '-', '_' and '.'")
     model = repository / name
-    if model.exists() and not overwrite:
-        raise UserError(f"{model} exists: add --force to replace it, or give another --name")
+    if model.exists():
+        if not overwrite:
+            raise UserError(f"{model} exists: add --force to replace it, or give another --name")
+        ours = all((model / file).is_file() for file in ("config.pbtxt", "denoiser.json"))
+        check_replaceable(model, ours, ("config.pbtxt", "denoiser.json", "1"), "--name")
     with staged(model, overwrite) as part:
         version = part / "1"
         version.mkdir()

@@ -103,6 +103,8 @@ class GenerateResult:
         """Note a failure, if none is noted yet."""
         if self.error is None:
             self.status, self.error = "failed", error
+            if self.record:
+                self.record = {**self.record, "status": "failed", "error": str(error)}
 
 
 def check_names(
@@ -185,6 +187,9 @@ def generate(
                 "video": str(request.output),
                 "contact_sheet": str(request.contact_sheet),
                 "preset": request.preset or default_preset(backbone),
+                "dtype": getattr(backbone, "dtype", None),
+                "offload": request.offload,
+                "lossless": request.lossless,
             }
             if result.frames:
                 try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,9 @@ from miga_bench.export.choice import DenoiserChoice
 
 LONGEST_PROMPT = 4000  # characters; the text encoder's own limit, in tokens, is checked by it
 DEFAULT_FRAMES = 300
+LONGEST_NAME = (
+    200  # bytes; file systems take 255, and a file on its way to its name has a longer one
+)
 
 
 @dataclass(frozen=True)
@@ -98,12 +102,11 @@ class GenerateRequest:
         if self.denoiser is not None:
             DenoiserChoice.parse(self.denoiser)
         _check_output(self.output)
-        if not self.overwrite:
-            for path in (self.output, self.contact_sheet, self.record):
-                if path.exists():
-                    raise UserError(
-                        f"{path} exists: add --force to replace it, or choose another -o"
-                    )
+        for path in (self.output, self.contact_sheet, self.record):
+            if path.is_dir():
+                raise UserError(f"{path} is a folder, where a file is to be: choose another -o")
+            if path.exists() and not self.overwrite:
+                raise UserError(f"{path} exists: add --force to replace it, or choose another -o")
 
 
 def check_prompts(prompts: Sequence[PromptAt], frames: int | None) -> None:
@@ -142,6 +145,12 @@ def _check_output(output: Path) -> None:
     if output.suffix != ".mp4":
         better = output.with_suffix(".mp4").name if output.name else "out.mp4"
         raise UserError(f"-o {output}: the video is an H.264 mp4, name it for example {better}")
+    size = len(os.fsencode(output.name))
+    if size > LONGEST_NAME:
+        raise UserError(
+            f"-o: the file's name has {size} bytes, and the files beside it have longer ones: shorten it to"
+            f" {LONGEST_NAME}"
+        )
     if output.is_dir():
         raise UserError(f"-o {output} is a folder: name a file in it")
     check_writable(output.parent)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -100,10 +100,11 @@ def _combined(facts: Sequence[RunFacts]) -> list[Block]:
 
 
 def _write(folder: Path, blocks: Sequence[Block], title: str, runs: dict[str, Results]) -> None:
-    """Write the pages last: a report that is there is whole."""
+    """Write the pages last: a report that is there is whole. Of one before, its own pictures go."""
     figures = folder / FIGURES
-    shutil.rmtree(figures, ignore_errors=True)
-    figures.mkdir(parents=True)
+    figures.mkdir(parents=True, exist_ok=True)
+    for name in _pictures_before(folder / MARKDOWN):
+        (figures / name).unlink(missing_ok=True)
     for picture in pictures_of(blocks):
         (figures / picture.name).write_bytes(picture.data)
     for prefix, run in runs.items():
@@ -111,6 +112,14 @@ def _write(folder: Path, blocks: Sequence[Block], title: str, runs: dict[str, Re
             write_text(folder / f"{prefix}.yaml", configuration_of(run))
     write_text(folder / MARKDOWN, to_markdown(blocks, FIGURES))
     write_text(folder / HTML, to_html(blocks, title))
+
+
+def _pictures_before(page: Path) -> set[str]:
+    """Return the names of the pictures that a report shows: others in their folder are the user's."""
+    try:
+        return set(re.findall(rf"\]\({FIGURES}/([\w.-]+)\)", page.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return set()
 
 
 def _numbers(found: RunFacts) -> dict[str, Any]:
