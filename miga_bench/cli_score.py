@@ -12,6 +12,21 @@ from miga_bench.errors import UserError
 
 Document = dict[str, Any]
 
+# what only one kind of suite looks at, as argparse calls it, and as the user does
+OF_NARRATIVES = (
+    "narratives",
+    "judge",
+    "judge_model",
+    "tna",
+    "factor",
+    "quality",
+    "variant",
+    "collapse",
+    "partial",
+)
+OF_SCORES = ("networks", "dimensions", "aggregate", "reading", "in_clip_only", "prompts", "fps")
+NAMES = {"dimensions": "dimension"}
+
 EXAMPLES = """\
 examples:
   miga-bench score out.mp4
@@ -54,7 +69,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--reading",
         choices=("exact", "reference"),
-        default="exact",
         help="of vbench-long: what the method says, or what the original's code does (exact)",
     )
     what.add_argument(
@@ -85,7 +99,6 @@ def _add_narratives(group: Any) -> None:
     group.add_argument(
         "--narratives",
         metavar="NAME|PATH",
-        default="tiny",
         help="tiny or natural (ours), release (fetched), or a suite's folder (tiny)",
     )
     group.add_argument(
@@ -97,13 +110,10 @@ def _add_narratives(group: Any) -> None:
     group.add_argument("--tna", metavar="N", type=int, action="append", help="only N atoms")
     group.add_argument("--factor", metavar="NAME", action="append", help="only this factor")
     group.add_argument("--quality", metavar="FILE", type=Path, help="Q-Align scores, JSON lines")
-    group.add_argument(
-        "--variant", choices=("code", "paper"), default="code", help="whose formulas (code)"
-    )
+    group.add_argument("--variant", choices=("code", "paper"), help="whose formulas (code)")
     group.add_argument(
         "--collapse",
         choices=("mean", "fid", "cov", "coh"),
-        default="mean",
         help="how three numbers become one (mean)",
     )
     group.add_argument(
@@ -121,16 +131,20 @@ def _narratives(args: argparse.Namespace) -> tuple[Document, list[str]]:
             f"{len(args.videos)} paths are given: --suite narrlv takes one folder of videos"
         )
     devices = args.devices or ["auto"]
+    if len(devices) > 1:
+        raise UserError(
+            f"--device is given {len(devices)} times: --suite narrlv asks one judge on one device"
+        )
     request = NarrativeRequest(
         videos=args.videos[0],
-        narratives=args.narratives,
+        narratives=args.narratives or "tiny",
         judge=args.judge,
         judge_model=args.judge_model,
         tna=args.tna,
         factors=args.factor,
         quality=args.quality,
-        variant=args.variant,
-        collapse=args.collapse,
+        variant=args.variant or "code",
+        collapse=args.collapse or "mean",
         partial=args.partial,
         output=args.output,
         device=devices[0],
@@ -144,8 +158,26 @@ def _narratives(args: argparse.Namespace) -> tuple[Document, list[str]]:
     return document, []
 
 
+def _refuse_others(args: argparse.Namespace) -> None:
+    """Refuse options that the suite would pass over.
+
+    Raises:
+        UserError: One is given.
+    """
+    of_narratives = args.suite == "narrlv"
+    for name in OF_SCORES if of_narratives else OF_NARRATIVES:
+        if not any(getattr(args, name) is unset for unset in (None, False)):
+            option = "--" + NAMES.get(name, name.replace("_", "-"))
+            if of_narratives:
+                raise UserError(f"{option} is not for --suite narrlv: leave it out")
+            raise UserError(
+                f"{option} is for --suite narrlv, not {args.suite}: leave it out, or name that suite"
+            )
+
+
 def run(args: argparse.Namespace) -> tuple[Document, list[str]]:
     """Score; return the document, and why videos have no score at all."""
+    _refuse_others(args)
     if args.suite == "narrlv":
         return _narratives(args)
     from miga_bench.harness.score_request import ScoreRequest
@@ -159,7 +191,7 @@ def run(args: argparse.Namespace) -> tuple[Document, list[str]]:
         output=args.output,
         fps=args.fps,
         aggregate=args.aggregate,
-        reading=args.reading,
+        reading=args.reading or "exact",
         development=not args.in_clip_only,
         devices=args.devices or ["cpu"],
         overwrite=args.force,

@@ -417,6 +417,12 @@ def test_one_odd_video_does_not_stop_the_rest_and_what_may_fare_better_is_tried_
         (["ok.mp4", "--suite", "vbench", "--networks", "vbnch"], "unknown networks"),
         (["ok.mp4", "--suite", "vbench-long", "--aggregate", "clip"], "not for vbench-long"),
         (["ok.mp4", "--reading", "reference"], "are for --suite vbench-long"),
+        (["ok.mp4", "--tna", "3"], "--tna is for --suite narrlv, not tiny"),
+        (["ok.mp4", "--narratives", "tiny"], "--narratives is for --suite narrlv, not tiny"),
+        (
+            ["ok.mp4", "--suite", "vbench", "--partial"],
+            "--partial is for --suite narrlv, not vbench",
+        ),
         (["ok.mp4", "-o", "scores.txt"], "end its name in .json"),
         (["ok.mp4", "-o", "there.json"], "exists: add --force"),
         (["ok.mp4", "--device", "cuda:99"], "device cuda:99 is not there"),

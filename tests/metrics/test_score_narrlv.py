@@ -70,6 +70,14 @@ def test_missing_videos_are_said(videos, tmp_path, capsys):
         (["--narratives", "nowhere"], "no narrative suite at nowhere"),
         (["--tna", "9"], "no items of factors"),
         (["--quality", "none.jsonl", "--tna", "2", "--partial"], "cannot read qualities"),
+        (["--dimension", "flow"], "--dimension is not for --suite narrlv: leave it out"),
+        (["--prompts", "nope.json"], "--prompts is not for --suite narrlv"),
+        (["--networks", "foo"], "--networks is not for --suite narrlv"),
+        (["--fps", "0"], "--fps is not for --suite narrlv"),
+        (["--aggregate", "video"], "--aggregate is not for --suite narrlv"),
+        (["--reading", "exact"], "--reading is not for --suite narrlv"),
+        (["--in-clip-only"], "--in-clip-only is not for --suite narrlv"),
+        (["--device", "cpu", "--device", "cpu"], "--device is given 2 times"),
     ],
 )
 def test_wrong_input_is_one_line(videos, tmp_path, monkeypatch, capsys, arguments, message):
