@@ -67,9 +67,17 @@ def pick_device(device: str | torch.device | None) -> torch.device:
         place = torch.device(device)
     except RuntimeError:
         raise UserError(f"unknown device {device!r}; there are cpu, cuda, cuda:1, ...") from None
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {place} is not there: {torch.cuda.device_count()} GPUs are seen")
+    if place.type != "cpu" and (place.index or 0) >= _count(place.type):
+        seen = ["cpu", *(f"{kind}:{n}" for kind in ("cuda", "mps") for n in range(_count(kind)))]
+        raise UserError(f"device {place} is not there: this machine has {', '.join(seen)}")
     return place
+
+
+def _count(kind: str) -> int:
+    """Return how many devices of a kind this machine has; torch knows kinds it was not built with."""
+    module: Any = getattr(torch, kind, None)  # torch.cuda, torch.mps, torch.xpu, ...
+    there = kind != "mps" or torch.backends.mps.is_available()
+    return module.device_count() if there and hasattr(module, "device_count") else 0
 
 
 def pick_dtype(dtype: str | torch.dtype | None, place: torch.device) -> torch.dtype:
