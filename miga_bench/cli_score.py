@@ -210,26 +210,23 @@ def run(args: argparse.Namespace) -> tuple[Document, list[str]]:
 @contextmanager
 def _progress(what: str, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
     """Show done and total on stderr, with the time that is left."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from miga_bench.harness.bars import Bars, PlainLines
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    hidden = quiet or not console.is_terminal
-    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total, name: bar.update(
-            task, completed=done, total=total, description=name
-        )
+    with Bars(quiet) as bar:
+        lines = PlainLines(not quiet and bar.disable)
+        task = bar.add_task(what, total=None, frames="")
+        before: list[int] = []  # done by a command that was stopped
+
+        def show(done: int, total: int, name: str) -> None:
+            before[:] = before or [done]
+            lines.begin()
+            bar.update(
+                task,
+                completed=done,
+                total=total,
+                frames=f"{done}/{total}",
+                description=f"{what} {name}".strip(),
+            )
+            lines.tell(f"{what}, {done} of {total}", done - before[0], total - before[0])
+
+        yield show

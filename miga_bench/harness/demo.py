@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
@@ -31,6 +30,7 @@ from miga_bench.backbones.tiny.drift import measure
 from miga_bench.backbones.tiny.grammar import held_out_prompts, parse_caption
 from miga_bench.backbones.tiny.world import draw_look, render
 from miga_bench.errors import UserError
+from miga_bench.harness.bars import Bars, PlainLines
 from miga_bench.harness.generate import Watcher, generate
 from miga_bench.harness.pool import each_done
 from miga_bench.harness.provenance import hardware, versions, write_json
@@ -216,12 +216,13 @@ class _Keep(Watcher):
 def _make_all(items: Sequence[DemoVideo]) -> Iterator[tuple[DemoVideo, dict[str, float]]]:
     """Make the videos, one process per core, and yield their scores as they are done."""
     workers = max(1, min(os.cpu_count() or 1, len(items)))
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"making {len(items)} videos", total=len(items))
-        for done in each_done(make, items, workers):
+    with Bars() as bar:
+        lines = PlainLines(bar.disable)
+        task = bar.add_task("making videos", total=len(items), frames=f"0/{len(items)}")
+        for number, done in enumerate(each_done(make, items, workers), 1):
             yield done
-            bar.advance(task)
+            bar.update(task, completed=number, frames=f"{number}/{len(items)}")
+            lines.tell(f"{number} of {len(items)} videos", number, len(items))
 
 
 def make(item: DemoVideo) -> dict[str, float]:

@@ -5,34 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from miga_bench.harness.bars import Bars, PlainLines
 from miga_bench.harness.generate import Watcher
 from miga_bench.sampling.base import PassReport
 
 
 class ProgressBar(Watcher):
-    """A rich bar; an endless video shows what was made instead of what is left.
+    """A bar, or where stderr is no terminal a line about every minute.
+
+    An endless video shows what is left until its first frame, then what was made.
 
     Args:
-        quiet: Show nothing, as when stderr is not a terminal.
+        quiet: Show nothing.
     """
 
     def __init__(self, quiet: bool = False) -> None:
-        console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[frames]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            disable=quiet or not console.is_terminal,
-            transient=True,
-        )
+        self._bar = Bars(quiet)
+        self._lines = PlainLines(not quiet and self._bar.disable)
         self._task = self._bar.add_task("loading", total=None, frames="")
+        self._frames: int | None = None
+        self._made = self._done = 0
         self._total: int | None = None
 
     def __enter__(self) -> ProgressBar:
@@ -51,9 +45,11 @@ class ProgressBar(Watcher):
 
     def started(self, windows: int | None, frames: int | None) -> None:
         """Set the totals."""
-        self._total = frames
+        self._frames, self._made = frames, 0
+        self._done, self._total = 0, windows
+        self._lines.begin()
         self._bar.update(self._task, total=windows, description="denoising")
-        self._show(0)
+        self._show()
 
     def noticed(self, line: str) -> None:
         """Print the line above the bar, also where there is no bar."""
@@ -61,19 +57,32 @@ class ProgressBar(Watcher):
 
     def passed(self, report: PassReport) -> None:
         """Advance to the windows done; searches may take more than was planned."""
+        self._done = report.windows - report.search_windows
         self._bar.update(
             self._task,
-            completed=report.windows - report.search_windows,
+            completed=self._done,
             description=f"{report.stage} pass {report.index + 1}",
         )
+        self._tell()
 
     def wrote(self, frames: Tensor, total: int) -> None:
         """Show how many frames the file holds."""
-        self._show(total)
+        self._made = total
+        if self._frames is None and self._total is not None:
+            # the windows that were known are those before the first frame; rich takes None for no change
+            self._total = self._bar.tasks[0].total = None
+        self._show()
+        self._tell()
 
-    def _show(self, frames: int) -> None:
-        of = "" if self._total is None else f"/{self._total}"
-        self._bar.update(self._task, frames=f"{frames}{of} frames")
+    def _show(self) -> None:
+        self._bar.update(self._task, frames=self._count())
+
+    def _count(self) -> str:
+        of = "" if self._frames is None else f"/{self._frames}"
+        return f"{self._made}{of} frames"
+
+    def _tell(self) -> None:
+        self._lines.tell(self._count(), self._done, self._total)
 
 
 class RunProgress(ProgressBar):
@@ -81,7 +90,7 @@ class RunProgress(ProgressBar):
 
     Args:
         costs: The windows that each video is expected to take, in order.
-        quiet: Show nothing, as when stderr is not a terminal.
+        quiet: Show nothing.
     """
 
     def __init__(self, costs: Sequence[int], quiet: bool = False) -> None:
@@ -98,7 +107,7 @@ class RunProgress(ProgressBar):
         super().started(windows, frames)
         self._bar.update(
             self._all,
-            completed=sum(self._costs[: self._begun - 1]),
+            completed=self._before(),
             description=f"video {self._begun} of {len(self._costs)}",
         )
 
@@ -111,5 +120,12 @@ class RunProgress(ProgressBar):
     def passed(self, report: PassReport) -> None:
         """Advance both bars."""
         super().passed(report)
-        done = sum(self._costs[: self._begun - 1]) + report.windows - report.search_windows
-        self._bar.update(self._all, completed=done)
+        self._bar.update(self._all, completed=self._before() + self._done)
+
+    def _before(self) -> int:
+        """Return the windows of the videos before this one."""
+        return sum(self._costs[: self._begun - 1])
+
+    def _tell(self) -> None:
+        which = f"video {self._begun} of {len(self._costs)}, {self._count()}"
+        self._lines.tell(which, self._before() + self._done, sum(self._costs))
