@@ -76,6 +76,16 @@ def test_no_method_makes_one_wait_for_more_than_the_least(case):
     assert found["search"] == 0
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_an_endless_videos_bar_ends_at_its_first_frame(case):
+    """Breaks if the walk with nothing in it does not end, or counts what comes behind the first frame."""
+    method, overrides = CASES[case]
+    backbone = SimpleBackbone()
+    settings = resolve(method, backbone, overrides=overrides)
+    windows = estimate_windows(METHODS[method](settings), backbone, None)
+    assert windows == until_first(backbone, method, overrides)["windows"]
+
+
 def test_the_least_of_a_miga_counted_by_hand():
     """Window 6, chunks of 2, stage 2 from level 1 and no re-noise pass.
 

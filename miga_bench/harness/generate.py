@@ -248,8 +248,7 @@ class Video:
         forget_peak_memory(backbone.device)
         # a walk of the empty queue also checks the settings, before the text encoder is at work
         starts = prompt_starts(request.prompts, backbone)
-        windows = estimate_windows(self.sampler, backbone, self._latents or backbone.window, starts)
-        self._windows = windows if self._latents else None
+        self._windows = estimate_windows(self.sampler, backbone, self._latents, starts)
         self._clock.lap("plan")
         texts = [prompt.text for prompt in request.prompts]
         unwanted = negative_prompt(request.negative_prompt, backbone)

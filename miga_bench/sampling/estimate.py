@@ -128,7 +128,7 @@ class _Hollow(Backbone):
 
 
 def estimate_windows(
-    sampler: Sampler[Any], backbone: Backbone, length: int, starts: tuple[int, ...] = (0,)
+    sampler: Sampler[Any], backbone: Backbone, length: int | None, starts: tuple[int, ...] = (0,)
 ) -> int:
     """Return how many windows ``length`` latents take, searches left out; see ``estimate``."""
     return estimate(sampler, backbone, length, BATCH, starts).windows
@@ -137,7 +137,7 @@ def estimate_windows(
 def estimate(
     sampler: Sampler[Any],
     backbone: Backbone,
-    length: int,
+    length: int | None,
     batch: int | None = None,
     starts: tuple[int, ...] = (0,),
 ) -> Work:
@@ -146,7 +146,7 @@ def estimate(
     Args:
         sampler: Is itself run, on latents of one number.
         backbone: Lends its geometry.
-        length: Latents to make.
+        length: Latents to make; None is endless, of which what comes before the first latent is counted.
         batch: Windows in a call where the settings do not say; None is as many as the backbone chooses now.
         starts: Latent frames at which the video's prompts begin.
 
@@ -165,6 +165,7 @@ def estimate(
 
     prompts = PromptSchedule(torch.zeros(len(starts), 1, 1), torch.zeros(1, 1, 1), starts)
     for _ in sampler.without_search().stream(hollow, prompts, no_noise, length, remember):
-        pass
+        if length is None:
+            break
     found.windows = last[0].windows - last[0].search_windows
     return found
