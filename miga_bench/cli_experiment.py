@@ -63,6 +63,10 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
 
     options = list(args.arguments)
     name = options.pop(0) if options and not options[0].startswith("-") else None
+    if options and not options[0].startswith("-"):
+        raise UserError(
+            f"{name} and {options[0]} are named: an experiment at a time, and values stand behind options"
+        )
     if name is None and not args.config:
         raise UserError(
             f"no experiment is named: give one ({', '.join(experiments())}), or --config FILE"

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from miga_bench.errors import UserError
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 
@@ -60,18 +64,36 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
 
 def arguments(configs: Sequence[str], others: Sequence[str], everything: bool) -> list[str]:
     """Return the options as Lightning's command line takes them."""
-    files = []
-    for config in configs:
-        shipped = config in names() and not Path(config).exists()
-        files.append(str(EXPERIMENTS / f"{config}.yaml") if shipped else config)
-    if len(files) > 1:  # Lightning would replace all settings where a later file has one
-        files = [_merged(files)]
-    given = [part for file in files for part in ("--config", file)]
+    # as one text: Lightning would replace all settings where a later file has one, and names no file in errors
+    given = ["--config", _merged([_file(config) for config in configs])] if configs else []
     return [*given, *others, *(["--help"] if everything else [])]
 
 
+def _file(config: str) -> str:
+    """Return the file that a user names, or that a shipped configuration's name stands for.
+
+    Raises:
+        UserError: There is neither.
+    """
+    if os.path.exists(config):  # unlike Path's, of names too long for a file, too
+        return config
+    if config in names():
+        return str(EXPERIMENTS / f"{config}.yaml")
+    if not Path(config).suffix:
+        near = difflib.get_close_matches(config, names(), n=2)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise UserError(
+            f"no configuration {config!r}: {hint}there are {', '.join(names())}, or give a YAML file"
+        )
+    return config
+
+
 def _merged(files: Sequence[str]) -> str:
-    """Return files as one YAML text, the later ones winning."""
+    """Return files as one YAML text, the later ones winning.
+
+    Raises:
+        UserError: One cannot be read, or is none.
+    """
     import yaml  # type: ignore[import-untyped]
 
     from miga_bench.harness.configurations import merge, read

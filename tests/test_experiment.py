@@ -160,6 +160,8 @@ def test_every_embedded_experiment_runs(tmp_path, name, one_layer, capsys):
     ("arguments", "says"),
     [
         ([], "no experiment is named: give one (cache, components, "),
+        (["zigzag", "components"], "zigzag and components are named: an experiment at a time"),
+        (["zigzag", "--frames", "3"], "--data.frames? (see miga-bench experiment --help)"),
         (["componets"], "did you mean components?"),
         (["components", "--on", "tiny-van"], "--on tiny-van: did you mean tiny-wan?"),
         (["--on", "tiny-wan"], "no experiment is named"),
@@ -174,7 +176,7 @@ def test_wrong_words_get_one_line(arguments, says, capsys):
 
 def test_a_stopped_experiment_writes_no_report_and_says_how_to(tmp_path, monkeypatch):
     status = {"status": "stopped", "done": 3, "run": str(tmp_path), "signal": 15}
-    monkeypatch.setattr("miga_bench.harness.experiment.predict", lambda arguments: status)
+    monkeypatch.setattr("miga_bench.harness.experiment.predict", lambda *arguments: status)
     monkeypatch.setattr(
         "miga_bench.harness.experiment._report", lambda folder: pytest.fail("it did")
     )

@@ -99,11 +99,16 @@ def refused(capsys, *arguments):
         (["--model.settings.steps", "many"], "steps is 'many': it must be a whole number"),
         (["--model.settings.zigzag", "99"], "zigzag is 99: it must be from 1 to"),
         (["--model.preset", "anchord"], "did you mean anchored"),
-        (["--model.compil", "true"], "model.compil"),
+        (["--model.compil", "true"], "no option --model.compil: check its name"),
+        (["--data.seedz", "[1]"], "no option --data.seedz: did you mean --data.seeds?"),
+        (["--trainer.max_epocs=3"], "did you mean --trainer.max_epochs"),
+        (["--frames", "3"], "no option --frames: did you mean --data.frames?"),
+        (["more"], "unexpected 'more': values stand behind options"),
         (
-            ["--model.offload", "maybe"],
-            "model.offload: Expected a <class 'bool'>. Got value: maybe",
+            ["--data.frames", "abc"],
+            "data.frames cannot be abc: it must be a whole number or null",
         ),
+        (["--model.offload", "maybe"], "model.offload cannot be maybe: it must be true or false"),
         (["--model.denoiser", "compile"], "cannot be compiled"),
         (["--model.denoiser", "onxx"], "did you mean onnx?"),
         (["--model.denoiser", "onnx:."], "class_path runs its own denoiser"),
@@ -118,6 +123,7 @@ def refused(capsys, *arguments):
         (["--run.window_parallel", "2"], "which is 1 (trainer.devices times trainer.num_nodes)"),
         (["--trainer.precision", "64-true"], "trainer.precision 64-true: it may be 32-true"),
         (["--config", "none.yaml"], "cannot read none.yaml (no such file"),
+        (["--config", "tiny-wan-migaa"], "'tiny-wan-migaa': did you mean tiny-wan-miga"),
     ],
 )
 def test_wrong_input_is_one_line_and_makes_nothing(capsys, tmp_path, options, rule):
@@ -128,8 +134,25 @@ def test_wrong_input_is_one_line_and_makes_nothing(capsys, tmp_path, options, ru
 
 
 def test_a_file_that_is_no_yaml_is_one_line(capsys, tmp_path):
-    (tmp_path / "bad.yaml").write_text("model: {a: 3")
-    assert "Problems parsing config" in refused(capsys, "--config", tmp_path / "bad.yaml")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("model: {a: 3")
+    assert f"{bad} is not YAML" in refused(capsys, "--config", bad)
+    bad.write_text("")
+    assert f"{bad} is not a configuration: give a mapping" in refused(capsys, "--config", bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("modell: {method: miga}", "no setting modell.method: did you mean model.method?"),
+        ("modell: 3", "no setting modell: did you mean"),
+        ("model: {metod: miga}", "no setting model.metod: did you mean model.method"),
+        ("data: {frames: abc}", "data.frames cannot be abc: it must be a whole number or null"),
+    ],
+)
+def test_a_name_that_is_none_has_its_near_one(capsys, tmp_path, text, rule):
+    (tmp_path / "odd.yaml").write_text(text)
+    assert rule in refused(capsys, "--config", tmp_path / "odd.yaml")
 
 
 def test_other_values_under_the_same_name_are_refused(capsys, tmp_path):

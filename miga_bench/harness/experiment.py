@@ -41,7 +41,7 @@ def experiment(parts: Sequence[Mapping[str, Any]], options: Sequence[str]) -> di
             "this is no experiment: it has neither model.arms nor model.grid; see"
             " miga-bench experiment --help, or make it with miga-bench predict"
         )
-    status = predict(["--config", yaml.safe_dump(whole, sort_keys=False), *options])
+    status = predict(["--config", yaml.safe_dump(whole, sort_keys=False), *options], "experiment")
     if status is None or not status["done"]:
         return status
     if status["status"] == "stopped":  # by somebody who may not wait for a report

@@ -15,6 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from miga_bench.errors import FailedError, LostError, Notice, UserError, in_print
+from miga_bench.harness.argument_errors import one_line
 from miga_bench.harness.data import PromptDataModule
 from miga_bench.harness.lifeline import GONE
 from miga_bench.harness.module import LongVideoModule
@@ -40,12 +41,24 @@ class PredictCLI(LightningCLI):
         parser.add_lightning_class_args(RunWriter, "run")
         parser.add_lightning_class_args(Tracking, "tracking")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Read options and configurations.
 
-def predict(arguments: Sequence[str]) -> dict[str, Any] | None:
+        Raises:
+            UserError: Something in them is unknown, or cannot be what it is.
+        """
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            raise UserError(one_line(error, parser)) from None
+
+
+def predict(arguments: Sequence[str], verb: str = "predict") -> dict[str, Any] | None:
     """Make a run, or what is missing of it.
 
     Args:
         arguments: As typed after the verb.
+        verb: Which that was.
 
     Returns:
         What ``status.json`` holds; None on ranks other than 0.
@@ -54,7 +67,7 @@ def predict(arguments: Sequence[str]) -> dict[str, Any] | None:
         UserError: Wrong input; nothing was made.
         SystemExit: Only help or the configuration was asked for.
     """
-    cli = parse(arguments)
+    cli = parse(arguments, verb)
     trainer: Any = cli.trainer
     (writer,) = (c for c in trainer.callbacks if isinstance(c, RunWriter))
     (tracking,) = (c for c in trainer.callbacks if isinstance(c, Tracking))
@@ -118,8 +131,8 @@ def parse(arguments: Sequence[str], verb: str = "predict") -> PredictCLI:
                 "prog": f"miga-bench {verb}",
             },
         )
-    except ArgumentError as error:
-        raise UserError(_one_line(error)) from None
+    except UserError:
+        raise
     except ValueError as error:
         refused = re.search(r"Errors:\s*- (.*?)\n\s*- Expected", str(error), re.DOTALL)
         if refused is None:
@@ -132,17 +145,6 @@ def parse(arguments: Sequence[str], verb: str = "predict") -> PredictCLI:
             " run it where it is, or add --trainer.accelerator cpu --trainer.devices 1"
             " --trainer.precision 32-true to look at the rest"
         ) from None
-
-
-def _one_line(error: ArgumentError) -> str:
-    """Return jsonargparse's message without its list of attempts."""
-    text = str(error)
-    given = re.search(r"Given value: (.*)", text)
-    text = re.split(r"\n\s*(?:Does not validate|Subtypes|Errors):?", text)[0].strip()
-    text = re.sub(r'^Parser key "(.*?)":\s*', r"\1: ", " ".join(text.split()))
-    if given:
-        text = f"{text.rstrip(':')} cannot be {given[1]}"
-    return f"{text} (see miga-bench predict --help)"
 
 
 def _quieten() -> None:

@@ -1,0 +1,71 @@
+"""What jsonargparse says of options and configurations, as one line with the rule and the near name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from argparse import ArgumentError, ArgumentParser
+from collections.abc import Iterable
+
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "list": "a list",
+    "dict": "a mapping",
+    "NoneType": "null",
+}
+
+
+def one_line(error: ArgumentError, parser: ArgumentParser) -> str:
+    """Return the message without its list of attempts.
+
+    Args:
+        error: What jsonargparse raised.
+        parser: Knows the names that there are.
+    """
+    text = str(error)
+    dests = (action.dest for action in parser._actions if action.option_strings)
+    known = [key for key in dests if not key.endswith(".help")]
+    every = "" if parser.prog.endswith("experiment") else "-all"
+    help_of = f"(see {parser.prog} --help{every})"
+    if match := re.search(r"unrecognized arguments: (\S+)", text):
+        option = match[1].partition("=")[0]
+        if not option.startswith("-"):
+            return f"unexpected {option!r}: values stand behind options, as in --data.frames 81 {help_of}"
+        near = [f"--{key}" for key in _near(option.lstrip("-"), known)]
+        return f"no option {option}: {_hint(near)}{help_of}"
+    if match := re.search(r"(?:Group '(.*?)' does not accept o|O)ption '(.*?)'", text):
+        key = ".".join(part for part in match.groups() if part)
+        return f"no setting {key}: {_hint(_near(key, known))}{help_of}"
+    given = re.search(r"Given value: (.*)|Got value: (.*)", text)
+    rule = _rule(text)
+    text = re.split(r"\n\s*(?:Does not validate|Subtypes|Errors):?|Expected an? <class", text)[
+        0
+    ].strip()
+    text = re.sub(r'^Parser key "(.*?)":\s*', r"\1: ", " ".join(text.split()) + " ").strip()
+    if given:
+        text = f"{text.rstrip(':')} cannot be {given[1] or given[2]}{rule}"
+    return f"{text} {help_of}"
+
+
+def _near(key: str, known: Iterable[str]) -> list[str]:
+    """Return what somebody may have meant: the same name in another place, or one like it."""
+    known = list(known)
+    same = [other for other in known if other.rpartition(".")[2] == key.rpartition(".")[2]]
+    return same[:2] or difflib.get_close_matches(key, known, n=2, cutoff=0.7)
+
+
+def _hint(near: list[str]) -> str:
+    return f"did you mean {' or '.join(near)}? " if near else "check its name "
+
+
+def _rule(text: str) -> str:
+    """Return what a value may be, where all of it can be said in words."""
+    told = re.search(r"Subtypes: (.*)", text) or re.search(r"Expected an? (<class '.*?'>)", text)
+    names = re.findall(r"<class '([\w.]+)'>|\b(list|dict)\[", told[1]) if told else []
+    kinds = dict.fromkeys(one or other for one, other in names)
+    if not kinds or not kinds.keys() <= KINDS.keys():
+        return ""
+    return f": it must be {' or '.join(KINDS[kind] for kind in kinds)}"
