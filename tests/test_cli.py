@@ -165,3 +165,18 @@ def test_wrong_input_is_answered_without_torch():
         "assert main(['generate', '']) == 2\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        (["--steps", "0"], "'0' is no number of steps: give 1 or more"),
+        (["--steps", "-3"], "'-3' is no number of steps: give 1 or more"),
+        (["--setps", "3"], "no option --setps: did you mean --steps?"),
+        (["--family", "nope"], "invalid choice: 'nope'"),
+    ],
+)
+def test_train_tiny_refuses_in_one_line(capsys, tmp_path, monkeypatch, options, rule):
+    monkeypatch.chdir(tmp_path)
+    assert rule in refused(capsys, "train-tiny", *options)
+    assert list(tmp_path.iterdir()) == []
