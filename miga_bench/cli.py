@@ -11,7 +11,8 @@ import difflib
 import json
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -315,7 +316,8 @@ def _list(args: argparse.Namespace) -> int:
         raise UserError(f"--markdown is for methods, not {args.what}: leave it out")
     from miga_bench.harness.listing import show
 
-    show(args.what, args.markdown)
+    with _read_or_not():
+        show(args.what, args.markdown)
     return DONE
 
 
@@ -360,7 +362,20 @@ def _train_tiny(args: argparse.Namespace) -> int:
 
 
 def _print_json(document: Mapping[str, Any]) -> None:
-    print(json.dumps(document), flush=True)
+    with _read_or_not():
+        print(json.dumps(document))
+
+
+@contextmanager
+def _read_or_not() -> Iterator[None]:
+    """Print, whether or not anybody still reads it: what it tells of is done all the same."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        from miga_bench.harness.output import hush
+
+        hush()
 
 
 def _one_line(error: BaseException | None) -> str:
@@ -409,3 +424,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
         _say(f"{kind}{_one_line(error)} (--debug shows where)")
         return FAILED
+    finally:
+        with _read_or_not():  # what was printed of help or tables, before Python does at its end
+            pass

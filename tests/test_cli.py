@@ -180,3 +180,31 @@ def test_train_tiny_refuses_in_one_line(capsys, tmp_path, monkeypatch, options, 
     monkeypatch.chdir(tmp_path)
     assert rule in refused(capsys, "train-tiny", *options)
     assert list(tmp_path.iterdir()) == []
+
+
+BROKEN = """\
+import os, sys
+from miga_bench.cli import main
+reader, writer = os.pipe()
+os.dup2(writer, 1)
+os.close(writer)
+os.close(reader)  # whoever read is gone
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list", "methods"],
+        ["list", "methods", "--markdown"],
+        ["--help"],
+        ["predict", "--config", "tiny-wan-miga", "--print_config"],
+        ["generate", PROMPT, "--quiet", "--method", "short", "--set", "steps=2", "--frames", "1"],
+    ],
+)
+def test_a_reader_that_is_gone_is_no_failure(tmp_path, arguments):
+    command = [sys.executable, "-c", BROKEN, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out.mp4").exists() is (arguments[0] == "generate")

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -32,6 +31,7 @@ from miga_bench.backbones.tiny.world import draw_look, render
 from miga_bench.errors import UserError
 from miga_bench.harness.bars import Bars, PlainLines
 from miga_bench.harness.generate import Watcher, generate
+from miga_bench.harness.output import Output
 from miga_bench.harness.pool import each_done
 from miga_bench.harness.provenance import hardware, versions, write_json
 from miga_bench.harness.request import GenerateRequest, PromptAt, check_writable
@@ -344,5 +344,4 @@ def _print_table(document: dict[str, Any]) -> None:
                 text += f" +- {factor * value['sd']:.{digits}f}"
             cells.append(text)
         table.add_row(heading, *cells)
-    console = Console()
-    (console if console.is_terminal else Console(width=120)).print(table)
+    Output(120).print(table)

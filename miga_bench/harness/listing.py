@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import docstring_parser
-from rich.console import Console
 from rich.table import Table
 
 from miga_bench.backbones import BACKBONES
+from miga_bench.harness.output import Output
 from miga_bench.sampling import METHODS, PRESETS
 from miga_bench.sampling.base import CommonSettings
 from miga_bench.sampling.cards import markdown, tables
@@ -25,8 +25,8 @@ def show(what: str, as_markdown: bool = False) -> None:
     {"methods": _methods, "backbones": _backbones, "presets": _presets}[what]()
 
 
-def _print(table: Table) -> None:
-    Console(width=None if Console().is_terminal else 120).print(table)
+def _print(table: Table | str) -> None:
+    Output(120).print(table)
 
 
 def _methods() -> None:
@@ -79,7 +79,7 @@ def _backbones() -> None:
         missing = isinstance(entry.where, Path) and not entry.where.is_dir()
         table.add_row(name, entry.family, entry.summary + (", not there yet" if missing else ""))
     _print(table)
-    Console().print("or a folder with a model, or organization/repository on the Hugging Face Hub")
+    _print("or a folder with a model, or organization/repository on the Hugging Face Hub")
 
 
 def _presets() -> None:
@@ -90,4 +90,4 @@ def _presets() -> None:
             for name in names:
                 table.add_row(name, *(str(values.get(name, "")) for values in methods.values()))
             _print(table)
-    Console().print("anchored: miga with a backbone's default preset and guidance_reach=anchor")
+    _print("anchored: miga with a backbone's default preset and guidance_reach=anchor")

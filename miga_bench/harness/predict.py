@@ -19,6 +19,7 @@ from miga_bench.harness.argument_errors import one_line
 from miga_bench.harness.data import PromptDataModule
 from miga_bench.harness.lifeline import GONE
 from miga_bench.harness.module import LongVideoModule
+from miga_bench.harness.output import hush
 from miga_bench.harness.ranks import Gathering
 from miga_bench.harness.stop import StopRequested
 from miga_bench.harness.store import gpu_is_lost
@@ -133,6 +134,9 @@ def parse(arguments: Sequence[str], verb: str = "predict") -> PredictCLI:
         )
     except UserError:
         raise
+    except BrokenPipeError:  # whoever reads the configuration that was asked for has read enough
+        hush()
+        raise SystemExit(0) from None
     except ValueError as error:
         refused = re.search(r"Errors:\s*- (.*?)\n\s*- Expected", str(error), re.DOTALL)
         if refused is None:

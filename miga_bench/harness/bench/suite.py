@@ -17,6 +17,7 @@ from rich.table import Table
 from miga_bench.errors import FailedError, UserError
 from miga_bench.harness.bench import MOST_REPEATS, PARTS, REPEATS
 from miga_bench.harness.bench.common import Part, Row, Say
+from miga_bench.harness.output import Output
 from miga_bench.harness.provenance import hardware, versions
 
 WIDTH = 132
@@ -62,8 +63,7 @@ def run_parts(only: Sequence[str] | None = None, repeats: int = REPEATS) -> dict
             table.add_row(row.measurement, row.value, row.spread, row.target)
         document[name] = part.document
     document["load_after"] = _load()
-    terminal = Console()
-    Console(width=None if terminal.is_terminal else WIDTH).print(table)
+    Output(WIDTH).print(table)
     if failed:
         print(json.dumps(document))
         raise FailedError(
