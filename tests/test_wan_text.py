@@ -1,5 +1,7 @@
 """Prompts become what WanPipeline makes of them, once."""
 
+import logging
+
 import pytest
 import torch
 from diffusers import WanPipeline
@@ -95,6 +97,26 @@ def test_too_long_a_prompt_says_how_long(tokenizer):
     assert text.encode(["a " * (LENGTH - 1)]).shape[1] == LENGTH
     with pytest.raises(UserError, match=f"{LENGTH + 1} tokens .* {LENGTH}"):
         text.encode(["a " * LENGTH])
+
+
+def test_too_long_a_prompt_is_told_once(tokenizer):
+    """Breaks if transformers warns of what is refused in a moment."""
+    heard = []
+
+    class Ear(logging.Handler):
+        def emit(self, record):
+            heard.append(record.getMessage())
+
+    ear, logger = Ear(), logging.getLogger("transformers")
+    logger.addHandler(ear)
+    text = make_text(tokenizer)
+    text.tokenizer.model_max_length = LENGTH
+    try:
+        with pytest.raises(UserError, match="shorten"):
+            text.encode(["a " * 3 * LENGTH])
+    finally:
+        logger.removeHandler(ear)
+    assert heard == []
 
 
 def test_a_known_prompt_needs_no_encoder(tokenizer, tmp_path):

@@ -97,7 +97,9 @@ class WanText:
         Raises:
             UserError: There are more than the model reads.
         """
-        tokens: list[int] = self.tokenizer(prompt, add_special_tokens=True).input_ids
+        # transformers would warn of a long prompt, which is refused in a moment
+        said: Any = self.tokenizer(prompt, add_special_tokens=True, verbose=False)
+        tokens: list[int] = said.input_ids
         check_tokens(prompt, len(tokens), self.length)
         return tokens
 
