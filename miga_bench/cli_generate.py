@@ -25,8 +25,10 @@ Beside the video lie a contact sheet (.png) and a record of settings, versions a
 def _prompt_at(text: str) -> tuple[int, str]:
     """Parse ``FRAME:PROMPT``."""
     frame, colon, prompt = text.partition(":")
-    if not colon or not frame.strip().isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not FRAME:PROMPT, like 150:'a blue circle'")
+    if not colon or not frame.strip().isdecimal():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not FRAME:PROMPT, a frame from 1 on and a text, like 150:'a blue circle'"
+        )
     return int(frame), prompt
 
 

@@ -51,7 +51,8 @@ def default_preset(backbone: Backbone) -> str:
 def near(name: str, known: typing.Iterable[str]) -> str:
     """Return the end of an error line: the near names, and all of them."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=2)
+    plain = {other.lower(): other for other in known}
+    close = [plain[other] for other in difflib.get_close_matches(name.lower(), plain, n=2)]
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return f"{hint}known: {', '.join(known)}"
 

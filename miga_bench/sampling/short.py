@@ -41,7 +41,7 @@ class Short(Sampler[ShortSettings]):
         if length is None or length > backbone.window:
             raise UserError(
                 f"short makes at most {backbone.window} latents ({backbone.frames_of(backbone.window)}"
-                f" frames) on {backbone.name}: ask for fewer frames, or use fifo or miga"
+                f" frames) on {backbone.name}: ask for fewer frames, or use fifo, scaling-noise or miga"
             )
         refuse_changes(prompts, self.name, length)
         denoiser = WindowDenoiser.of(s, backbone, prompts, noise, callback)

@@ -55,7 +55,7 @@ class WholeVideo(Sampler[SettingsT]):
         if length is None:
             raise UserError(
                 f"{self.name} denoises the whole video at once, so it cannot go on for ever: "
-                "say how long the video is to be, or use fifo or miga"
+                "say how long the video is to be, or use fifo, scaling-noise or miga"
             )
         refuse_changes(prompts, self.name, length)
         refuse_cache(s, self.name, "makes the whole video as one clip")
