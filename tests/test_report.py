@@ -235,6 +235,16 @@ def test_few_prompts_get_no_verdict(tmp_path, capsys):
     assert all(claim["verdict"].startswith("not shown") for claim in run["claims"])
 
 
+@pytest.mark.parametrize("prompts", [2, 3])
+def test_two_prompts_have_no_interval(tmp_path, capsys, prompts):
+    """Breaks if a share of videos is said to lie between -585 and 685 %."""
+    made(capsys, fill(tmp_path, prompts=prompts).close(), "-o", tmp_path / "out")
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    rows = [line for line in markdown.splitlines() if line.startswith("| miga | ")]
+    assert any("93." in line for line in rows)
+    assert any(re.search(r"\(9\d\.\d+ to 9", line) for line in rows) is (prompts > 2)
+
+
 def test_missing_scores_never_become_numbers(tmp_path, capsys):
     texts = {f"p{i}": f"x {i}" for i in range(8)}
     run = RunFolder(tmp_path, "gaps", ARMS, texts, about=ABOUT)

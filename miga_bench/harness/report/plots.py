@@ -267,11 +267,10 @@ def forest_plot(
             marker = {BETTER: "^", WORSE: "v"}.get(found.verdict, "o")
             middle = found.difference * measure.factor
             reaches.append(middle)
-            if found.low is not None and found.high is not None:
+            if found.low is not None and found.high is not None and found.prompts > 2:
                 ends = [found.low * measure.factor, found.high * measure.factor]
+                reaches += ends
                 axes.plot(ends, [place, place], color=color, linewidth=1.8, solid_capstyle="butt")
-                if found.prompts > 2:
-                    reaches += ends
             axes.plot([middle], [place], marker=marker, color=color, markersize=5.5)
         axes.axvline(0, color="#000000", linewidth=0.8)
         room = 0.08 * (max(reaches) - min(reaches)) or 1.0

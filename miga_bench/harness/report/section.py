@@ -235,8 +235,9 @@ def _scores(facts: RunFacts) -> list[Block]:
     blocks: list[Block] = [
         Heading(3, "Scores"),
         Paragraph(
-            "Mean over videos; below it the 95 % interval (Student's t, clustered by prompt). Motion stands"
-            " beside consistency, for every score of consistency rewards a video that stands still.",
+            "Mean over videos; below it the 95 % interval (Student's t, clustered by prompt; from three prompts"
+            " on). Motion stands beside consistency, for every score of consistency rewards a video that"
+            " stands still.",
             "small",
         ),
     ]

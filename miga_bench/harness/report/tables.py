@@ -33,6 +33,7 @@ GROUPS = {
     "world": "What the embedded world's reader says",
     "narrlv": f"NarrLV's scores, {NO_QUALITY}",
 }
+SURE_FROM = 3  # prompts; as in the plots over time
 _TONES: dict[str, Tone] = {BETTER: "good", HOLDS: "good", WORSE: "bad", DOES_NOT_HOLD: "bad"}
 
 
@@ -115,16 +116,21 @@ def _arm_row(
     cells = [Cell(arm), Cell(f"{len(done)} ({prompts})")]
     for measure in columns:
         found = mean_of(run, arm, labels[measure.label])
-        parts = [interval(measure, found.low, found.high)]
+        parts = [interval(measure, found.low, found.high, found.clusters)]
         if found.n != len(done):
             parts.append(f"n = {found.n}")
         cells.append(Cell(measure.number(found.mean), "\n".join(part for part in parts if part)))
     return cells
 
 
-def interval(measure: Measure, low: float | None, high: float | None, sign: bool = False) -> str:
-    """Return an interval as tables print it; none is an empty text."""
-    if low is None or high is None:
+def interval(
+    measure: Measure, low: float | None, high: float | None, prompts: int, sign: bool = False
+) -> str:
+    """Return an interval as tables print it; none is an empty text.
+
+    That of two prompts is no more than wide: it begins below what the score can be and ends above it.
+    """
+    if low is None or high is None or prompts < SURE_FROM:
         return ""
     return f"{measure.number(low, sign)} to {measure.number(high, sign)}"
 
@@ -151,7 +157,9 @@ def _difference_group(
             off = target / measure.factor
             detail = ""
             if alike and found.low is not None and found.high is not None:
-                detail = interval(measure, found.low - off, found.high - off, sign=True)
+                detail = interval(
+                    measure, found.low - off, found.high - off, found.clusters, sign=True
+                )
             cells.append(
                 Cell(measure.number(found.mean - off, sign=True), detail, "" if alike else "quiet")
             )
@@ -175,7 +183,7 @@ def verdict_table(
         cells = [Cell(measure.title, _unit(measure))]
         for found in of_measure:
             detail = f"{measure.number(found.difference, sign=True)}"
-            if reach := interval(measure, found.low, found.high, sign=True):
+            if reach := interval(measure, found.low, found.high, found.prompts, sign=True):
                 detail += f"\n{reach}"
             if found.verdict == BETTER and found.equal is not None:
                 detail += f"\n{what_remains(found.equal)}"
@@ -207,7 +215,7 @@ def difference_table(comparisons: Sequence[Comparison], caption: str) -> Table:
                 measure.number(equal.difference, sign=True)
                 if equal.difference is not None
                 else equal.verdict,
-                interval(measure, equal.low, equal.high, sign=True),
+                interval(measure, equal.low, equal.high, found.prompts, sign=True),
                 "quiet" if equal.difference is None else "",
             )
         detail = f"{found.dropped} without a score" if found.dropped else ""
@@ -216,7 +224,7 @@ def difference_table(comparisons: Sequence[Comparison], caption: str) -> Table:
                 Cell(measure.title, measure.unit),
                 Cell(
                     measure.number(found.difference, sign=True),
-                    interval(measure, found.low, found.high, sign=True),
+                    interval(measure, found.low, found.high, found.prompts, sign=True),
                 ),
                 Cell(f"{found.n} ({found.prompts})", detail),
                 Cell(f"{found.wins} / {found.losses}"),
@@ -250,7 +258,7 @@ def claim_table(findings: Sequence[Finding], caption: str) -> Table:
                 Cell(found.verdict, remains, _TONES.get(found.verdict, "quiet")),
                 Cell(
                     measure.number(compared.difference, sign=True),
-                    interval(measure, compared.low, compared.high, sign=True),
+                    interval(measure, compared.low, compared.high, compared.prompts, sign=True),
                 ),
                 Cell(f"{compared.n} ({compared.prompts})"),
                 Cell(paper[0], "\n".join(paper[1:])) if paper else Cell(MINUS),
