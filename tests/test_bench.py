@@ -172,6 +172,7 @@ def test_the_table_and_the_document(monkeypatch, capsys):
     assert "what of memory" in said.out
     assert "0.90 to 1.10" in said.out
     assert "[2/2] memory: looking at memory ..." in said.err
+    assert "  what of memory: 1.00 0.90 to 1.10" in said.err
 
 
 def test_a_part_that_fails_loses_no_other(monkeypatch, capsys):

@@ -59,7 +59,8 @@ def run_parts(only: Sequence[str] | None = None, repeats: int = REPEATS) -> dict
             part = Part({"error": str(error)}, [Row(name, "failed")])
         log.print(f"{where}: done in {time.perf_counter() - start:.0f} s", markup=False)
         table.add_section()
-        for row in part.rows:
+        for row in part.rows:  # told at once, too, for whoever stops before the table
+            log.print(f"  {row.measurement}: {row.value} {row.spread}".rstrip(), markup=False)
             table.add_row(row.measurement, row.value, row.spread, row.target)
         document[name] = part.document
     document["load_after"] = _load()
