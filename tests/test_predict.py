@@ -121,6 +121,12 @@ def refused(capsys, *arguments):
         (["--run.fail_on_error", "1.5"], "run.fail_on_error is 1.5"),
         (["--run.window_parallel", "0"], "run.window_parallel is 0: it divides"),
         (["--run.window_parallel", "2"], "which is 1 (trainer.devices times trainer.num_nodes)"),
+        (
+            ["--model.metrics", "[{class_path: StoryScores, init_args: {judgee: 3}}]"],
+            "StoryScores': Option 'judgee' is not accepted",
+        ),
+        (["--trainer.accelerator", "abacus"], "trainer: You selected an invalid accelerator"),
+        (["--trainer.devices", "abc"], "should be an int > 0: check --trainer options"),
         (["--trainer.precision", "64-true"], "trainer.precision 64-true: it may be 32-true"),
         (["--config", "none.yaml"], "cannot read none.yaml (no such file"),
         (["--config", "tiny-wan-migaa"], "'tiny-wan-migaa': did you mean tiny-wan-miga"),
@@ -136,7 +142,8 @@ def test_wrong_input_is_one_line_and_makes_nothing(capsys, tmp_path, options, ru
 def test_a_file_that_is_no_yaml_is_one_line(capsys, tmp_path):
     bad = tmp_path / "bad.yaml"
     bad.write_text("model: {a: 3")
-    assert f"{bad} is not YAML" in refused(capsys, "--config", bad)
+    said = refused(capsys, "--config", bad)
+    assert f"{bad} is not YAML (while parsing a flow mapping at line 1, column 8" in said
     bad.write_text("")
     assert f"{bad} is not a configuration: give a mapping" in refused(capsys, "--config", bad)
 
@@ -145,6 +152,7 @@ def test_a_file_that_is_no_yaml_is_one_line(capsys, tmp_path):
     ("text", "rule"),
     [
         ("modell: {method: miga}", "no setting modell.method: did you mean model.method?"),
+        ("metod: miga", "no setting metod: did you mean model.method?"),
         ("modell: 3", "no setting modell: did you mean"),
         ("model: {metod: miga}", "no setting model.metod: did you mean model.method"),
         ("data: {frames: abc}", "data.frames cannot be abc: it must be a whole number or null"),

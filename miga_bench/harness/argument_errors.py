@@ -36,25 +36,35 @@ def one_line(error: ArgumentError, parser: ArgumentParser) -> str:
             return f"unexpected {option!r}: values stand behind options, as in --data.frames 81 {help_of}"
         near = [f"--{key}" for key in _near(option.lstrip("-"), known)]
         return f"no option {option}: {_hint(near)}{help_of}"
+    owner = re.match(r'Parser key "(.*?)"', text)
+    given = re.search(r"Given value: (.*)|Got value: (.*)", text)
+    value = (given[1] or given[2]) if given else ""
+    why = re.search(r"Errors:\s*- (.*?)\n\s*(?:- Expected|Given)", text, re.DOTALL)
+    if owner and why and value.startswith(("[", "{")):  # what is wrong is within the value
+        return f"{owner[1]} cannot be {value}: {' '.join(why[1].split())} {help_of}"
     if match := re.search(r"(?:Group '(.*?)' does not accept o|O)ption '(.*?)'", text):
         key = ".".join(part for part in match.groups() if part)
         return f"no setting {key}: {_hint(_near(key, known))}{help_of}"
-    given = re.search(r"Given value: (.*)|Got value: (.*)", text)
     rule = _rule(text)
     text = re.split(r"\n\s*(?:Does not validate|Subtypes|Errors):?|Expected an? <class", text)[
         0
     ].strip()
     text = re.sub(r'^Parser key "(.*?)":\s*', r"\1: ", " ".join(text.split()) + " ").strip()
     if given:
-        text = f"{text.rstrip(':')} cannot be {given[1] or given[2]}{rule}"
+        # what stands between are attempts of several lines
+        text = f"{text.partition(': ')[0].rstrip(':')} cannot be {value}{rule}"
     return f"{text} {help_of}"
 
 
 def _near(key: str, known: Iterable[str]) -> list[str]:
     """Return what somebody may have meant: the same name in another place, or one like it."""
     known = list(known)
-    same = [other for other in known if other.rpartition(".")[2] == key.rpartition(".")[2]]
-    return same[:2] or difflib.get_close_matches(key, known, n=2, cutoff=0.7)
+    last = key.rpartition(".")[2]
+    same = [other for other in known if other.rpartition(".")[2] == last]
+    if found := same[:2] or difflib.get_close_matches(key, known, n=2, cutoff=0.7):
+        return found
+    ends = {other.rpartition(".")[2]: other for other in reversed(known)}
+    return [ends[end] for end in difflib.get_close_matches(last, ends, n=2, cutoff=0.7)]
 
 
 def _hint(near: list[str]) -> str:

@@ -48,7 +48,8 @@ def yaml_of(text: str) -> Any:
     except RecursionError:
         raise ValueError("nested without end") from None
     except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())[:LONGEST]) from None
+        text = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
+        raise ValueError(text[:LONGEST]) from None
     except Exception as error:  # of values that look like dates or numbers and are none
         raise ValueError(f"{type(error).__name__} at a value: {error}"[:LONGEST]) from None
     return document

@@ -53,6 +53,20 @@ class PredictCLI(LightningCLI):
         except ArgumentError as error:
             raise UserError(one_line(error, parser)) from None
 
+    def instantiate_trainer(self, **changes: Any) -> Any:
+        """Make the trainer, of values that only Lightning knows the rules of.
+
+        Raises:
+            UserError: One breaks them.
+        """
+        try:
+            return super().instantiate_trainer(**changes)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            text = " ".join(str(error).split()).rstrip(".")
+            raise UserError(f"trainer: {text}: check --trainer options") from None
+
 
 def predict(arguments: Sequence[str], verb: str = "predict") -> dict[str, Any] | None:
     """Make a run, or what is missing of it.
