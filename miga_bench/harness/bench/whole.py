@@ -1,7 +1,8 @@
 """A whole ``generate``, as the command makes it by default, against a plain loop that makes its like.
 
-Both load the model, make 300 frames of MIGA, decode and write them, with all cores, by wall time. Ours runs on
-the kept export, whose making is told apart; the plain one (``plain_loop.py``) decodes all latents at its end.
+Both load the model, make 300 frames of MIGA, decode and write them, with all cores, by wall time. What runs the
+denoiser in ours is what the command takes at that length: PyTorch, or an export where one pays. The plain loop
+(``plain_loop.py``) decodes all latents at its end.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def _measure(say: Say, repeats: int, frames: int, cores: int, folder: Path) -> P
         "ours": lambda: _ours(files["ours"], frames),
         "plain": lambda: _plain(files["plain"], frames),
     }
-    say(f"warm-up: {frames} frames by each, and whether they are the same; ours may export first")
+    say(f"warm-up: {frames} frames by each, and whether they are the same")
     first = {name: timed(work)[0] for name, work in works.items()}
     ours, plain = (torch.stack(list(read_video(file))).float() for file in files.values())
     say(f"{repeats} rounds on {cores} cores")
