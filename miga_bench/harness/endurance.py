@@ -116,9 +116,10 @@ def watch(
 
 
 def _peak_mib(process: Path) -> float:
-    """Return the peak memory of a running process so far, by its folder in /proc."""
+    """Return the peak memory of a running process so far, by its folder in /proc; rounded as recorded."""
     status = (process / "status").read_text()
-    return next(int(ln.split()[1]) for ln in status.splitlines() if ln.startswith("VmHWM")) / 1024
+    peak = next(int(ln.split()[1]) for ln in status.splitlines() if ln.startswith("VmHWM"))
+    return round(peak / 1024, 1)
 
 
 def growth(looks: Sequence[int]) -> int:
