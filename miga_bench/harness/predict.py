@@ -20,7 +20,7 @@ from miga_bench.harness.data import PromptDataModule
 from miga_bench.harness.lifeline import GONE
 from miga_bench.harness.module import LongVideoModule
 from miga_bench.harness.output import hush
-from miga_bench.harness.ranks import Gathering
+from miga_bench.harness.ranks import Gathering, part
 from miga_bench.harness.stop import StopRequested
 from miga_bench.harness.store import gpu_is_lost
 from miga_bench.harness.tracking.callback import Tracking
@@ -94,6 +94,7 @@ def predict(arguments: Sequence[str], verb: str = "predict") -> dict[str, Any] |
     try:
         with tracking.following(trainer, writer):
             trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
+        part()
     except SystemExit:  # how Lightning ends when it was interrupted
         if not trainer.interrupted:
             raise
@@ -102,6 +103,8 @@ def predict(arguments: Sequence[str], verb: str = "predict") -> dict[str, Any] |
         if writer.lifeline is not None and writer.lifeline.torn:
             raise LostError(GONE) from None
     except (UserError, FailedError) as error:
+        if error.told:
+            part()
         if trainer.is_global_zero or not error.told:
             raise
         sys.exit(2 if isinstance(error, UserError) else 1)
