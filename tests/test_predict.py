@@ -15,6 +15,7 @@ from run_workers import CountingBackbone, configuration
 from miga_bench.backbones import BACKBONES
 from miga_bench.cli import main
 from miga_bench.cli_predict import EXPERIMENTS, names
+from miga_bench.harness.items import Item
 from miga_bench.harness.module import WEIGHTS
 from miga_bench.harness.predict import predict
 from miga_bench.media import count_frames
@@ -231,6 +232,34 @@ def test_the_denoiser_runs_in_the_trainers_precision(tmp_path, precision, monkey
     assert seen == {("denoiser", mixed, weights, torch.float32), ("decoder", False)}
     assert manifest_of(tmp_path)["spec"]["precision"] == precision
     assert set(WEIGHTS) >= {"32-true", precision}
+
+
+def test_a_prompt_that_is_too_long_is_refused_or_cut_where_it_can_be_seen(capsys, tmp_path):
+    """Breaks if the end of a prompt is left out and nobody is told, or a video is made before it is refused."""
+    words = " ".join(["a red circle moves right"] * 20)
+    changes = {
+        "model__backbone": "tiny-wan",
+        "model__method": "short",
+        "model__settings": {"steps": 2},
+    }
+    config = few_items(tmp_path, data__prompts=[words, "a red circle"], data__limit=None, **changes)
+    assert main(["predict", "--config", str(config)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "prompt p001 is longer than tiny-wan reads" in line
+    assert "--model.long_prompts cut" in line
+    assert not list(tmp_path.glob("items/*/manifest.json"))
+    assert main(["predict", "--config", str(config), "--model.long_prompts", "cut"]) == 0
+    assert "1 of 2 texts are longer than tiny-wan reads and are cut" in capsys.readouterr().err
+    specs = [
+        json.loads(path.read_text())["spec"]
+        for path in (tmp_path / "items").glob("*/manifest.json")
+    ]
+    specs.sort(key=lambda spec: "uncut" not in spec)
+    (told,) = specs[0]["prompts"]
+    assert words.startswith(told["text"] + " ")
+    assert specs[0]["uncut"] == [words]
+    assert "uncut" not in specs[1]  # its key is what it is without the option
+    assert Item.of(specs[0]).spec() == specs[0]
 
 
 def test_texts_of_what_is_still_to_be_made_are_encoded_ahead(tmp_path, monkeypatch):

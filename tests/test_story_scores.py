@@ -71,3 +71,18 @@ def test_a_story_with_a_part_missing_has_no_number_of_the_three_but_a_reason(tmp
     alone._judge = Mumbling()
     found = alone.score(tmp_path / "a.mp4", item)
     assert found.scores["narrlv/tna2_t_att"] == pytest.approx(1)
+
+
+def test_a_story_of_which_the_model_was_told_the_beginning_is_scored_as_that_story(tmp_path):
+    story = a_story()
+    true, _ = render_narrative(parse_narrative(story.prompt), random.Random(1), 64)
+    write(tmp_path / "a.mp4", true)
+    whole = item_of([PromptAt(story.prompt)], 64)
+    begun = whole.told((PromptAt(story.prompt.rpartition(" ")[0]),), [story.prompt])
+    scorer = StoryScores()
+    scorer.use(None)
+    found = scorer.score(tmp_path / "a.mp4", begun)
+    assert found == scorer.score(tmp_path / "a.mp4", whole)
+    assert found.scores
+    assert begun.key != whole.key
+    assert not scorer.score(tmp_path / "a.mp4", item_of(begun.prompts, 64)).scores

@@ -221,7 +221,11 @@ def test_prompts_that_say_the_same_are_noted_and_one_too_long_is_refused(look):
     assert "1 told more than once, the first 'a dog'" in steps["prompts"]["text"]
     long = ["a red circle " * 200]
     code, _, steps = look("--no-probe", model__backbone="tiny-wan", data__prompts=long)
-    assert (code, "shorten" in steps["backbone"]["text"]) == (2, True)
+    assert (code, "shorten" in steps["settings"]["text"]) == (2, True)
+    short = {"model__method": "short", "model__settings": {"steps": 2}}
+    wan = {"model__backbone": "tiny-wan", "data__prompts": long, **short}
+    code, _, steps = look("--no-probe", "--model.long_prompts=cut", **wan)
+    assert (code, steps["settings"]["status"]) == (0, "ok")
 
 
 @pytest.mark.parametrize("method", ["short", "fifo", "miga"])

@@ -119,6 +119,21 @@ def test_too_long_a_prompt_is_told_once(tokenizer):
     assert heard == []
 
 
+@pytest.mark.parametrize("words", [0, 1, 2, LENGTH - 2, LENGTH - 1, LENGTH, 3 * LENGTH])
+def test_the_beginning_is_as_many_words_as_the_model_reads(tokenizer, words):
+    """Breaks if a prompt that fits is touched, or a word more or less is told of one that does not."""
+    text = make_text(tokenizer)
+    prompt = "a  " * words
+    fits = LENGTH - 1
+    beginning = text.beginning(prompt)
+    assert beginning == (prompt if words <= fits else " ".join("a" * fits))
+    assert text.encode([beginning]).shape[1] == LENGTH
+    text.length = 1
+    if words:
+        with pytest.raises(UserError, match="shorten"):
+            text.beginning(prompt)
+
+
 def test_a_known_prompt_needs_no_encoder(tokenizer, tmp_path):
     """Breaks if the 5.7B encoder is loaded for a prompt that is on disk."""
     load, cache = Loads(), EmbeddingCache(tmp_path)

@@ -183,6 +183,10 @@ class Backbone(ABC):
         """Return the prompts' words that the text encoder has no token for."""
         return []
 
+    def beginning(self, prompt: str) -> str:
+        """Return the prompt, or if it is too long as many of its first words as the text encoder reads."""
+        return prompt
+
     @abstractmethod
     def decoder(self) -> StreamingDecoder:
         """Return a fresh streaming decoder for one video."""

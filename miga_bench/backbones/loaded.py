@@ -97,6 +97,10 @@ class LoadedBackbone(Backbone):
         if self.text.needs_encoder(prompts):
             self.source.text_files()
 
+    def beginning(self, prompt: str) -> str:
+        """Return the prompt, or if it is too long as many of its first words as the text encoder reads."""
+        return self.text.beginning(prompt)
+
     def attending(self, attention: FrameAttention) -> AbstractContextManager[None]:
         """Return a context in which ``attention`` does the network's attention over frames."""
         if not self._is_open():

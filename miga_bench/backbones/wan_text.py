@@ -7,7 +7,6 @@ zeros up to exactly the model's text length. Cross attention has no mask: the ze
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from miga_bench.backbones.embedding_cache import EmbeddingCache
-from miga_bench.backbones.prompt_text import check_tokens, clean_prompt, unknown_words
+from miga_bench.backbones.prompt_text import PromptText, clean_prompt
 from miga_bench.errors import UserError
 
 TEXT_LENGTH = 512
@@ -36,7 +35,7 @@ NEGATIVE_PROMPT = (
 )
 
 
-class WanText:
+class WanText(PromptText):
     """Prompts to embeddings; the encoder is loaded when the first prompt is not in the cache.
 
     Attributes:
@@ -91,16 +90,11 @@ class WanText:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def tokens(self, prompt: str) -> list[int]:
-        """Return a cleaned prompt's tokens with the end mark.
-
-        Raises:
-            UserError: There are more than the model reads.
-        """
-        # transformers would warn of a long prompt, which is refused in a moment
-        said: Any = self.tokenizer(prompt, add_special_tokens=True, verbose=False)
+    def spell(self, text: str) -> list[int]:
+        """Return a cleaned text's tokens with the end mark, however many they are."""
+        # transformers would warn of a long one
+        said: Any = self.tokenizer(text, add_special_tokens=True, verbose=False)
         tokens: list[int] = said.input_ids
-        check_tokens(prompt, len(tokens), self.length)
         return tokens
 
     def needs_encoder(self, prompts: Sequence[str]) -> bool:
@@ -124,10 +118,6 @@ class WanText:
         token: int | None = self.tokenizer.unk_token_id
         return token
 
-    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
-        """Return words that the tokenizer turns into its unknown token, in order, each once."""
-        return unknown_words(prompts, self.unknown, lambda word: self.tokenizer(word).input_ids)
-
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Return embeddings ``[len(prompts), length, D]`` on the CPU, zero past each prompt's end.
 
@@ -143,16 +133,10 @@ class WanText:
             [torch.nn.functional.pad(r, (0, 0, 0, self.length - len(r))) for r in padded]
         )
 
-    def encode_ahead(self, prompts: Sequence[str]) -> None:
-        """Put embeddings that are not in the cache there, with the encoder loaded once for all."""
-        if self._cache is None or self._keep:
-            return
-        try:
-            for prompt in dict.fromkeys(map(clean_prompt, prompts)):
-                with suppress(UserError):  # one that is too long is told where it is wanted
-                    self._embed(prompt, self.tokens(prompt))
-        finally:
-            self._leave()
+    @property
+    def _comes_and_goes(self) -> bool:
+        """Whether the encoder is loaded for prompts that are new, and leaves memory behind them."""
+        return self._cache is not None and not self._keep
 
     def _leave(self) -> None:
         """Drop an encoder that is not to stay."""
@@ -160,6 +144,7 @@ class WanText:
             self.unload()
 
     def _embed(self, prompt: str, tokens: list[int]) -> Tensor:
+        """Return ``[tokens, D]`` from disk or from the encoder."""
         path = None
         if self._cache is not None:
             path = self._cache.path(self._identity(), prompt, self.length, self.dtype)

@@ -152,6 +152,10 @@ class ExportedBackbone(Backbone):
         """Return the prompts' words that the tokenizer does not know."""
         return self.text.unknown_words(prompts)
 
+    def beginning(self, prompt: str) -> str:
+        """Return the prompt, or if it is too long as many of its first words as the text encoder reads."""
+        return self.text.beginning(prompt)
+
     def decoder(self) -> StreamingDecoder:
         """Return a fresh streaming decoder for one video."""
         if not self._exported["vae"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from miga_bench.backbones.checkpoint import BIG_ENCODER, fingerprint_of
 from miga_bench.backbones.embedding_cache import EmbeddingCache, cache_folder
-from miga_bench.backbones.prompt_text import check_tokens, clean_prompt, unknown_words
+from miga_bench.backbones.prompt_text import PromptText, clean_prompt
 from miga_bench.errors import UserError
 from miga_bench.export.facts import ExportFacts
 from miga_bench.export.session import Session
@@ -21,7 +20,7 @@ from miga_bench.export.sidecar import Sidecar
 PADDING = 0
 
 
-class OnnxText:
+class OnnxText(PromptText):
     """An exported text encoder.
 
     As in PyTorch, a large one is loaded for prompts that are new, its embeddings are kept on disk, and it
@@ -45,7 +44,7 @@ class OnnxText:
         facts: ExportFacts,
     ) -> None:
         self.sidecar, self._open = sidecar, open_session
-        self.length, self.unknown = int(facts.text["length"]), facts.text["unknown"]
+        self.length, self._unknown = int(facts.text["length"]), facts.text["unknown"]
         path = folder / "tokenizer.json"
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
@@ -69,19 +68,16 @@ class OnnxText:
         """Whether the encoder is in memory."""
         return self._session is not None
 
-    def tokens(self, prompt: str) -> list[int]:
-        """Return a cleaned prompt's tokens.
+    @property
+    def unknown(self) -> int | None:
+        """The token of words that have no other; None if every word has."""
+        token: int | None = self._unknown
+        return token
 
-        Raises:
-            UserError: There are more than the model reads.
-        """
-        tokens: list[int] = self._tokenizer.encode(prompt).ids
-        check_tokens(prompt, len(tokens), self.length)
+    def spell(self, text: str) -> list[int]:
+        """Return a cleaned text's tokens with all marks, however many they are."""
+        tokens: list[int] = self._tokenizer.encode(text).ids
         return tokens
-
-    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
-        """Return words that the tokenizer turns into its unknown token, in order, each once."""
-        return unknown_words(prompts, self.unknown, lambda w: self._tokenizer.encode(w).ids)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Return embeddings ``[len(prompts), length, D]``, each prompt on its own."""
@@ -93,16 +89,10 @@ class OnnxText:
             self._leave()
         return torch.stack([rows[prompt] for prompt in cleaned])
 
-    def encode_ahead(self, prompts: Sequence[str]) -> None:
-        """Put embeddings that are not in the cache there, with a large encoder loaded once for all."""
-        if self._cache is None:
-            return
-        try:
-            for prompt in dict.fromkeys(map(clean_prompt, prompts)):
-                with suppress(UserError):  # one that is too long is told where it is wanted
-                    self._embed(prompt, self.tokens(prompt))
-        finally:
-            self._leave()
+    @property
+    def _comes_and_goes(self) -> bool:
+        """Whether the encoder is loaded for prompts that are new, and leaves memory behind them."""
+        return self._cache is not None
 
     def _leave(self) -> None:
         """Drop an encoder that is not to stay."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Item:
         lossless: Whether the file keeps every pixel value.
         denoiser: What runs the denoiser, None where it is the family's own module.
         configuration_hash: SHA-256 of what else the model is, None for one that has a name.
+        uncut: The texts as they were given, None where the model is told all of them.
     """
 
     backbone: str
@@ -49,11 +50,23 @@ class Item:
     lossless: bool = False
     denoiser: str | None = None
     configuration_hash: str | None = None
+    uncut: tuple[str, ...] | None = None
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """What the video should show, told to the model or not."""
+        return self.uncut or tuple(prompt.text for prompt in self.prompts)
+
+    def told(self, prompts: tuple[PromptAt, ...], wanted: Sequence[str]) -> Item:
+        """Return the item whose model is told ``prompts`` of the texts that are ``wanted``."""
+        uncut = tuple(wanted)
+        whole = uncut == tuple(prompt.text for prompt in prompts)
+        return replace(self, prompts=prompts, uncut=None if whole else uncut)
 
     def spec(self) -> dict[str, Any]:
         """Return the content as plain values, for files and for data loaders."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
-        for name in ("denoiser", "configuration_hash"):
+        for name in ("denoiser", "configuration_hash", "uncut"):
             if plain[name] is None:  # as before there were such
                 del plain[name]
         return plain
@@ -62,7 +75,8 @@ class Item:
     def of(cls, spec: Mapping[str, Any]) -> Item:
         """Return the item of a ``spec``."""
         prompts = tuple(PromptAt(**prompt) for prompt in spec["prompts"])
-        return cls(**{**spec, "prompts": prompts})
+        uncut = tuple(spec["uncut"]) if spec.get("uncut") else None
+        return cls(**{**spec, "prompts": prompts, "uncut": uncut})
 
     @property
     def key(self) -> str:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
@@ -21,7 +21,7 @@ from miga_bench.harness.generate import Video, check_names, length, negative_pro
 from miga_bench.harness.items import Item
 from miga_bench.harness.prompt_lists import Wish
 from miga_bench.harness.ranks import agree, on_every_rank
-from miga_bench.harness.request import check_prompts
+from miga_bench.harness.request import PromptAt, check_prompts
 from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.teams import check_settings
 from miga_bench.harness.writer import Making, RunWriter, team_size
@@ -60,6 +60,8 @@ class LongVideoModule(LightningModule):
         width: Frame width in pixels; by default the backbone's.
         lossless: Keep every pixel value in the mp4.
         offload: Keep only the part in use on the GPU.
+        long_prompts: Of a prompt of more tokens than the model reads: refuse it, or cut it and tell the model
+            as many of its first words as it reads.
         denoiser: What runs it: torch, compile (by torch, when it is first used), onnx:FOLDER,
             onnx+PROVIDER:FOLDER or tensorrt:FOLDER; the last three run what miga-bench export wrote.
 
@@ -81,6 +83,7 @@ class LongVideoModule(LightningModule):
         width: int | None = None,
         lossless: bool = False,
         offload: bool = False,
+        long_prompts: Literal["refuse", "cut"] = "refuse",
         denoiser: str = "torch",
     ) -> None:
         super().__init__()
@@ -88,6 +91,7 @@ class LongVideoModule(LightningModule):
         self.metrics = list(metrics or [])
         self._negative_prompt, self._height, self._width = negative_prompt, height, width
         self._lossless, self._offload = lossless, offload
+        self._cuts = long_prompts == "cut"
         self._denoiser = DenoiserChoice.parse(denoiser)
         if isinstance(method, Sampler):
             if preset is not None or settings:
@@ -223,7 +227,8 @@ class LongVideoModule(LightningModule):
             frames: The same; None is the method's default length.
 
         Raises:
-            UserError: A text begins after the end, or two begin in one latent frame.
+            UserError: A text begins after the end, two begin in one latent frame, or one is longer than the
+                model reads.
         """
         height, width = self._size()
         own = self.backbone.denoiser_identity
@@ -238,12 +243,15 @@ class LongVideoModule(LightningModule):
             "configuration_hash": getattr(self.backbone, "configuration_hash", None),
         }
         out = {}
+        readings: dict[str, str] = {}
         for arm, sampler in self.samplers.items():
             how: dict[str, Any] = {
                 "method": self._method_name(arm),
                 "settings": describe(sampler.settings),
             }
             for wish in wishes:
+                wanted = wish.told_to(one_prompt=isinstance(sampler, WholeVideo))
+                read = self._readable(wish.id, wanted, readings)
                 negative = (
                     self._negative_prompt if wish.negative_prompt is None else wish.negative_prompt
                 )
@@ -251,16 +259,42 @@ class LongVideoModule(LightningModule):
                     item = Item(
                         **common,
                         **how,
-                        prompts=wish.told_to(one_prompt=isinstance(sampler, WholeVideo)),
+                        prompts=wanted,
                         negative_prompt=negative_prompt(negative, self.backbone),
                         seed=seed,
                         frames=wish.frames or frames or 0,
                     )
+                    item = item.told(read, [prompt.text for prompt in wanted])
                     item = self._with_length(wish.id, item, sampler, beside_others=bool(arm))
                     name = f"{wish.id}-{seed}"
                     out[f"{arm}/{name}" if arm else name] = item
                     self._arm_of[item.key] = arm
+        self._tell_cuts(readings)
         return out
+
+    def _readable(
+        self, wish: str, prompts: tuple[PromptAt, ...], known: dict[str, str]
+    ) -> tuple[PromptAt, ...]:
+        """Return a wish's texts as the model reads them, and keep them by text."""
+        for prompt in prompts:
+            if prompt.text not in known:
+                known[prompt.text] = read = self.backbone.beginning(prompt.text)
+                if read != prompt.text and not self._cuts:
+                    raise UserError(
+                        f"prompt {wish} is longer than {self.backbone.name} reads, which ends behind"
+                        f" {read[-40:]!r}: shorten it, or cut it there by --model.long_prompts cut"
+                    )
+        return tuple(replace(prompt, text=known[prompt.text]) for prompt in prompts)
+
+    def _tell_cuts(self, known: Mapping[str, str]) -> None:
+        cuts = [read for text, read in known.items() if read != text]
+        if cuts and self._tells:
+            warnings.warn(
+                f"{len(cuts)} of {len(known)} texts are longer than {self.backbone.name} reads and are cut, the"
+                f" first behind {cuts[0][-40:]!r}; what was told is in each video's manifest",
+                Notice,
+                stacklevel=2,
+            )
 
     def _method_name(self, arm: str) -> str:
         if isinstance(self._method, Sampler):
@@ -296,7 +330,7 @@ class LongVideoModule(LightningModule):
                     Notice,
                     stacklevel=2,
                 )
-            item = replace(item, prompts=item.prompts[:1])
+            item = item.told(item.prompts[:1], item.wanted[:1])
         try:
             check_prompts(item.prompts, frames)
             prompt_starts(item.prompts, self.backbone)
@@ -387,7 +421,7 @@ class LongVideoModule(LightningModule):
     ) -> dict[str, Any]:
         """Return what decides the items, under the names a user gave it."""
         specs = [item.spec() for item in items.values()]
-        own = ("prompts", "negative_prompt", "seed", "frames")
+        own = ("prompts", "uncut", "negative_prompt", "seed", "frames")
         arms = {self._arm_of[item.key]: item.spec() for item in items.values()}
         how = () if "" in arms else ("method", "settings")
         # of a prompt over all arms: a short clip lacks what the others have, a story at once when parts begin

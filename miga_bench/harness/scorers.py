@@ -146,7 +146,7 @@ class SuiteScores(ItemScorer):
         from miga_bench.harness.score_summary import in_frames, summary
 
         (source,) = find_videos([video])
-        source = replace(source, prompt=" / ".join(prompt.text for prompt in item.prompts))
+        source = replace(source, prompt=" / ".join(item.wanted))
         row = score_video(source, self.plan, self._device)
         if row["reason"]:
             raise UserError(row["reason"])
@@ -326,7 +326,7 @@ class StoryScores(ItemScorer):
             score_video,
         )
 
-        story = self._stories.get(tuple(prompt.text for prompt in item.prompts))
+        story = self._stories.get(item.wanted)
         if story is None:
             return Found()
         if self._judge is None:

@@ -127,7 +127,7 @@ class Preflight:
         )
         texts = [prompt.text for wish in self.data.wishes for prompt in wish.prompts]
         if isinstance(backbone, LoadedBackbone):
-            backbone.check_prompts(texts)
+            backbone.check_prompts([backbone.beginning(text) for text in texts])
         unknown = backbone.unknown_words(texts)
         if unknown:
             return NOTE, f"{told}; it does not know and passes over: {_cut(', '.join(unknown))}"
