@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from miga_bench.errors import UserError
@@ -56,17 +56,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Make the experiment and return its status; None on ranks other than 0."""
-    from miga_bench.harness.configurations import read
-    from miga_bench.harness.experiment import experiment
+def experiment_of(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the experiment that comes before all options, None if there is none, and the options.
 
-    options = list(args.arguments)
+    Raises:
+        UserError: There are two.
+    """
+    options = list(arguments)
     name = options.pop(0) if options and not options[0].startswith("-") else None
     if options and not options[0].startswith("-"):
         raise UserError(
             f"{name} and {options[0]} are named: an experiment at a time, and values stand behind options"
         )
+    return name, options
+
+
+def run(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Make the experiment and return its status; None on ranks other than 0."""
+    from miga_bench.harness.configurations import read
+    from miga_bench.harness.experiment import experiment
+
+    name, options = experiment_of(args.arguments)
     if name is None and not args.config:
         raise UserError(
             f"no experiment is named: give one ({', '.join(experiments())}), or --config FILE"

@@ -7,7 +7,8 @@ import sys
 from typing import Any
 
 from miga_bench import cli_predict
-from miga_bench.errors import UserError
+from miga_bench.cli_experiment import experiment_of
+from miga_bench.errors import UserError, in_print
 from miga_bench.harness.shipped import experiments, shipped
 
 SUMMARY = "Look at a run before it is made: would it start, and what would it take?"
@@ -17,7 +18,7 @@ examples:
   miga-bench validate --config tiny-wan-miga
   miga-bench validate --config my.yaml --config gpu.yaml --data.frames 1200
   miga-bench validate --config my.yaml --no-probe        (no seconds, but no waiting)
-  miga-bench validate --experiment table1 --on wan2.1-1.3b
+  miga-bench validate table1 --on wan2.1-1.3b            (a shipped experiment)
 
 Takes what predict and experiment take, makes no video, fetches nothing and writes nothing below the run's
 root. Each step is one line on stderr: ok, note, or problem. The seconds come from a few denoiser calls on the
@@ -28,11 +29,9 @@ exit codes: 0 the run would start, 2 it would not"""
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what help shows; all other options are predict's and are read by it."""
-    parser.add_argument(
-        "--experiment",
-        metavar="NAME",
-        help=f"a shipped experiment: {', '.join(experiments())}",
-    )
+    # NAME is no positional: argparse would take the value of an option that only Lightning knows for it
+    parser.usage = "miga-bench validate [NAME] [--on BACKBONE] [--config FILE] [options of predict]"
+    parser.description = f"{SUMMARY} NAME is a shipped experiment: {', '.join(experiments())}."
     parser.add_argument(
         "--on",
         metavar="BACKBONE",
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     def say(step: Step) -> None:
         print(
-            f"{step.number:2d} {step.name:13} {step.status:7} {step.text}",
+            f"{step.number:2d} {step.name:13} {step.status:7} {in_print(step.text)}",
             file=sys.stderr,
             flush=True,
         )
@@ -60,16 +59,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _arguments(args: argparse.Namespace) -> list[str]:
     """Return the options as Lightning's command line takes them."""
-    if args.experiment is None:
+    name, options = experiment_of(args.arguments)
+    if name is None:
         if args.on is not None:
-            raise UserError("--on is for --experiment: say model.backbone in --config")
-        return cli_predict.arguments(args.config, args.arguments, args.help_all)
+            raise UserError("--on is for shipped experiments: say model.backbone in --config")
+        return cli_predict.arguments(args.config, options, args.help_all)
     import yaml  # type: ignore[import-untyped]
 
     from miga_bench.harness.configurations import merge, read
 
-    whole: Any = shipped(args.experiment, args.on or "tiny-wan")
+    whole: Any = shipped(name, args.on or "tiny-wan")
     for config in args.config:
         whole = merge(whole, read(config))
     text = yaml.safe_dump(whole, sort_keys=False)
-    return ["--config", text, *args.arguments, *(["--help"] if args.help_all else [])]
+    return ["--config", text, *options, *(["--help"] if args.help_all else [])]

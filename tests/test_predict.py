@@ -130,6 +130,14 @@ def refused(capsys, *arguments):
         (["--trainer.devices", "abc"], "should be an int > 0: check --trainer options"),
         (["--trainer.precision", "64-true"], "trainer.precision 64-true: it may be 32-true"),
         (["--config", "none.yaml"], "cannot read none.yaml (no such file"),
+        (["--run.about", "{tittle: a}"], "did you mean title?"),
+        (["--run.about", "{baseline: fifo}"], "baseline is 'fifo': a run without arms has none"),
+        (
+            ["--run.about", "{baseline: fiffo}", "--model.arms", "{fifo: {}, b: {preset: tiny}}"],
+            "did you mean fifo?",
+        ),
+        (["--run.about", "{published: table_9}"], "run.about.published is 'table_9'"),
+        (["--run.about", "{axis: zigzack}"], "did you mean zigzag?"),
         (["--config", "tiny-wan-migaa"], "'tiny-wan-migaa': did you mean tiny-wan-miga"),
     ],
 )

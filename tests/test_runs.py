@@ -363,6 +363,7 @@ def test_prompts_from_every_kind_of_file(tmp_path):
         (["a", "a"], "entries 1 and 2 are the same prompt"),
         (["a", ""], "entry 2: the prompt is empty"),
         (["a\x07b"], r"control character U\+0007"),
+        (["a\u202eb"], r"control character U\+202E"),  # shows a reader other words
         ([{"prompt": "a", "id": "../up"}], "ids name files"),
         ([{"prompt": "a", "id": "x"}, {"prompt": "b", "id": "X"}], "have the id 'X'"),
         ([{"prompt": "a", "promt": "b"}], "did you mean prompt"),

@@ -19,6 +19,7 @@ from miga_bench.cli import main
 from miga_bench.errors import UserError
 from miga_bench.harness import store
 from miga_bench.harness.results import read_results
+from miga_bench.harness.tracking import worker
 from miga_bench.harness.tracking.callback import Tracking
 from miga_bench.harness.tracking.facts import MOST_BINS, Curve, facts, names
 from miga_bench.harness.tracking.log import RunLog, Target
@@ -240,6 +241,36 @@ def test_the_verb_makes_the_default_store_and_says_where_it_is(tmp_path, capsys,
     assert synced["run_id"] in (folder / "tracking.json").read_text()
 
 
+def test_the_load_of_the_machine_is_logged_or_left_out(tmp_path, database, monkeypatch):
+    """Breaks if a run shows none, or one without it is no run because a package is not installed."""
+    client = MlflowClient(database)
+    run_id = client.create_run("0").info.run_id
+    monkeypatch.setattr(worker, "SAMPLE", 0.1)
+    monitor = worker._watch_machine(run_id, database)
+    until = time.monotonic() + 60
+    while not client.get_run(run_id).data.metrics and time.monotonic() < until:
+        time.sleep(0.1)
+    monitor.finish()
+    assert "system/cpu_utilization_percentage" in client.get_run(run_id).data.metrics
+    for name in [name for name in sys.modules if name.startswith("mlflow.system_metrics")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert worker._watch_machine(run_id, database) is None
+
+
+@pytest.mark.parametrize(
+    "junk", ["[]", "3", '{"ended": 3, "status": []}', "[" * 9999, "\x00", '{"%s": 3}']
+)
+def test_files_that_hold_something_else_are_as_if_they_were_not_there(tmp_path, database, junk):
+    folder = make_run(tmp_path)
+    first = told(folder, database, "junk")
+    (folder / "tracking.json").write_text(junk.replace("%s", shown(database)))
+    (folder / "status.json").write_text(junk)
+    again = told(folder, database, "junk")
+    assert again["run_id"] == first["run_id"]  # found by its tags
+    assert first["run_id"] in (folder / "tracking.json").read_text()
+
+
 def test_a_real_server(tmp_path, server):
     check_logged(server, told(make_run(tmp_path), server, "served"))
     assert len(runs_of(server, "served")) == 3
@@ -280,7 +311,7 @@ def test_the_verb_ends_with_one_line_and_exit_code_1(tmp_path, capsys, impatient
     assert f"could not be told to {uri}" in err
 
 
-@pytest.mark.parametrize("how", ["down", "hang"])
+@pytest.mark.parametrize("how", ["down", "hang", "garbage", "403"])
 def test_a_run_goes_on_without_its_server(tmp_path, capsys, impatient, how):
     config = configuration(tmp_path, data__limit=1, data__seeds=[0])
     if how == "down":

@@ -263,9 +263,11 @@ def test_seconds_are_those_of_a_call_times_their_number():
 
 
 def test_a_shipped_experiment(capsys, tmp_path):
-    command = ["validate", "--experiment", "stage2", "--no-probe", "--data.limit", "1"]
+    command = ["validate", "stage2", "--no-probe", "--data.limit", "1"]
     command += ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
     assert main([*command, "--run.root", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out)["todo"] > 1
     assert main(["validate", "--on", "tiny-wan"]) == 2
-    assert "--on is for --experiment" in capsys.readouterr().err
+    assert "--on is for shipped experiments" in capsys.readouterr().err
+    assert main(["validate", "stage3"]) == 2
+    assert "did you mean stage2?" in capsys.readouterr().err

@@ -36,6 +36,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: fetch it, or give the folder that has it") from None
+    except PermissionError as error:
+        raise _closed(path, error) from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}): fetch it again") from None
     if not isinstance(content, dict):
@@ -89,6 +91,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"{path} is missing: fetch it, or give the folder that has it") from None
+    except PermissionError as error:
+        raise _closed(path, error) from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is truncated or damaged ({error}); fetch it again") from None
 
@@ -110,6 +114,8 @@ def read_pickle(path: Path) -> Any:
         )
     except FileNotFoundError:
         raise UserError(f"{path} is missing: fetch it, or give the folder that has it") from None
+    except PermissionError as error:
+        raise _closed(path, error) from None
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code is None:
@@ -120,6 +126,10 @@ def read_pickle(path: Path) -> Any:
         ) from None
     except Exception:  # a reader that is led astray by its input fails in any way
         raise UserError(damaged) from None
+
+
+def _closed(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} cannot be read ({error.strerror}): see who may, and where it lies")
 
 
 def named_tensors(content: Any, source: str) -> dict[str, Tensor]:

@@ -78,7 +78,7 @@ class Lora:
                     f"--lora {self.path} is of PEFT's, which states strengths in {beside.name}: put that file"
                     " beside it"
                 ) from None
-            except (OSError, ValueError, TypeError) as error:
+            except (OSError, ValueError, TypeError, RecursionError) as error:
                 raise UserError(
                     f"--lora {self.path}: {beside} cannot be read ({error}): fetch it again"
                 ) from None
@@ -160,7 +160,7 @@ def _stated(about: Mapping[str, str]) -> dict[str, Any]:
     try:
         stated: dict[str, Any] = json.loads(about.get("lora_adapter_metadata", "{}"))
         return {key.rpartition(".")[2]: value for key, value in stated.items()}
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return {}
 
 

@@ -15,6 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from miga_bench.errors import FailedError, LostError, Notice, UserError, in_print
+from miga_bench.harness.about import check_about
 from miga_bench.harness.argument_errors import one_line
 from miga_bench.harness.data import PromptDataModule
 from miga_bench.harness.lifeline import GONE
@@ -134,7 +135,7 @@ def parse(arguments: Sequence[str], verb: str = "predict") -> PredictCLI:
     """
     _quieten()
     try:
-        return PredictCLI(
+        cli = PredictCLI(
             LongVideoModule,
             PromptDataModule,
             run=False,
@@ -149,6 +150,8 @@ def parse(arguments: Sequence[str], verb: str = "predict") -> PredictCLI:
                 "prog": f"miga-bench {verb}",
             },
         )
+        check_about(cli.config.run.about or {}, cli.model.arms)
+        return cli
     except UserError:
         raise
     except BrokenPipeError:  # whoever reads the configuration that was asked for has read enough

@@ -20,6 +20,9 @@ from miga_bench.harness.request import DEFAULT_FRAMES, PromptAt, check_prompts
 from miga_bench.harness.runs import NAME, NAME_RULE
 from miga_bench.sampling.presets import near
 
+# What turns the direction of text, and can show a reader other words than a model is told.
+_TURNING = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+
 FIELDS = ("prompt", "id", "then", "negative_prompt", "frames", "seeds")
 KINDS = (".txt", ".jsonl", ".json", ".yaml", ".yml")
 NARRATIVES = "narrlv:"
@@ -179,7 +182,7 @@ def _then(where: str, then: object) -> list[PromptAt]:
 
 def _check_characters(where: str, text: str) -> None:
     for character in text:
-        if unicodedata.category(character) in ("Cc", "Cs"):
+        if unicodedata.category(character) in ("Cc", "Cs") or character in _TURNING:
             raise UserError(
                 f"{where} holds the control character U+{ord(character):04X}: take it out"
             )

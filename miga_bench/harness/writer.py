@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from miga_bench.errors import UserError, in_print
+from miga_bench.errors import in_print
 from miga_bench.harness.deal import deal
 from miga_bench.harness.generate import Video, Watcher
 from miga_bench.harness.items import Item
@@ -23,7 +23,6 @@ from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.stop import StopSignals
 from miga_bench.harness.store import disk_is_full, gpu_is_lost
 from miga_bench.harness.teams import Teamwork, check_size
-from miga_bench.sampling.presets import near
 
 MOST_TEXT = 200  # characters of an error
 
@@ -33,15 +32,6 @@ class Making:
 
     def __init__(self, item: Item, video: Video) -> None:
         self.item, self.video = item, video
-
-
-ABOUT = ("title", "question", "published", "axis", "baseline")
-
-
-def _check_about(about: Mapping[str, str]) -> None:
-    for name in about:
-        if name not in ABOUT:
-            raise UserError(f"run.about has {name!r}: {near(name, ABOUT)}")
 
 
 class RunWriter(BasePredictionWriter):
@@ -81,7 +71,6 @@ class RunWriter(BasePredictionWriter):
         quiet: bool = False,
     ) -> None:
         super().__init__("batch")
-        _check_about(about or {})
         self.run = Run(Path(root), name, fail_on_error)
         self.window_parallel = window_parallel
         self.gathering: Gathering | None = None

@@ -1,9 +1,9 @@
 """Denoiser calls that run out of memory are made again in smaller ones.
 
 How many rows fit is an estimate on a GPU, and another program may take memory meanwhile. Rows do not depend
-on each other, so a call that fails is made in halves, and no later call of the video is larger. The numbers
-are those of the whole call to float tolerance, as with any other batch (see ``reflection.py``). Processes that
-share a call each do so with their own rows.
+on each other, so a call that fails is made in halves, and no later call of such rows is larger, in this video
+or another by the same denoiser. The numbers are those of the whole call to float tolerance, as with any other
+batch (see ``reflection.py``). Processes that share a call each do so with their own rows.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -42,6 +43,10 @@ def ran_out_elsewhere(device: str) -> DoesNotFitError:
     )
 
 
+# What did not fit, by denoiser: the next video begins with what is known.
+_MOST: WeakKeyDictionary[Any, dict[tuple[int, ...], int]] = WeakKeyDictionary()
+
+
 class FittingDenoiser:
     """A denoiser whose calls get smaller when they do not fit; see ``Denoiser``.
 
@@ -50,7 +55,7 @@ class FittingDenoiser:
         arithmetic: Returns the context of each call; see ``Backbone``.
 
     Attributes:
-        most: Rows that a call may have, None as long as all fitted.
+        most: Rows that a call may have by a row's shape, as far as some did not fit.
     """
 
     def __init__(
@@ -60,7 +65,10 @@ class FittingDenoiser:
     ) -> None:
         self._denoiser: Any = denoiser
         self._arithmetic = arithmetic
-        self.most: int | None = None
+        try:
+            self.most = _MOST.setdefault(denoiser, {})
+        except TypeError:  # one that cannot be a key is known for a video
+            self.most = {}
 
     def __call__(self, latents: Tensor, timesteps: Tensor, text: Tensor, **more: Any) -> Tensor:
         """Predict, in as many calls as it takes.
@@ -69,9 +77,9 @@ class FittingDenoiser:
             DoesNotFitError: Not even a single row fits.
         """
         parts: list[Tensor] = []
-        done = 0
+        done, shape = 0, tuple(latents.shape[1:])
         while done < len(latents):
-            rows = slice(done, done + min(self.most or len(latents), len(latents) - done))
+            rows = slice(done, done + min(self.most.get(shape, len(latents)), len(latents) - done))
             try:
                 told = _of_rows(more, rows)
                 with self._arithmetic():
@@ -97,10 +105,10 @@ class FittingDenoiser:
                 f" frames of {height}x{width}): free some there, choose a smaller --height and --width or"
                 " --offload, or fewer frames where a method makes the whole video at once"
             )
-        self.most = -(-rows // 2)
+        self.most[tuple(latents.shape[1:])] = most = -(-rows // 2)
         warnings.warn(
             f"memory of {latents.device} ran out at a denoiser call of {rows} rows: the video goes on"
-            f" with {self.most} a call; a smaller batch (--set batch=N) begins so",
+            f" with {most} a call; a smaller batch (--set batch=N) begins so",
             Notice,
             stacklevel=2,
         )

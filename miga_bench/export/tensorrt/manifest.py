@@ -102,7 +102,7 @@ class Manifest:
             return cls(**content)
         except FileNotFoundError:
             raise UserError(f"{engine} has no record: {path.name} is missing") from None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{path} is not the record of an engine ({error}): build it again with --force"
             ) from None

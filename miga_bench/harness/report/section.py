@@ -38,6 +38,7 @@ from miga_bench.harness.report.measures import Measure, measures_of, motion_of
 from miga_bench.harness.report.published import PublishedTable, published_table, published_tables
 from miga_bench.harness.report.scoring import collapses
 from miga_bench.harness.results import Results, Row
+from miga_bench.sampling.presets import near
 
 UNFOLDED = 2  # arms whose differences are shown in full at once
 CHANGING = (
@@ -88,7 +89,7 @@ def gather(run: Results, baseline: str | None = None) -> RunFacts:
     """
     wanted = baseline or run.about.get("baseline") or next(iter(run.arms))
     if wanted not in run.arms:
-        raise UserError(f"{run.name} has no arm {wanted!r}: it has {', '.join(run.arms)}")
+        raise UserError(f"{run.name} has no arm {wanted!r}: {near(wanted, run.arms)}")
     measures = measures_of([run])
     motion = motion_of(measures)
     comparisons = {

@@ -44,6 +44,9 @@ MOST_SHEETS = (
     200 * 2**20
 )  # bytes of contact sheets per arm; the others are named in sheets/left_out.txt
 
+# What a file that somebody has written into may raise, from its encoding to its depth.
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, RecursionError)
+
 Ids = dict[str, Any]
 
 
@@ -207,17 +210,19 @@ class RunLog:
             known = json.loads(path.read_text(encoding="utf-8"))
             ids = known[shown(self.target.uri)][self.target.experiment]
             self._ids = {"run": str(ids["run"]), "arms": dict(ids["arms"])}
-        except (OSError, ValueError, KeyError, TypeError):
+        except _UNREADABLE:
             self._ids = {"run": "", "arms": {}}
 
     def keep(self) -> None:
         """Write the ids to the folder; tags find the runs where that cannot be."""
         path = self.target.folder / MEMORY
         known: Any = {}
-        with suppress(OSError, ValueError):
+        with suppress(*_UNREADABLE):
             known = json.loads(path.read_text(encoding="utf-8"))
         known = known if isinstance(known, dict) else {}
-        known.setdefault(shown(self.target.uri), {})[self.target.experiment] = self._ids
+        here = known.get(shown(self.target.uri))
+        known[shown(self.target.uri)] = here = here if isinstance(here, dict) else {}
+        here[self.target.experiment] = self._ids
         with suppress(OSError):
             write_json(path, known)
 
@@ -418,13 +423,13 @@ class RunLog:
             self._told()
 
     def _ended(self) -> int | None:
-        with suppress(OSError, ValueError, KeyError):
+        with suppress(*_UNREADABLE):
             status = json.loads((self.target.folder / "status.json").read_text(encoding="utf-8"))
             return _milliseconds(status["ended"])
         return None
 
     def _status(self) -> str:
-        with suppress(OSError, ValueError, KeyError):
+        with suppress(*_UNREADABLE):
             status = json.loads((self.target.folder / "status.json").read_text(encoding="utf-8"))
             return STATUS[status["status"]]
         lock = FileLock(self.target.folder / ".lock")

@@ -119,9 +119,9 @@ def _until_end(log: Any, orders: queue.Queue[dict[str, Any]]) -> str | None:
 
 
 def _watch_machine(run_id: str, uri: str) -> Any:
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
     with suppress(Exception):  # no load of the machine is better than no run
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
         monitor = SystemMetricsMonitor(
             run_id, sampling_interval=SAMPLE, resume_logging=True, tracking_uri=uri
         )
