@@ -374,7 +374,8 @@ def _read_or_not() -> Iterator[None]:
     """Print, whether or not anybody still reads it: what it tells of is done all the same."""
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout is not None:  # a program without one prints nothing
+            sys.stdout.flush()
     except BrokenPipeError:
         from miga_bench.harness.output import hush
 

@@ -253,9 +253,15 @@ def test_a_prompt_that_is_too_long_is_refused_or_cut_where_it_can_be_seen(capsys
     config = few_items(tmp_path, data__prompts=[words, "a red circle"], data__limit=None, **changes)
     assert main(["predict", "--config", str(config)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "prompt p001 is longer than tiny-wan reads" in line
+    assert (
+        "prompt p001: 'a red circle moves right a red circle mo'... is longer than tiny-wan" in line
+    )
     assert "--model.long_prompts cut" in line
     assert not list(tmp_path.glob("items/*/manifest.json"))
+    short = few_items(tmp_path, model__negative_prompt=words, **changes)
+    assert main(["predict", "--config", str(short)]) == 2  # what guidance steers away from, too
+    assert "is longer than tiny-wan reads" in capsys.readouterr().err
+    config = few_items(tmp_path, data__prompts=[words, "a red circle"], data__limit=None, **changes)
     assert main(["predict", "--config", str(config), "--model.long_prompts", "cut"]) == 0
     assert "1 of 2 texts are longer than tiny-wan reads and are cut" in capsys.readouterr().err
     specs = [
@@ -268,6 +274,7 @@ def test_a_prompt_that_is_too_long_is_refused_or_cut_where_it_can_be_seen(capsys
     assert specs[0]["uncut"] == [words]
     assert "uncut" not in specs[1]  # its key is what it is without the option
     assert Item.of(specs[0]).spec() == specs[0]
+    assert json.loads((tmp_path / "run" / "prompts.json").read_text())["p001-0.mp4"] == words
 
 
 def test_texts_of_what_is_still_to_be_made_are_encoded_ahead(tmp_path, monkeypatch):

@@ -161,9 +161,11 @@ class LoadedBackbone(Backbone):
             return None
         known = {k: v for k, v in asdict(self.defaults).items() if k not in OF_A_VIDEO}
         total = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
+        # of a model on the Hub the text encoder comes later: its identity names repository and commit
+        later = ("text_encoder",) if hasattr(self.source, "repository") else ()
         for part in NETWORKS:
             path = self.source.root / part / "config.json"
-            if path.is_file():
+            if path.is_file() and part not in later:
                 total.update(f"{part} ".encode() + path.read_bytes())
         total.update(self.source.text_identity.encode())
         return total.hexdigest()

@@ -21,7 +21,7 @@ from miga_bench.harness.generate import Video, check_names, length, negative_pro
 from miga_bench.harness.items import Item
 from miga_bench.harness.prompt_lists import Wish
 from miga_bench.harness.ranks import agree, on_every_rank
-from miga_bench.harness.request import PromptAt, check_prompts
+from miga_bench.harness.request import check_prompts
 from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.teams import check_settings
 from miga_bench.harness.writer import Making, RunWriter, team_size
@@ -244,6 +244,7 @@ class LongVideoModule(LightningModule):
         }
         out = {}
         readings: dict[str, str] = {}
+        unchanged: dict[str, None] = {}
         for arm, sampler in self.samplers.items():
             how: dict[str, Any] = {
                 "method": self._method_name(arm),
@@ -251,16 +252,21 @@ class LongVideoModule(LightningModule):
             }
             for wish in wishes:
                 wanted = wish.told_to(one_prompt=isinstance(sampler, WholeVideo))
-                read = self._readable(wish.id, wanted, readings)
+                read = tuple(
+                    replace(p, text=self._readable(wish.id, p.text, readings)) for p in wanted
+                )
                 negative = (
                     self._negative_prompt if wish.negative_prompt is None else wish.negative_prompt
                 )
+                against = negative_prompt(negative, self.backbone)
+                if against:
+                    against = self._readable(wish.id, against, readings)
                 for seed in wish.seeds or seeds:
                     item = Item(
                         **common,
                         **how,
                         prompts=wanted,
-                        negative_prompt=negative_prompt(negative, self.backbone),
+                        negative_prompt=against,
                         seed=seed,
                         frames=wish.frames or frames or 0,
                     )
@@ -269,29 +275,39 @@ class LongVideoModule(LightningModule):
                     name = f"{wish.id}-{seed}"
                     out[f"{arm}/{name}" if arm else name] = item
                     self._arm_of[item.key] = arm
-        self._tell_cuts(readings)
+                    if len(item.prompts) < len(read) and read[1].frame < item.frames:
+                        unchanged[wish.id] = None
+        self._tell_cuts(readings, list(unchanged))
         return out
 
-    def _readable(
-        self, wish: str, prompts: tuple[PromptAt, ...], known: dict[str, str]
-    ) -> tuple[PromptAt, ...]:
-        """Return a wish's texts as the model reads them, and keep them by text."""
-        for prompt in prompts:
-            if prompt.text not in known:
-                known[prompt.text] = read = self.backbone.beginning(prompt.text)
-                if read != prompt.text and not self._cuts:
-                    raise UserError(
-                        f"prompt {wish} is longer than {self.backbone.name} reads, which ends behind"
-                        f" {read[-40:]!r}: shorten it, or cut it there by --model.long_prompts cut"
-                    )
-        return tuple(replace(prompt, text=known[prompt.text]) for prompt in prompts)
+    def _readable(self, wish: str, text: str, known: dict[str, str]) -> str:
+        """Return a text of a wish as the model reads it, and keep it by text."""
+        if text not in known:
+            known[text] = read = self.backbone.beginning(text)
+            if read != text and not self._cuts:
+                raise UserError(
+                    f"prompt {wish}: {text[:40]!r}... is longer than {self.backbone.name} reads, which ends"
+                    f" behind {read[-40:]!r}: shorten it, or cut it there by --model.long_prompts cut"
+                )
+        return known[text]
 
-    def _tell_cuts(self, known: Mapping[str, str]) -> None:
+    def _tell_cuts(self, known: Mapping[str, str], unchanged: Sequence[str]) -> None:
+        if not self._tells:
+            return
         cuts = [read for text, read in known.items() if read != text]
-        if cuts and self._tells:
+        if cuts:
             warnings.warn(
                 f"{len(cuts)} of {len(known)} texts are longer than {self.backbone.name} reads and are cut, the"
                 f" first behind {cuts[0][-40:]!r}; what was told is in each video's manifest",
+                Notice,
+                stacklevel=2,
+            )
+        if unchanged:
+            first, more = unchanged[0], len(unchanged) - 1
+            which = f"prompts {first} and {more} more change" if more else f"prompt {first} changes"
+            warnings.warn(
+                f"{which} within the clip that short makes, which cannot change on the way: it shows the first"
+                " text",
                 Notice,
                 stacklevel=2,
             )
@@ -317,20 +333,14 @@ class LongVideoModule(LightningModule):
     ) -> Item:
         """Return the item with its number of frames.
 
-        A short clip beside longer ones is cut, not refused: to the model's clip, under the first prompt.
+        A short clip beside longer ones is cut, not refused: to the model's clip, told the first prompt. What it
+        should show is still all of them, and it is scored by that.
         """
         frames = length(item.request(), sampler, self.backbone)
         assert frames is not None
         if beside_others and isinstance(sampler, Short):
             frames = min(frames, self.backbone.frames_of(self.backbone.window))
-            if any(prompt.frame < frames for prompt in item.prompts[1:]) and self._tells:
-                warnings.warn(
-                    f"prompt {name} changes within the clip that short makes, which cannot change on the way:"
-                    " its clip shows the first text",
-                    Notice,
-                    stacklevel=2,
-                )
-            item = item.told(item.prompts[:1], item.wanted[:1])
+            item = item.told(item.prompts[:1], item.wanted)
         try:
             check_prompts(item.prompts, frames)
             prompt_starts(item.prompts, self.backbone)
@@ -435,10 +445,12 @@ class LongVideoModule(LightningModule):
         prompts = {}
         for wish in wishes:
             of_wish = list(wish.seeds or seeds)
-            spec = longest[f"{wish.id}-{of_wish[0]}"].spec()
+            first = longest[f"{wish.id}-{of_wish[0]}"]
+            spec, texts = first.spec(), first.wanted
+            parts = spec["prompts"]
             prompts[wish.id] = {
-                "prompt": spec["prompts"][0]["text"],
-                "then": {prompt["frame"]: prompt["text"] for prompt in spec["prompts"][1:]},
+                "prompt": texts[0],
+                "then": {p["frame"]: text for p, text in zip(parts[1:], texts[1:], strict=False)},
                 "negative_prompt": spec["negative_prompt"],
                 "frames": spec["frames"],
                 "seeds": of_wish,

@@ -162,10 +162,7 @@ class Run:
             write_text(path, _dump(document))
         (self.folder / "status.json").unlink(missing_ok=True)
         (self.folder / "videos").mkdir(exist_ok=True)
-        prompts = {
-            f"{name}.mp4": " / ".join(prompt.text for prompt in item.prompts)
-            for name, item in items.items()
-        }
+        prompts = {f"{name}.mp4": " / ".join(item.wanted) for name, item in items.items()}
         write_json(self.folder / "prompts.json", prompts)
         done = dict.fromkeys(name for name, key in keys.items() if self.store.is_done(key))
         self._tell_of_damage({name: key for name, key in keys.items() if name not in done})
