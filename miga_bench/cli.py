@@ -7,7 +7,6 @@ verb that makes or measures something is one JSON document.
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import re
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from miga_bench import __version__
-from miga_bench.errors import FailedError, Notice, UserError, in_print
+from miga_bench.errors import FailedError, Notice, UserError, close_names, in_print
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
 # verbs that keep what they have done when they are stopped, and do the rest when they are given again
@@ -68,7 +67,7 @@ class _Parser(argparse.ArgumentParser):
 def _unknown_argument(argument: str, options: Sequence[str]) -> str:
     if not argument.startswith("-"):
         return f"unexpected {argument!r}: put a text of several words in quotes"
-    near = difflib.get_close_matches(argument.split("=")[0], options, n=3)
+    near = close_names(argument.split("=")[0], options, most=3)
     return f"no option {argument}" + (f": did you mean {' or '.join(near)}?" if near else "")
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from miga_bench.errors import UserError
+from miga_bench.errors import UserError, close_names
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 
@@ -79,8 +78,8 @@ def _file(config: str) -> str:
         return config
     if config in names():
         return str(EXPERIMENTS / f"{config}.yaml")
-    if not Path(config).suffix:
-        near = difflib.get_close_matches(config, names(), n=2)
+    if not config.endswith((".yaml", ".yml", ".json")) and os.sep not in config:
+        near = close_names(config, names())
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise UserError(
             f"no configuration {config!r}: {hint}there are {', '.join(names())}, or give a YAML file"

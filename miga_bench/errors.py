@@ -1,5 +1,21 @@
 """What reaches a user as a single line."""
 
+import difflib
+from collections.abc import Iterable
+
+
+def close_names(name: str, known: Iterable[str], most: int = 2, cutoff: float = 0.6) -> list[str]:
+    """Return the names that somebody may have meant, the nearest first; case does not count.
+
+    Args:
+        name: As typed.
+        known: Names that there are.
+        most: So many at most.
+        cutoff: How alike they are at least, 0..1.
+    """
+    plain = {other.lower(): other for other in known}
+    return [plain[one] for one in difflib.get_close_matches(name.lower(), plain, most, cutoff)]
+
 
 class UserError(ValueError):
     """Wrong input: what was wrong, the rule, what to do; the command line exits with code 2.

@@ -141,6 +141,9 @@ def test_apart_is_a_share_of_the_largest():
 def test_a_process_that_fails_says_why():
     with pytest.raises(FailedError, match=r"ended with 1: ValueError: no such thing"):
         in_a_process("-c", "raise ValueError('no such thing')")
+    ranks = "print('[rank1]: miga_bench.errors.LostError: gone', 'the launcher: ranks ended', sep=chr(10), "
+    with pytest.raises(FailedError, match=r"LostError: gone"):
+        in_a_process("-c", f"import sys; {ranks}file=sys.stderr); sys.exit(1)")
     assert in_a_process("-c", "print('so'); print('{\"a\": 1}')") == {"a": 1}
 
 

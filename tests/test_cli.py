@@ -57,6 +57,8 @@ def refused(capsys, *arguments):
         ([PROMPT, "--device", "xpu"], "device xpu is not there: this machine has cpu"),
         ([PROMPT, "--device", "meta"], "device meta is not there: this machine has cpu"),
         ([PROMPT, "--backbone", "tiny-wam"], "did you mean tiny-wan?"),
+        ([PROMPT, "--backbone", "TINY-WAN"], "did you mean tiny-wan?"),
+        ([PROMPT, "--denoiser", "ONNX:here"], "did you mean onnx?"),
         ([PROMPT, "--preset", "anchord"], "did you mean anchored?"),
         ([PROMPT, "--set", "zigzg=3"], "did you mean zigzag?"),
         ([PROMPT, "--set", "steps=many"], "must be a whole number"),
@@ -212,3 +214,13 @@ def test_a_reader_that_is_gone_is_no_failure(tmp_path, arguments):
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "out.mp4").exists() is (arguments[0] == "generate")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["--version"], 0), (["train-tiny", "--steps", "0"], 2)]
+)
+def test_a_program_without_stdout_says_nothing_there(tmp_path, arguments, code):
+    """Breaks if daemons, which have none, are told that finished work has failed."""
+    command = " ".join([sys.executable, "-m", "miga_bench", *arguments, ">&-"])
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr

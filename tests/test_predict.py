@@ -138,6 +138,7 @@ def refused(capsys, *arguments):
         ),
         (["--run.about", "{published: table_9}"], "run.about.published is 'table_9'"),
         (["--run.about", "{axis: zigzack}"], "did you mean zigzag?"),
+        (["--config", "wan2.1-1.3b-mig"], "did you mean wan2.1-1.3b-miga"),
         (["--config", "tiny-wan-migaa"], "'tiny-wan-migaa': did you mean tiny-wan-miga"),
     ],
 )

@@ -235,6 +235,19 @@ def test_offloading_on_a_gpu(folder):
     assert next(offloaded.denoiser.parameters()).device.type == "cpu"
 
 
+def test_what_files_fill_in_a_container_is_free(tmp_path, monkeypatch):
+    """Breaks if a container that has read its weights makes windows one by one."""
+    monkeypatch.setattr(memory, "CONTROL_GROUP", tmp_path)
+    cpu = torch.device("cpu")
+    without = memory.free_bytes(cpu)
+    (tmp_path / "memory.max").write_text("5000000\n")
+    (tmp_path / "memory.current").write_text("4000000\n")
+    (tmp_path / "memory.stat").write_text("anon 900000\ninactive_file 2500000\nslab 9\n")
+    assert memory.free_bytes(cpu) == 3500000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_bytes(cpu) > without / 2
+
+
 def test_batch_follows_free_memory(backbone, monkeypatch):
     """Breaks if a batch outgrows its device, or is never more than one on a big one."""
     assert backbone.default_batch() == memory.CPU_WINDOWS

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from miga_bench.errors import UserError
+from miga_bench.errors import UserError, close_names
 
 if TYPE_CHECKING:
     from miga_bench.backbones.base import Backbone
@@ -150,7 +149,7 @@ def _find(name: str) -> Path | str:
         raise UserError(f"no such folder: {name}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return name
-    near = difflib.get_close_matches(name, BACKBONES, n=2, cutoff=0.5)
+    near = close_names(name, BACKBONES, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UserError(
         f"unknown backbone {name!r}: {hint}there are {', '.join(BACKBONES)}, or give the folder "

@@ -59,6 +59,9 @@ def clip_bytes(backbone: WanBackbone, frames: int, copies: float) -> int:
     )
 
 
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Return the memory that is free on a device, counting what torch holds but does not use.
 
@@ -74,9 +77,12 @@ def free_bytes(device: torch.device) -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-        group = Path("/sys/fs/cgroup")
+        group = CONTROL_GROUP
         limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        found.append(max(0, limit - used))
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        # files that were read or written stay in memory only as long as nobody wants it
+        idle = sum(int(counts.get(name, 0)) for name in ("inactive_file", "slab_reclaimable"))
+        found.append(max(0, limit - used + idle))
     except (OSError, ValueError):  # not Linux, or a group without a limit, which says "max"
         pass
     return min(found, default=None)

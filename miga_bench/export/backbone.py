@@ -8,8 +8,12 @@ What sampling asks beside that, schedule and solver among it, follows from the f
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +25,7 @@ from miga_bench.backbones.memory import CPU_WINDOWS
 from miga_bench.backbones.schedule import Schedule, flow_schedule
 from miga_bench.backbones.solvers import DDIM, Solver, UniPC
 from miga_bench.backbones.vc2_rules import check_answers, schedule_of
-from miga_bench.errors import UserError
+from miga_bench.errors import Notice, UserError
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.facts import ExportFacts
 from miga_bench.export.onnx_denoiser import OnnxDenoiser, OnnxImageDecoder, OnnxWanDecoder
@@ -94,7 +98,50 @@ class ExportedBackbone(Backbone):
             "text": "text encoder" not in missing,
             "vae": "autoencoder" not in missing,
         }
-        return TorchParts(self.facts, " and no ".join(missing), self._device) if missing else None
+        if missing:
+            return TorchParts(self.facts, " and no ".join(missing), self._device)
+        if self._plain_device == "cpu" and torch.device(self._device).type == "cuda":
+            return self._beside_the_denoiser()
+        return None
+
+    def _beside_the_denoiser(self) -> TorchParts | None:
+        """Return the parts in PyTorch where ONNX Runtime would run them on the CPU; None if there are none."""
+        try:
+            parts = TorchParts(
+                self.facts, "text encoder and autoencoder for this GPU", self._device
+            )
+        except UserError:
+            warnings.warn(
+                f"ONNX Runtime cannot use {self._device}: text encoder and autoencoder run on the CPU, which is"
+                " slow at real size; install onnxruntime-gpu in place of onnxruntime, or have"
+                f" {self.facts.name} in PyTorch at hand",
+                Notice,
+                stacklevel=2,
+            )
+            return None
+        self._exported = {"text": False, "vae": False}
+        return parts
+
+    @cached_property
+    def configuration_hash(self) -> str:
+        """SHA-256 over what decides a video beside ``weights_hash`` and the denoiser's graph.
+
+        That is the facts (schedule, rates, window), the tokenizer, and text encoder and autoencoder: as
+        graphs, or what they are in PyTorch where the folder is without.
+        """
+        facts = {
+            k: v for k, v in asdict(self.facts).items() if k not in ("folder", "negative_prompt")
+        }
+        total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        for name in ("text_encoder", *self._decoders()):
+            if (self.facts.folder / f"{name}.json").is_file():
+                total.update(f"{name} {self._sidecar(name).identity}".encode())
+        tokenizer = self.facts.folder / "tokenizer" / "tokenizer.json"
+        if tokenizer.is_file():
+            total.update(tokenizer.read_bytes())
+        elif self._parts is not None:
+            total.update(self._parts.source.text_identity.encode())
+        return total.hexdigest()
 
     def _frame_size(self) -> tuple[int, int]:
         if not self._exported["vae"]:
@@ -121,9 +168,10 @@ class ExportedBackbone(Backbone):
 
     @property
     def _plain_device(self) -> str:
-        """Where text encoder and autoencoder run: beside the denoiser if ONNX Runtime can."""
-        on_gpu = torch.device(self._device).type == "cuda"
-        return self._device if on_gpu and runs("cuda") else "cpu"
+        """Where exported text encoder and autoencoder run: beside the denoiser if ONNX Runtime can."""
+        place = torch.device(self._device)
+        on_gpu = place.type == "cuda" and runs("cuda", place.index or 0)
+        return self._device if on_gpu else "cpu"
 
     @cached_property
     def text(self) -> OnnxText | WanText:
@@ -265,6 +313,13 @@ def _device(choice: DenoiserChoice, device: str | None) -> str:
     on_gpu = choice.kind == "tensorrt" or choice.provider not in (None, "cpu")
     if choice.kind == "onnx" and choice.provider is None and device is None:
         on_gpu = runs("cuda")
+        if torch.cuda.is_available() and not on_gpu:
+            warnings.warn(
+                "ONNX Runtime cannot use the GPU here, and all runs on the CPU: install onnxruntime-gpu in"
+                " place of onnxruntime, or leave out --denoiser",
+                Notice,
+                stacklevel=2,
+            )
     place = pick_device(device or ("cuda" if on_gpu and torch.cuda.is_available() else "cpu"))
     if choice.provider == "cpu" and place.type != "cpu":
         raise UserError(f"onnx+cpu runs on the CPU, not on {place}: leave out --device")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from miga_bench.errors import UserError
+from miga_bench.errors import UserError, close_names
 
 PROVIDERS = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
 FORMS = "torch, compile, onnx:FOLDER, onnx+PROVIDER:FOLDER or tensorrt:FOLDER"
@@ -35,7 +34,7 @@ class DenoiserChoice:
         """
         head, colon, where = text.partition(":")
         kind, plus, provider = head.partition("+")
-        near = difflib.get_close_matches(kind, ("torch", "compile", "onnx", "tensorrt"), n=1)
+        near = close_names(kind, ("torch", "compile", "onnx", "tensorrt"), most=1)
         if kind not in ("torch", "compile", "onnx", "tensorrt"):
             hint = f"did you mean {near[0]}? " if near else ""
             raise UserError(f"unknown denoiser {text!r}: {hint}it is {FORMS}")

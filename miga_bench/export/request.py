@@ -17,8 +17,15 @@ PARTS = ("denoiser", "text", "vae")
 DYNAMIC = ("batch", "frames")
 FACTS = "backbone.json"
 FACTS_FORMAT = 1
+GRAPHS = ("denoiser", "text_encoder", "vae_decoder", "vae_decoder_first", "vae_decoder_step")
 # what exports and engines of them write into their folder
-EXPORTED = ("*.json", "*.onnx", "*.onnx.data", "README.md", "tokenizer", "engines")
+EXPORTED = (
+    FACTS,
+    "README.md",
+    *(f"{graph}{end}" for graph in GRAPHS for end in (".json", ".onnx", ".onnx.data")),
+    *(f"tokenizer/{name}" for name in ("*.json", "*.txt", "*.model", "*.jinja")),
+    *(f"engines/{name}" for name in ("*.engine", "*.json", "*.cache", "*.part")),
+)
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ def check_replaceable(folder: Path, ours: bool, written: Sequence[str], option: 
     Args:
         folder: What ``--force`` is to replace.
         ours: Whether it holds what we write there.
-        written: Patterns of the names that we write.
+        written: Patterns of the files that we write, as they lie in it.
         option: What the user may change.
 
     Raises:
@@ -129,10 +136,13 @@ def check_replaceable(folder: Path, ours: bool, written: Sequence[str], option: 
         raise UserError(
             f"--force replaces what an export wrote, and {folder} is not that: choose another {option}"
         )
+    inside = [path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()]
     others = sorted(
-        path.name
-        for path in folder.iterdir()
-        if not any(fnmatch(path.name, pattern) for pattern in written)
+        path.as_posix()
+        for path in inside
+        if not any(
+            path.parent == p.parent and fnmatch(path.name, p.name) for p in map(Path, written)
+        )
     )
     if others:
         raise UserError(

@@ -33,11 +33,12 @@ onnxruntime.set_default_logger_severity(_SILENT)
 
 
 @cache
-def runs(provider: str) -> bool:
+def runs(provider: str, device: int = 0) -> bool:
     """Tell whether sessions really open on a provider; ONNX Runtime lists what it was built with.
 
     Args:
         provider: A name in ``PROVIDERS`` but ``tensorrt-rtx``, which comes as a plugin.
+        device: Which GPU: a session leaves something on the one that it opened on.
     """
     name, _ = PROVIDERS[provider]
     if name not in onnxruntime.get_available_providers():
@@ -51,7 +52,10 @@ def runs(provider: str) -> bool:
     options.log_severity_level = _SILENT
     try:
         session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=[name], enable_fallback=0
+            model.SerializeToString(),
+            options,
+            providers=[name if provider == "cpu" else (name, {"device_id": str(device)})],
+            enable_fallback=0,
         )
     except Exception:  # ONNX Runtime's own kinds have no base but this
         return False

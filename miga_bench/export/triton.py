@@ -50,7 +50,8 @@ def export_triton(
         if not overwrite:
             raise UserError(f"{model} exists: add --force to replace it, or give another --name")
         ours = all((model / file).is_file() for file in ("config.pbtxt", "denoiser.json"))
-        check_replaceable(model, ours, ("config.pbtxt", "denoiser.json", "1"), "--name")
+        written = ("config.pbtxt", "denoiser.json", "1/model.onnx", "1/*.onnx.data")
+        check_replaceable(model, ours, written, "--name")
     with staged(model, overwrite) as part:
         version = part / "1"
         version.mkdir()

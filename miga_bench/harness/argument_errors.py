@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Iterable
+
+from miga_bench.errors import close_names
 
 KINDS = {
     "int": "a whole number",
@@ -61,10 +62,10 @@ def _near(key: str, known: Iterable[str]) -> list[str]:
     known = list(known)
     last = key.rpartition(".")[2]
     same = [other for other in known if other.rpartition(".")[2] == last]
-    if found := same[:2] or difflib.get_close_matches(key, known, n=2, cutoff=0.7):
+    if found := same[:2] or close_names(key, known, cutoff=0.7):
         return found
     ends = {other.rpartition(".")[2]: other for other in reversed(known)}
-    return [ends[end] for end in difflib.get_close_matches(last, ends, n=2, cutoff=0.7)]
+    return [ends[end] for end in close_names(last, ends, cutoff=0.7)]
 
 
 def _hint(near: list[str]) -> str:

@@ -26,6 +26,8 @@ Values: TypeAlias = "Sequence[float | None] | np.ndarray[Any, Any] | Tensor"
 Clusters: TypeAlias = "Sequence[Hashable] | np.ndarray[Any, Any] | Tensor"
 Groups: TypeAlias = "dict[Hashable, list[tuple[float, float]]]"  # weight and value, by cluster
 
+SURE_FROM = 3  # clusters; the interval of two begins below what a score can be and ends above it
+
 
 @dataclass(frozen=True)
 class Estimate:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 from collections.abc import Sequence
 from typing import Any
 
-from miga_bench.errors import UserError
+from miga_bench.errors import UserError, close_names
 
 # The four of the overall score, which is their mean.
 OVERALL = (
@@ -74,7 +73,7 @@ def check_dimensions(names: Sequence[str] | None, networks: str) -> tuple[str, .
         raise UserError(f"unknown networks {networks!r}: there are {', '.join(NETWORKS)}")
     for name in names or ():
         if name not in DIMENSIONS:
-            near = difflib.get_close_matches(name, DIMENSIONS, n=2, cutoff=0.5)
+            near = close_names(name, DIMENSIONS, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
             raise UserError(f"unknown dimension {name!r}: {hint}there are {', '.join(DIMENSIONS)}")
         if networks == "tiny" and name not in EMBEDDED:

@@ -16,14 +16,13 @@ the paper's formula are ``head``.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 from miga_bench.backbones.base import Backbone
-from miga_bench.errors import UserError
+from miga_bench.errors import UserError, close_names
 from miga_bench.sampling.base import Sampler
 from miga_bench.sampling.fifo import Fifo
 from miga_bench.sampling.freelong import FreeLong
@@ -51,8 +50,7 @@ def default_preset(backbone: Backbone) -> str:
 def near(name: str, known: typing.Iterable[str]) -> str:
     """Return the end of an error line: the near names, and all of them."""
     known = sorted(known)
-    plain = {other.lower(): other for other in known}
-    close = [plain[other] for other in difflib.get_close_matches(name.lower(), plain, n=2)]
+    close = close_names(name, known)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return f"{hint}known: {', '.join(known)}"
 

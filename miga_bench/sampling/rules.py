@@ -40,7 +40,7 @@ def refuse_changes(prompts: PromptSchedule, method: str, length: int) -> None:
     require(
         all(not 0 < start < length for start in prompts.starts),
         f"{method} makes the whole video under one prompt, which cannot change on the way: "
-        "give one prompt, or use fifo or miga",
+        "give one prompt, or use fifo, scaling-noise or miga",
     )
 
 

@@ -1,11 +1,12 @@
 """Text encoders as graphs, large and small, and folders that hold the denoiser alone. About 25 s."""
 
+import json
 import shutil
 
 import onnx
 import pytest
 import torch
-from onnx_fixtures import embedded_wan, export, fixed_half_wan
+from onnx_fixtures import embedded_wan, export, fixed_half_wan, random_vc2
 from vc2_fixtures import tiny_folder as vc2_folder
 from wan_fixtures import tiny_folder
 
@@ -168,3 +169,36 @@ def test_nothing_is_computed_that_is_not_compared(precision, tokens, why):
     assert why in graph.unmeasured
     ((told, inputs, outputs),) = onnx_graph.expected(graph)
     assert (told, inputs[0].shape, outputs) == (sizes, (2, 4, 3, 2, 2), ())
+
+
+def test_what_decides_a_video_beside_the_graph_is_in_its_identity(tmp_path):
+    """Breaks if a folder whose schedule, text side or decoder was changed is taken for the one before."""
+    plain = opened(embedded_wan())
+    folder = tmp_path / "changed"
+    shutil.copytree(embedded_wan(), folder)
+    assert opened(folder).configuration_hash == plain.configuration_hash
+    seen = {plain.configuration_hash}
+    facts = json.loads((folder / "backbone.json").read_text())
+    for change, counts in (("negative_prompt", False), ("flow_shift", True), ("frame_rate", True)):
+        value = "blurred" if change == "negative_prompt" else facts[change] + 1
+        (folder / "backbone.json").write_text(json.dumps(facts | {change: value}))
+        found = opened(folder).configuration_hash
+        assert (found not in seen) == counts, change
+        seen.add(found)
+    (folder / "backbone.json").write_text(json.dumps(facts))
+    tokenizer = folder / "tokenizer" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    assert opened(folder).configuration_hash not in seen
+
+
+def test_a_videocrafter2_folder_of_the_denoiser_alone_opens_with_the_rest_in_pytorch(tmp_path):
+    whole, folder = opened(random_vc2()), tmp_path / "alone"
+    left_out = shutil.ignore_patterns("text_encoder*", "vae_decoder*", "tokenizer")
+    shutil.copytree(random_vc2(), folder, ignore=left_out)
+    alone = opened(folder)
+    assert alone.frame_size == whole.frame_size
+    torch.testing.assert_close(alone.encode(PROMPTS), whole.encode(PROMPTS), rtol=1e-4, atol=1e-5)
+    latent = torch.randn(1, *whole.latent_shape)
+    frames = [backbone.decoder().push(latent) for backbone in (alone, whole)]
+    torch.testing.assert_close(*frames, rtol=1e-3, atol=1e-4)
+    assert alone.configuration_hash != whole.configuration_hash

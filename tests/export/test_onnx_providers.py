@@ -81,8 +81,10 @@ def test_the_device_is_where_a_session_opened_and_not_what_the_build_lists(libra
     # text encoder and autoencoder go to the CPU then
     here = SimpleNamespace(_device="cuda")
     assert backbone.ExportedBackbone._plain_device.fget(here) == "cpu"
-    monkeypatch.setattr(backbone, "runs", lambda provider: True)
+    monkeypatch.setattr(backbone, "runs", lambda provider, index: index == 0)
     assert backbone.ExportedBackbone._plain_device.fget(here) == "cuda"
+    here._device = "cuda:3"  # a process opens nothing on another's GPU
+    assert backbone.ExportedBackbone._plain_device.fget(here) == "cpu"
 
 
 def test_the_probe_opens_for_real_on_a_cpu():

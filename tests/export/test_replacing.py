@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from onnx_fixtures import embedded_wan
 
 from miga_bench.errors import UserError
 from miga_bench.export.onnx_folder import staged
-from miga_bench.export.request import FACTS, check_output, check_replaceable
+from miga_bench.export.request import FACTS, check_output
+from miga_bench.export.triton import export_triton
 
 AN_EXPORT = {"format": 1, "weights_hash": "ab", "row_flops": [1, 2, 3]}
 
@@ -47,10 +49,12 @@ def test_a_folder_that_is_no_export_is_never_replaced(tmp_path, facts):
     assert "is not that" in refusal(lambda: check_output(folder, overwrite=True))
 
 
-def test_an_export_with_something_of_the_users_in_it_is_not_replaced(tmp_path):
+@pytest.mark.parametrize("name", ["notes.txt", "prompts.json", "tokenizer/a.docx", "more/a.json"])
+def test_an_export_with_something_of_the_users_in_it_is_not_replaced(tmp_path, name):
     folder = export(tmp_path / "mine")
-    (folder / "notes.txt").write_text("mine")
-    assert "would delete notes.txt" in refusal(lambda: check_output(folder, overwrite=True))
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("mine")
+    assert f"would delete {name}" in refusal(lambda: check_output(folder, overwrite=True))
 
 
 def test_the_folder_one_is_in_is_not_replaced(tmp_path, monkeypatch):
@@ -62,14 +66,18 @@ def test_the_folder_one_is_in_is_not_replaced(tmp_path, monkeypatch):
 
 
 def test_a_model_of_a_triton_repository_is_known_by_its_files(tmp_path):
-    model = tmp_path / "models" / "tiny-wan"
-    model.mkdir(parents=True)
-    written = ("config.pbtxt", "1")
-    assert "is not that" in refusal(lambda: check_replaceable(model, False, written, "--name"))
-    (model / "config.pbtxt").write_text("")
-    check_replaceable(model, True, written, "--name")
-    (model / "labels.txt").write_text("mine")
-    assert "labels.txt" in refusal(lambda: check_replaceable(model, True, written, "--name"))
+    embedded, repository = embedded_wan(), tmp_path / "models"
+    model = repository / "tiny-wan"
+    export_triton(embedded, repository)
+    assert "add --force" in refusal(lambda: export_triton(embedded, repository))
+    export_triton(embedded, repository, overwrite=True)
+    for name in ("labels.txt", "1/notes.txt"):
+        (model / name).write_text("mine")
+        message = refusal(lambda: export_triton(embedded, repository, overwrite=True))
+        assert f"would delete {name}" in message
+        (model / name).unlink()
+    (model / "config.pbtxt").unlink()
+    assert "is not that" in refusal(lambda: export_triton(embedded, repository, overwrite=True))
 
 
 def test_what_is_there_goes_only_when_the_new_one_is_whole(tmp_path):

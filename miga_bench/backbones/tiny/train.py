@@ -6,7 +6,6 @@ one that was stopped goes on from its last snapshot.
 """
 
 import argparse
-import difflib
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import torch
 from miga_bench.backbones.tiny.stages import Family, make_latents, train_denoiser, train_vae
 from miga_bench.backbones.tiny.vc2_stages import VIDEOCRAFTER2
 from miga_bench.backbones.tiny.wan_stages import WAN
+from miga_bench.errors import close_names
 
 FAMILIES = {"wan": WAN, "videocrafter2": VIDEOCRAFTER2}
 
@@ -54,7 +54,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         known = parser._option_string_actions
-        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+        near = close_names(unknown[0].split("=")[0], known, most=1)
         parser.error(f"no option {unknown[0]}" + (f": did you mean {near[0]}?" if near else ""))
     return options
 

@@ -130,7 +130,7 @@ def in_a_process(*arguments: str) -> dict[str, Any]:
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["it said nothing"]
         # of several processes the launcher has the last word, and the first error is what went wrong
-        last = next((ln for ln in said if re.search(r"^(\[\w+\]:)?\s*\w*Error: ", ln)), said[-1])
+        last = next((ln for ln in said if re.search(r"^(\[\w+\]:)?\s*[\w.]*Error: ", ln)), said[-1])
         raise FailedError(f"python {' '.join(arguments)} ended with {done.returncode}: {last}")
     document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return document

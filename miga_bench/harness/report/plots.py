@@ -14,7 +14,7 @@ from miga_bench.harness.report.comparisons import BETTER, WORSE, Comparison
 from miga_bench.harness.report.curves import Reflection
 from miga_bench.harness.report.document import Picture
 from miga_bench.harness.report.measures import Measure
-from miga_bench.metrics.statistics import Estimate
+from miga_bench.metrics.statistics import SURE_FROM, Estimate
 
 # Okabe and Ito's colors, without the yellow, which is too light for lines; then styles tell arms apart
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F6000")
@@ -55,10 +55,10 @@ def _axis_label(measure: Measure) -> str:
 
 
 def _bar(found: Estimate, factor: float) -> tuple[float, list[list[float]] | None]:
-    """Return a mean and the lengths of its bar, as printed."""
+    """Return a mean and the lengths of its bar, as printed; without one where tables give no interval."""
     assert found.mean is not None
     mean = found.mean * factor
-    if found.low is None or found.high is None:
+    if found.low is None or found.high is None or found.clusters < SURE_FROM:
         return mean, None
     return mean, [[mean - found.low * factor], [found.high * factor - mean]]
 

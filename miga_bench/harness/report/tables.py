@@ -26,14 +26,13 @@ from miga_bench.harness.report.measures import (
 from miga_bench.harness.report.published import PublishedTable
 from miga_bench.harness.report.scoring import NO_QUALITY
 from miga_bench.harness.results import Results
-from miga_bench.metrics.statistics import Estimate, estimate
+from miga_bench.metrics.statistics import SURE_FROM, Estimate, estimate
 
 GROUPS = {
     "vbench": "VBench's scores",
     "world": "What the embedded world's reader says",
     "narrlv": f"NarrLV's scores, {NO_QUALITY}",
 }
-SURE_FROM = 3  # prompts; as in the plots over time
 _TONES: dict[str, Tone] = {BETTER: "good", HOLDS: "good", WORSE: "bad", DOES_NOT_HOLD: "bad"}
 
 

@@ -268,7 +268,7 @@ class RunLog:
         shape = ("backbone", "precision", "height", "width")
         counts = {
             "arms": len(self.results.arms),
-            "prompts": len({row.prompt_id for row in rows}),
+            "prompts": len({row.cluster for row in rows}),
             "seeds": len({row.seed for row in rows}),
             "videos": len(rows),
         }
