@@ -27,7 +27,7 @@ def _prompt_at(text: str) -> tuple[int, str]:
     frame, colon, prompt = text.partition(":")
     if not colon or not frame.strip().isdecimal():
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not FRAME:PROMPT, a frame from 1 on and a text, like 150:'a blue circle'"
+            f"{text!r} is not FRAME:PROMPT: give a frame from 1 on and a text, like 150:'a blue circle'"
         )
     return int(frame), prompt
 
@@ -36,7 +36,7 @@ def _assignment(text: str) -> tuple[str, str]:
     """Parse ``NAME=VALUE``."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, like steps=32")
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE: give both, like steps=32")
     return name.strip(), value.strip()
 
 

@@ -1,7 +1,8 @@
 """What reaches a user as a single line."""
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 
 def close_names(name: str, known: Iterable[str], most: int = 2, cutoff: float = 0.6) -> list[str]:
@@ -78,3 +79,16 @@ class ExportError(FailedError):
 
 class Notice(UserWarning):
     """Worth knowing, but no reason to stop; the command line shows it as one line."""
+
+
+def plainly(main: Callable[[], int | None]) -> int:
+    """Run a module's ``main`` and return its exit code; what goes wrong is one line, as by ``miga-bench``."""
+    try:
+        return main() or 0
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        ours = isinstance(error, (UserError, FailedError))
+        text = str(error) if ours else f"{type(error).__name__}: {error}"
+        print(in_print(text), file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1

@@ -12,6 +12,7 @@ from vc2_fixtures import tiny_unet
 from wan_fixtures import tiny_transformer
 
 from miga_bench.backbones.base import LatentShape
+from miga_bench.errors import plainly
 from miga_bench.harness.bench import gpu
 from miga_bench.harness.bench.gpu import METHODS, full_queue, seconds_per_frame, share_outside
 from miga_bench.harness.bench.real_size import (
@@ -125,7 +126,7 @@ def test_the_measurement_in_small_on_a_gpu(capsys):
 def test_without_a_gpu_one_line_says_so(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("sys.argv", ["bench_gpu"])
-    assert gpu.main() == 2
+    assert plainly(gpu.main) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count("\n") == 1

@@ -37,7 +37,7 @@ def refused(capsys, *arguments):
         ([PROMPT, "--height", "0"], "--height 0"),
         ([PROMPT, "--then", "60"], "not FRAME:PROMPT"),
         ([PROMPT, "--then", "60: "], "prompt is empty"),
-        ([PROMPT, "--then", "-5:b"], "'-5:b' is not FRAME:PROMPT, a frame from 1 on"),
+        ([PROMPT, "--then", "-5:b"], "'-5:b' is not FRAME:PROMPT: give a frame from 1 on"),
         ([PROMPT, "--then", "60:b", "--then", "50:c"], "frames must rise"),
         ([PROMPT, "--then", "0:b"], "frames must rise"),
         ([PROMPT, "--then", "60:b", "--frames", "60"], "begins after the last of 60 frames"),

@@ -15,6 +15,8 @@ from miga_bench.errors import UserError, in_print
 PACKAGE = Path(__file__).parents[1] / "miga_bench"
 KINDS = {
     "UserError",
+    "FailedError",
+    "ArgumentTypeError",
     "NumericalError",
     "DoesNotFitError",
     "TeamError",
@@ -37,16 +39,40 @@ def text_of(node):
     return None
 
 
+def message_of(call):
+    """Return what a call tells a user; None if it is no such call."""
+    function = call.func
+    if isinstance(function, ast.Name) and function.id in KINDS:
+        return call.args[0]
+    if isinstance(function, ast.Name) and function.id == "require" and len(call.args) == 2:
+        return call.args[1]
+    if not isinstance(function, ast.Attribute) or not isinstance(function.value, ast.Name):
+        return None
+    name = f"{function.value.id}.{function.attr}"
+    kinds = [one.id for one in call.args[1:] if isinstance(one, ast.Name)]
+    if name in ("parser.error", "argparse.ArgumentTypeError") or (
+        name == "warnings.warn" and kinds == ["Notice"]
+    ):
+        return call.args[0]
+    return None
+
+
 def messages():
     """Yield (place, text) of every message in the package."""
     for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
-                place = f"{path.relative_to(PACKAGE).as_posix()}:{node.lineno}"
-                if node.func.id in KINDS:
-                    yield place, text_of(node.args[0])
-                elif node.func.id == "require" and len(node.args) == 2:
-                    yield place, text_of(node.args[1])
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        named = {
+            node.targets[0].id: text_of(node.value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and node.args:
+                message = message_of(node)
+                if message is not None:
+                    place = f"{path.relative_to(PACKAGE).as_posix()}:{node.lineno}"
+                    known = named.get(message.id) if isinstance(message, ast.Name) else None
+                    yield place, text_of(message) or known
 
 
 FOUND = list(messages())
@@ -54,13 +80,18 @@ FOUND = list(messages())
 NAMELESS = {
     "the prompt is empty: describe the video in words",
     "no scored videos; score at least one",
+    "processes are looked at through /proc, which is not here: use Linux",
     "the provider tensorrt-rtx sees no GPU that it can use: use cpu or cuda",
     "another process of the run is gone: the same command makes what is missing",
     "another process that makes videos together with this one is gone: the same command makes what is"
     " missing",
 }
 # What comes first is another message, told on.
-TOLD_ON = {"{} (on process {} of the {} that made it together)"}
+TOLD_ON = {
+    "{} (on process {} of the {} that made it together)",
+    "no option {}{}",  # and the near name
+    "generate failed: {}",
+}
 
 
 def names_something(text):

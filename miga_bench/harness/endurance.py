@@ -33,6 +33,7 @@ from torch import Tensor
 from miga_bench.backbones.tiny.drift import measure
 from miga_bench.backbones.tiny.grammar import parse_caption
 from miga_bench.backbones.tiny.world import CLIP_FRAMES
+from miga_bench.errors import FailedError, plainly
 from miga_bench.harness.bench.common import PROMPT
 from miga_bench.harness.provenance import hardware, versions
 from miga_bench.media import count_frames, read_video
@@ -110,7 +111,7 @@ def watch(
             end = float("inf")
     out, error = process.communicate()
     if process.returncode not in (0, 130 if frames is None else 0):
-        raise RuntimeError(f"generate failed: {error.strip()}")
+        raise FailedError(f"generate failed: {error.strip()}")
     watched.record = json.loads(out.splitlines()[-1])
     return watched
 
@@ -234,4 +235,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(plainly(main))

@@ -18,7 +18,7 @@ import torch
 from miga_bench.backbones.tiny.stages import Family, make_latents, train_denoiser, train_vae
 from miga_bench.backbones.tiny.vc2_stages import VIDEOCRAFTER2
 from miga_bench.backbones.tiny.wan_stages import WAN
-from miga_bench.errors import close_names
+from miga_bench.errors import close_names, plainly
 
 FAMILIES = {"wan": WAN, "videocrafter2": VIDEOCRAFTER2}
 
@@ -85,4 +85,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(plainly(main))

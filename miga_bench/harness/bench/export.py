@@ -13,6 +13,7 @@ import argparse
 import copy
 import json
 import os
+import sys
 import tempfile
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from miga_bench.backbones import BACKBONES, load_backbone
 from miga_bench.backbones.base import Backbone
+from miga_bench.errors import plainly
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.onnx_folder import export_onnx
 from miga_bench.export.opening import compile_denoiser, open_model
@@ -219,4 +221,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(plainly(main))

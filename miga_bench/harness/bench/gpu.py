@@ -31,7 +31,7 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from miga_bench.backbones.base import LatentShape
-from miga_bench.errors import UserError
+from miga_bench.errors import UserError, plainly
 from miga_bench.harness.bench.common import Say, TimeMeter, prompts_of
 from miga_bench.harness.bench.counts import windows_per_latent
 from miga_bench.harness.bench.real_size import MODELS, RandomBackbone, RealModel
@@ -414,16 +414,10 @@ def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     return bench_gpu(models, engines, options.repeats, torch.device("cuda"), say)
 
 
-def main() -> int:
+def main() -> None:
     """Measure; the last line is one JSON document. Exit code 2 is wrong input, or no GPU."""
-    try:
-        document = run()
-    except UserError as error:
-        print(f"bench gpu: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(document))
-    return 0
+    print(json.dumps(run()))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(plainly(main))

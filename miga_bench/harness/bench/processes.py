@@ -113,7 +113,9 @@ def _answer(worker: subprocess.Popen[str]) -> dict[str, Any]:
     pipe: IO[str] | None = worker.stdout
     line = pipe.readline() if pipe else ""
     if not line:
-        raise FailedError(f"a measuring process ended with exit code {worker.wait()}")
+        raise FailedError(
+            f"a measuring process ended with exit code {worker.wait()}: what it said stands above"
+        )
     answer: dict[str, Any] = json.loads(line)
     return answer
 

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from miga_bench.errors import UserError
+from miga_bench.errors import UserError, plainly
 from miga_bench.metrics.networks.original import import_torchvision, module
 
 PIECE = 16
@@ -252,7 +252,4 @@ def pieces(path: Path) -> Iterator[Tensor]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"miga-bench: {error}")
+    sys.exit(plainly(main))
