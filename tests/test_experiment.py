@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,19 +15,22 @@ from diffusers import WanTransformer3DModel
 from miga_bench.backbones import BACKBONES
 from miga_bench.cli import main
 from miga_bench.errors import Notice
+from miga_bench.harness.about import check_about
 from miga_bench.harness.arms import ArmPlan, expand
 from miga_bench.harness.data import PromptDataModule
 from miga_bench.harness.experiment import experiment
 from miga_bench.harness.module import LongVideoModule
 from miga_bench.harness.prompt_lists import SHIPPED, read_wishes
+from miga_bench.harness.report.again import settled
 from miga_bench.harness.report.comparisons import FEWEST
 from miga_bench.harness.report.published import published_tables
-from miga_bench.harness.results import read_results
+from miga_bench.harness.results import Arm, read_results
 from miga_bench.harness.score_narrlv import OWN
 from miga_bench.harness.scorers import SuiteScores
 from miga_bench.harness.shipped import experiments, places, shipped
 from miga_bench.metrics.narrlv import load_suite
-from miga_bench.sampling import METHODS, estimate_windows, resolve
+from miga_bench.sampling import METHODS, PRESETS, estimate_windows, resolve
+from miga_bench.sampling.presets import describe
 
 # few passes of few windows; the rules between settings still hold
 FEW = {
@@ -107,6 +111,48 @@ def test_every_arm_of_a_shipped_experiment_is_possible_at_its_place(name, place)
         sampler = METHODS[plan.method](resolve(plan.method, backbone, plan.preset, plan.settings))
         length = backbone.window * (1 if plan.method == "short" else 2)
         assert estimate_windows(sampler, backbone, length) > 0, arm
+
+
+@pytest.mark.parametrize("place", places())
+@pytest.mark.parametrize("name", experiments())
+def test_a_reports_configuration_makes_the_same_whatever_presets_become(name, place, monkeypatch):
+    document, backbone = shipped(name, place), Place(place)
+
+    def settings_of(document):
+        return {
+            arm: resolve(plan.method, backbone, plan.preset, plan.settings)
+            for arm, plan in arms_of(document).items()
+        }
+
+    before, plans = settings_of(document), arms_of(document)
+    arms = {
+        arm: Arm(arm, plans[arm].method, describe(settings), {}) for arm, settings in before.items()
+    }
+    again = yaml.safe_load(yaml.safe_dump(settled(document, arms)))
+    for table in PRESETS.values():
+        for methods in table.values():
+            for values in methods.values():
+                if "guidance_scale" in values:
+                    monkeypatch.setitem(values, "guidance_scale", 99.0)
+    assert settings_of(again) == before
+    assert settings_of(document) != before
+
+
+KEPT = sorted(path for path in (Path(__file__).parents[1] / "reports").glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+def test_the_configuration_of_a_kept_report_is_still_one(path):
+    """Breaks if what a report says makes it again is refused, or names what there is no longer."""
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    backbone = Place(document["model"]["backbone"])
+    for arm, plan in arms_of(document).items():
+        sampler = METHODS[plan.method](resolve(plan.method, backbone, plan.preset, plan.settings))
+        length = backbone.window * (1 if plan.method == "short" else 2)
+        assert estimate_windows(sampler, backbone, length) > 0, arm
+    check_about(document["run"]["about"], arms_of(document))
+    data = document["data"]
+    assert read_wishes(data["prompts"], data["frames"], data["tna"] or ())
 
 
 @pytest.mark.parametrize("place", places())

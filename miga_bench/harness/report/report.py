@@ -11,6 +11,7 @@ from typing import Any
 from miga_bench.errors import UserError
 from miga_bench.harness.provenance import write_text
 from miga_bench.harness.report import tables
+from miga_bench.harness.report.again import configuration_of
 from miga_bench.harness.report.comparability import comparability
 from miga_bench.harness.report.document import Block, Heading, Paragraph, pictures_of
 from miga_bench.harness.report.html import to_html
@@ -19,7 +20,6 @@ from miga_bench.harness.report.published import published_table
 from miga_bench.harness.report.request import FIGURES, HTML, MARKDOWN, ReportRequest
 from miga_bench.harness.report.section import (
     RunFacts,
-    configuration_of,
     gather,
     section,
     title_of,

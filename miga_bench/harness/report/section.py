@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
 from miga_bench.errors import UserError
 from miga_bench.harness.costs import ArmCost, cost_of, machines
 from miga_bench.harness.report import pictures, tables
+from miga_bench.harness.report.again import configuration_of
 from miga_bench.harness.report.claims import DOES_NOT_HOLD, HOLDS, Finding, check_claims
 from miga_bench.harness.report.comparability import comparability
 from miga_bench.harness.report.comparisons import (
@@ -400,12 +399,6 @@ def _missing(run: Results, measures: Sequence[Measure]) -> list[Block]:
         blocks.append(Table("Scores that are not there", head, [Group("", scores)]))
     words = "Not in any number above; differences leave out the whole pair."
     return [Heading(3, "What is missing"), Paragraph(words, "small"), *blocks] if blocks else []
-
-
-def configuration_of(run: Results) -> str:
-    """Return the run's configuration as the YAML that makes it again."""
-    text: str = yaml.safe_dump(dict(run.configuration), sort_keys=False, allow_unicode=True)
-    return text
 
 
 def _commit(git: Mapping[str, Any]) -> str:

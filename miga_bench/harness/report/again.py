@@ -1,0 +1,42 @@
+"""The configuration that makes a run again, whatever presets and defaults become later."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from miga_bench.harness.results import Arm, Results
+from miga_bench.sampling.presets import left_out
+
+
+def configuration_of(run: Results) -> str:
+    """Return the run's configuration as the YAML that makes it again."""
+    whole = settled(run.configuration, run.arms)
+    text: str = yaml.safe_dump(whole, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def settled(configuration: Mapping[str, Any], arms: Mapping[str, Arm]) -> dict[str, Any]:
+    """Return a run's configuration with what its presets and grids stood for when it was made.
+
+    Args:
+        configuration: As the run was begun with.
+        arms: Of the run, by name.
+    """
+    whole = copy.deepcopy(dict(configuration))
+    model = whole.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("method"), str):
+        return whole  # one by class_path has its settings in init_args
+    full = {
+        name: {"method": arm.method, "settings": {**left_out(arm.method), **arm.settings}}
+        for name, arm in arms.items()
+    }
+    if model.get("arms") or model.get("grid"):
+        model.update(preset=None, settings=None, arms=full, grid=None)
+    else:
+        (only,) = full.values()
+        model.update(preset=None, settings=only["settings"])
+    return whole
