@@ -51,7 +51,7 @@ def make_run(root, name="parts", arms=("plain", "searched"), prompts=2, scores=T
             "prompts": wishes,
         },
         "items": items,
-        "scorers": {"suite-1.json": {}},
+        "scorers": {"suite-1.json": {"scorer": "suite", "networks": "tiny"}},
         "configuration": {"run": {"about": {"title": "Parts", "question": "Which part?"}}},
         "provenance": {
             "started": STARTED,

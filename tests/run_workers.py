@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
+from ports import free_port
 from simple_backbone import SimpleBackbone
 
 from miga_bench.errors import UserError
@@ -58,7 +59,7 @@ class CountingBackbone(SimpleBackbone):
 
 
 def rank():
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
 
 
 def configuration(root, name="run", **changes):
@@ -117,19 +118,22 @@ class Workers:
     Args:
         arguments: Of ``miga-bench predict``.
         count: How many; they find each other as under torchrun.
+        launcher: Returns the environment of a process by its number, their count and a port.
     """
 
-    def __init__(self, arguments, count=1):
+    def __init__(self, arguments, count=1, launcher=None):
         fork = context()
         # a number per process and no lock, which one that is killed could take along
         self.counter, self.results = fork.RawArray("i", count), fork.Queue()
         # where they find each other; not in one of them, where its port could be taken meanwhile
         self.meeting = None
-        if count > 1:
+        launcher, port = launcher or torchrun, free_port()
+        if count > 1 and launcher is not slurm:
             self.meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.processes = []
         for number in range(count):
-            environment = {} if count == 1 else torchrun(number, count, self.meeting.port)
+            port = self.meeting.port if self.meeting else port
+            environment = {} if count == 1 else launcher(number, count, port)
             task = (list(map(str, arguments)), self.counter, environment, self.results)
             self.processes.append(fork.Process(target=work, args=task, daemon=True))
         for process in self.processes:
@@ -185,6 +189,29 @@ def torchrun(number, count, port):
         "TORCHELASTIC_RUN_ID": "test",
         "TORCHELASTIC_RESTART_COUNT": "0",
         "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+
+
+def torchrun_on_nodes(number, count, port):
+    """Return the environment torchrun gives a process that is the only one of its node."""
+    alone = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": str(number)}
+    return torchrun(number, count, port) | alone
+
+
+def slurm(number, count, port):
+    """Return the environment srun gives a process that is the only one of its node."""
+    network = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    return network | {
+        "SLURM_JOB_ID": "4711",
+        "SLURM_JOB_NAME": "test",
+        "SLURM_NTASKS": str(count),
+        "SLURM_NTASKS_PER_NODE": "1",
+        "SLURM_PROCID": str(number),
+        "SLURM_LOCALID": "0",
+        "SLURM_NODEID": str(number),
+        "SLURM_NODELIST": "127.0.0.1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
     }
 
 

@@ -5,7 +5,7 @@ import random
 import time
 
 import pytest
-from run_workers import Workers, configuration
+from run_workers import Workers, configuration, slurm, torchrun_on_nodes
 
 from miga_bench.media import count_frames
 
@@ -53,6 +53,17 @@ def files_are_as_the_manifests_say(root):
         assert count_frames(folder / "video.mp4") == manifest["frames"] == 9
         names = {"manifest.json", "scores"} | set(manifest["files"])
         assert names == {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("launcher", [torchrun_on_nodes, slurm], ids=lambda one: one.__name__)
+def test_two_machines_make_the_same(tmp_path, undisturbed, launcher):
+    """Breaks if processes of several nodes do not find each other, or each takes itself for the first."""
+    _, expected, scored, rows = undisturbed
+    changes = {"trainer__devices": 1, "trainer__num_nodes": 2, "trainer__strategy": "ddp"}
+    workers = Workers(["--config", configured(tmp_path, **changes)], 2, launcher)
+    assert workers.finish()["done"] == ITEMS
+    assert workers.rows == rows
+    assert (manifests(tmp_path), scores(tmp_path)) == (expected, scored)
 
 
 def test_ten_kills_leave_no_trace(tmp_path, undisturbed):

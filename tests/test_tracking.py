@@ -81,6 +81,9 @@ def check_logged(uri, ids):
     assert all(run_id in note for run_id in ids["arms"].values())  # the link to compare them
     assert parent.data.tags["mlflow.source.git.commit"] == "c0ffee"
     assert "mlflow.user" not in parent.data.tags
+    assert parent.data.tags["weights_hash"] == "abc"
+    assert parent.data.tags["hardware.cores"] == "2"
+    assert json.loads(parent.data.tags["scorer.1"]) == {"networks": "tiny", "scorer": "suite"}
     assert {"run.yaml", "scores.json", "plots/drift.png"} <= set(artifacts(client, ids["run_id"]))
     child = client.get_run(ids["arms"]["searched"])
     assert child.data.tags["mlflow.parentRunId"] == ids["run_id"]

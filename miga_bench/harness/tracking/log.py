@@ -285,6 +285,11 @@ class RunLog:
             "git.changed": git.get("changed"),
             "weights_hash": self.results.model.get("weights_hash"),
             **{f"hardware.{name}": value for name, value in hardware.items()},
+            # what scored the videos, with the hashes of its networks
+            **{
+                f"scorer.{number}": json.dumps(identity, sort_keys=True)
+                for number, identity in enumerate(self.results.scorers, start=1)
+            },
             **{f"version.{name}": v for name, v in (about.get("versions") or {}).items()},
         }
         return _texts({name: value for name, value in tags.items() if value is not None})
