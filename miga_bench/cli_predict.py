@@ -27,7 +27,7 @@ examples:
 a configuration:
   model: {backbone: tiny-wan, method: miga, preset: tiny, settings: {zigzag: 3}}
   data: {prompts: prompts.txt, seeds: [0, 1], frames: 201}
-  trainer: {accelerator: auto, devices: 1, precision: 32-true}
+  trainer: {accelerator: auto, devices: 1, precision: bf16-true}    # of a GPU; 32-true of a CPU
   run: {root: runs, name: my-run, fail_on_error: true, window_parallel: 1}
 
 Every value can be given as an option too: --data.frames 81. Videos lie in ROOT/items, shared by all runs

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from miga_bench.cli import main
 from miga_bench.cli_predict import EXPERIMENTS, names
 from miga_bench.harness.items import Item
 from miga_bench.harness.module import WEIGHTS
-from miga_bench.harness.predict import predict
+from miga_bench.harness.predict import predict, usual_precision
 from miga_bench.media import count_frames
 from miga_bench.sampling import METHODS
 
@@ -276,6 +277,30 @@ def test_a_prompt_that_is_too_long_is_refused_or_cut_where_it_can_be_seen(capsys
     assert "uncut" not in specs[1]  # its key is what it is without the option
     assert Item.of(specs[0]).spec() == specs[0]
     assert json.loads((tmp_path / "run" / "prompts.json").read_text())["p001-0.mp4"] == words
+
+
+@pytest.mark.parametrize(
+    ("trainer", "model", "expected"),
+    [
+        ({}, {}, {"precision": "bf16-true"}),
+        ({"precision": "32-true"}, {}, {}),
+        ({"accelerator": "cpu"}, {}, {}),
+        ({"accelerator": "gpu"}, {"denoiser": "compile"}, {"precision": "bf16-true"}),
+        ({}, {"denoiser": "onnx:."}, {}),
+        ({}, {"backbone": {"class_path": "own.Backbone"}}, {}),
+    ],
+)
+def test_on_a_gpu_runs_compute_as_generate_does(monkeypatch, trainer, model, expected):
+    """Breaks if a run of one's own takes float32 on a GPU because nobody said otherwise."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (9, 0))
+    config = SimpleNamespace(
+        trainer=SimpleNamespace(**{"accelerator": "auto", "precision": None} | trainer),
+        model=SimpleNamespace(**{"backbone": "wan2.1-1.3b", "denoiser": "torch"} | model),
+    )
+    assert usual_precision(config) == expected
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert usual_precision(config) == {}
 
 
 def test_texts_of_what_is_still_to_be_made_are_encoded_ahead(tmp_path, monkeypatch):

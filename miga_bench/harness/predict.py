@@ -10,11 +10,14 @@ from argparse import ArgumentError
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import yaml  # type: ignore[import-untyped]
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from miga_bench.backbones.residence import pick_dtype
 from miga_bench.errors import FailedError, LostError, Notice, UserError, in_print
+from miga_bench.export.choice import DenoiserChoice
 from miga_bench.harness.about import check_about
 from miga_bench.harness.argument_errors import one_line
 from miga_bench.harness.data import PromptDataModule
@@ -60,13 +63,31 @@ class PredictCLI(LightningCLI):
         Raises:
             UserError: One breaks them.
         """
+        precision = usual_precision(self.config)
         try:
-            return super().instantiate_trainer(**changes)
+            return super().instantiate_trainer(**changes, **precision)
         except (TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
             text = " ".join(str(error).split()).rstrip(".")
             raise UserError(f"trainer: {text}: check --trainer options") from None
+
+
+def usual_precision(config: Any) -> dict[str, str]:
+    """Return the trainer's precision where nobody chose one: on a GPU that of ``miga-bench generate``.
+
+    Lightning's own would be float32 there, which takes twice the memory and several times as long.
+
+    Args:
+        config: Of trainer and model, as parsed.
+    """
+    trainer, model = config.trainer, config.model
+    named = isinstance(model.backbone, str) and not DenoiserChoice.parse(model.denoiser).exported
+    on_gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    if trainer.precision is not None or not named or not on_gpu:
+        return {}
+    kind = pick_dtype(None, torch.device("cuda"))
+    return {"precision": "bf16-true" if kind == torch.bfloat16 else "16-true"}
 
 
 def predict(arguments: Sequence[str], verb: str = "predict") -> dict[str, Any] | None:
