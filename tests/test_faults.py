@@ -421,13 +421,17 @@ def test_a_rank_that_never_comes_is_waited_for_so_long_and_said_in_one_line(tmp_
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("lacking", [0, 1])
-def test_what_only_one_rank_lacks_is_said_once_by_rank_0(tmp_path, lacking):
-    """Whether rank 0 lacks it or another: one line, exit code 2 everywhere, nothing written."""
-    scorer = {"class_path": "run_workers.LackingScorer", "init_args": {"lacking_rank": lacking}}
-    config = configuration(
-        tmp_path, trainer__devices=2, trainer__strategy="ddp", model__metrics=[scorer]
-    )
+@pytest.mark.parametrize("lacking", [0, 1, "all"])
+def test_what_ranks_find_wrong_is_said_once_by_rank_0(tmp_path, lacking):
+    """Whether rank 0, another or all of them: one line, exit code 2 everywhere, nothing written."""
+    wrong = {
+        "model__metrics": [
+            {"class_path": "run_workers.LackingScorer", "init_args": {"lacking_rank": lacking}}
+        ]
+    }
+    if lacking == "all":  # a text that begins in the same latent as another
+        wrong = {"data__prompts": [{"prompt": "a", "then": {2: "b", 3: "c"}}]}
+    config = configuration(tmp_path, trainer__devices=2, trainer__strategy="ddp", **wrong)
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     processes = []
     for number in range(2):
@@ -443,8 +447,10 @@ def test_what_only_one_rank_lacks_is_said_once_by_rank_0(tmp_path, lacking):
     assert [process.exitcode for process in processes] == [2, 2]
     said = [(tmp_path / f"{n}").read_text().splitlines() for n in range(2)]
     lines = [[line for line in each if line.startswith("miga-bench")] for each in said]
-    where = "process 1: " if lacking else ""
-    assert lines == [[f"miga-bench: {where}networks are not there: fetch them"], []]
+    where = "process 1: " if lacking == 1 else ""
+    expected = f"miga-bench: {where}networks are not there: fetch them"
+    assert [len(each) for each in lines] == [1, 0]
+    assert lines[0][0].startswith("miga-bench: prompt p001" if lacking == "all" else expected)
     assert not (tmp_path / "run" / "run.yaml").exists()
 
 

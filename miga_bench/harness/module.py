@@ -369,7 +369,8 @@ class LongVideoModule(LightningModule):
         writer = next((c for c in trainer.callbacks if isinstance(c, RunWriter)), None)
         if writer is not None:
             writer.listen()
-        items = self.items(wishes, seeds, frames)
+        items: dict[str, Item] = {}
+        on_every_rank(trainer, lambda: items.update(self.items(wishes, seeds, frames)))
 
         def decide() -> tuple[list[str], list[int]]:
             estimates = self.estimates(items, BATCH)
