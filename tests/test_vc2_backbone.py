@@ -307,7 +307,7 @@ def test_a_copy_from_the_hub_is_loaded(folder, monkeypatch):
     """Breaks if the wrong files are fetched, or what was fetched is not found."""
     asked = []
 
-    def fetched(repository, allow_patterns):
+    def fetched(repository, allow_patterns, **options):
         asked.extend([repository, *allow_patterns])
         return str(folder)
 

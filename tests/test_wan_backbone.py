@@ -304,7 +304,7 @@ def test_hub_copies_are_loaded_and_the_text_encoder_fetched_when_needed(
     """Breaks if gigabytes of text encoder are fetched though all embeddings are in the cache."""
     asked = []
 
-    def fetched(repository, allow_patterns):
+    def fetched(repository, allow_patterns, **options):
         assert repository == "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
         asked.extend(pattern for pattern in allow_patterns if "/" in pattern)
         return str(folder)

@@ -20,7 +20,7 @@ from miga_bench.backbones.schedule import Schedule, flow_schedule
 from miga_bench.backbones.solvers import Solver, UniPC
 from miga_bench.backbones.wan_checkpoint import WanSource, find_source
 from miga_bench.backbones.wan_denoiser import WanDenoiser, is_ours
-from miga_bench.backbones.wan_hub import HubFolder
+from miga_bench.backbones.wan_hub import HubSource
 from miga_bench.backbones.wan_text import NEGATIVE_PROMPT, WanText
 from miga_bench.backbones.wan_vae import (
     WanStreamingDecoder,
@@ -176,7 +176,7 @@ def make_text(
 
 
 def open_source(where: str | Path) -> WanSource:
-    """Return the model in a folder, or in a diffusers repository on the Hub.
+    """Return the model in a folder, or in a repository on the Hub, in either layout.
 
     Raises:
         UserError: Neither is there.
@@ -184,7 +184,7 @@ def open_source(where: str | Path) -> WanSource:
     root = Path(where).expanduser()
     if isinstance(where, Path) or root.exists():
         return find_source(root)
-    return HubFolder(where)
+    return HubSource(where)
 
 
 def load_wan(
@@ -200,7 +200,7 @@ def load_wan(
     """Load a Wan2.1 model.
 
     Args:
-        where: A folder in either layout, or the id of a diffusers repository on the Hub.
+        where: A folder in either layout, or the id of a repository on the Hub in one of them.
         name: What to call it; by default ``where``.
         device: Where to run, by default the GPU if there is one.
         dtype: Of the denoiser, a name in ``residence.DTYPES`` or a torch type; by default bfloat16

@@ -7,18 +7,29 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import UMT5EncoderModel
 
-from miga_bench.backbones.wan_checkpoint import DiffusersFolder
+from miga_bench.backbones.wan_checkpoint import (
+    ORIGINAL_TEXT,
+    ORIGINAL_TOKENIZER,
+    ORIGINAL_TRANSFORMER,
+    ORIGINAL_VAE,
+    DiffusersFolder,
+    WanSource,
+    find_source,
+)
 from miga_bench.errors import UserError
 
 MODEL_PARTS = ("transformer", "vae", "tokenizer", "scheduler")
+# small files that tell the layout; the last one has the original layout's number of heads
+MARKS = ("transformer/config.json", "config.json")
 
 
-class HubFolder(DiffusersFolder):
-    """A diffusers repository on the Hub, or its copy in the Hub's cache on this machine.
+class HubSource(WanSource):
+    """A repository on the Hub in either layout, or its copy in the Hub's cache on this machine.
 
     Where the embeddings of all prompts are in the cache, the text encoder, most of the download,
     is never fetched: it may have run on another machine, from the same repository.
@@ -26,12 +37,63 @@ class HubFolder(DiffusersFolder):
 
     def __init__(self, repository: str) -> None:
         self.repository = repository
-        super().__init__(download(repository, MODEL_PARTS))
+        root = download(repository, (), MARKS)
+        super().__init__(root)
+        if any((root / name).exists() for name in ("model_index.json", MARKS[0])):
+            self._fetch(*MODEL_PARTS)
+        else:
+            self._fetch(ORIGINAL_TOKENIZER, files=(ORIGINAL_TRANSFORMER, ORIGINAL_VAE))
+        if not root.is_dir():
+            raise UserError(
+                f"{repository} on the Hub holds none of the files of a Wan2.1 model, in diffusers' layout or "
+                "in the original one: give another repository"
+            )
+        self._found = find_source(root)
+
+    def _fetch(self, *parts: str, files: Sequence[str] = ()) -> None:
+        # of the same commit, whatever has been published since
+        download(self.repository, parts, files, revision=self.root.name)
+
+    def _fetch_text(self) -> None:
+        if isinstance(self._found, DiffusersFolder):
+            self._fetch("text_encoder")
+        else:
+            self._fetch(files=(ORIGINAL_TEXT,))
+
+    def transformer(self, dtype: torch.dtype, device: torch.device) -> WanTransformer3DModel:
+        """Load the denoiser."""
+        return self._found.transformer(dtype, device)
+
+    def vae(self, dtype: torch.dtype, device: torch.device) -> AutoencoderKLWan:
+        """Load the autoencoder."""
+        return self._found.vae(dtype, device)
 
     def text_encoder(self, dtype: torch.dtype, device: torch.device) -> UMT5EncoderModel:
-        """Fetch and load ``text_encoder/``."""
-        download(self.repository, ("text_encoder",))
-        return super().text_encoder(dtype, device)
+        """Fetch and load the text encoder."""
+        self._fetch_text()
+        return self._found.text_encoder(dtype, device)
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer's folder."""
+        return self._found.tokenizer
+
+    def model_files(self) -> list[Path]:
+        """Return the weight files of the denoiser and the autoencoder."""
+        return self._found.model_files()
+
+    def text_files(self) -> list[Path]:
+        """Fetch and return the weight files of the text encoder."""
+        self._fetch_text()
+        return self._found.text_files()
+
+    def flow_shift(self) -> float | None:
+        """Return the timestep shift the model's files ask for, if they do."""
+        return self._found.flow_shift()
+
+    def published(self) -> bool:
+        """Tell whether this is one of the authors' models, and not one trained in their layout."""
+        return self._found.published()
 
     def text_is_big(self) -> bool:
         """Nothing on the Hub is small."""
@@ -43,20 +105,23 @@ class HubFolder(DiffusersFolder):
         return f"{self.repository}@{self.root.name}"
 
 
-def download(repository: str, parts: Sequence[str], files: Sequence[str] = ()) -> Path:
+def download(
+    repository: str, parts: Sequence[str], files: Sequence[str] = (), revision: str | None = None
+) -> Path:
     """Return the local copy of parts of a repository, fetching what is not there.
 
     Args:
         repository: ``organization/name``.
         parts: Folders.
         files: Files besides ``model_index.json``, patterns allowed.
+        revision: Commit, by default the newest.
 
     Raises:
         UserError: They are neither on disk nor within reach.
     """
     patterns = ["model_index.json", *files, *(f"{part}/*" for part in parts)]
     try:
-        return Path(snapshot_download(repository, allow_patterns=patterns))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as e:
         reason = (str(e).strip() or type(e).__name__).splitlines()[0][:160]
         raise UserError(

@@ -1,0 +1,101 @@
+"""What is fetched of a Wan model on the Hub, when, and what is said where it cannot be had."""
+
+import fnmatch
+import shutil
+
+import pytest
+import torch
+from wan_fixtures import tiny_folder
+from wan_original import original_folder
+
+from miga_bench.backbones import load_backbone, wan_hub
+from miga_bench.backbones.wan_checkpoint import ORIGINAL_TEXT, ORIGINAL_TRANSFORMER, ORIGINAL_VAE
+from miga_bench.errors import UserError
+
+ORIGINAL = "Wan-AI/Wan2.1-T2V-1.3B"
+COMMIT = "0123abcd" * 5
+
+
+class Hub:
+    """A repository that can be fetched from, file by file, into a snapshot."""
+
+    def __init__(self, content, cache):
+        self.content, self.snapshot = content, cache / COMMIT
+        self.fetched, self.revisions = [], []
+
+    def __call__(self, repository, *, allow_patterns, revision=None, **options):
+        self.revisions.append(revision)
+        for path in sorted(p for p in self.content.rglob("*") if p.is_file()):
+            name = path.relative_to(self.content).as_posix()
+            here = self.snapshot / name
+            if any(fnmatch.fnmatch(name, p) for p in allow_patterns) and not here.exists():
+                here.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, here)
+                self.fetched.append(name)
+        return str(self.snapshot)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tiny_folder(tmp_path / "model")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Return a function that puts a folder's files on the Hub."""
+
+    def put(content):
+        stand_in = Hub(content, tmp_path / "snapshots")
+        monkeypatch.setattr(wan_hub, "snapshot_download", stand_in)
+        return stand_in
+
+    monkeypatch.setenv("MIGA_BENCH_CACHE", str(tmp_path / "cache"))
+    return put
+
+
+def refusal(call):
+    with pytest.raises(UserError) as error:
+        call()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_original_repository_is_fetched_and_its_encoder_when_needed(hub, folder, tmp_path):
+    """Breaks if the authors' own repository ends in `transformer/config.json is missing`."""
+    root, (transformer, _, _) = original_folder(tmp_path / "original", folder / "tokenizer")
+    there = hub(root)
+    backbone = load_backbone(ORIGINAL, height=32, width=48)
+    assert {ORIGINAL_TRANSFORMER, ORIGINAL_VAE, "config.json"} <= set(there.fetched)
+    assert ORIGINAL_TEXT not in there.fetched
+    weights = backbone.denoiser.transformer.state_dict()
+    assert all(torch.equal(weights[k], v) for k, v in transformer.state_dict().items())
+    copy = load_backbone(root, height=32, width=48, cache_text=True)
+    assert torch.equal(backbone.encode(["a red circle"]), copy.encode(["a red circle"]))
+    assert ORIGINAL_TEXT in there.fetched
+    assert backbone.source.text_identity == f"{ORIGINAL}@{COMMIT}"
+
+
+def test_of_a_repository_in_both_layouts_one_is_fetched(hub, folder, tmp_path):
+    """Breaks if gigabytes come twice."""
+    root, _ = original_folder(tmp_path / "original", folder / "tokenizer")
+    there = hub(shutil.copytree(root, folder, dirs_exist_ok=True))
+    load_backbone("someone/both", height=32, width=48)
+    assert not {ORIGINAL_TRANSFORMER, ORIGINAL_VAE, ORIGINAL_TEXT} & set(there.fetched)
+    assert "transformer/diffusion_pytorch_model.safetensors" in there.fetched
+
+
+def test_all_files_are_of_one_commit(hub, folder):
+    """Breaks if an encoder that was published later joins a denoiser loaded before."""
+    there = hub(folder)
+    load_backbone("someone/else", height=32, width=48).encode(["a red circle"])
+    assert there.revisions == [None, COMMIT, COMMIT]
+
+
+def test_a_repository_of_something_else(hub, tmp_path):
+    """Breaks if a repository without a model ends in the path of a folder nobody knows."""
+    for name in ("README.md", "config.json"):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        hub(tmp_path / "other")
+        message = refusal(lambda: load_backbone("someone/else"))
+        assert "someone/else on the Hub holds none of the files" in message
+        (tmp_path / "other" / name).write_text("{}")
