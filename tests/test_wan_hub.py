@@ -5,10 +5,12 @@ import shutil
 
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from wan_fixtures import tiny_folder
 from wan_original import original_folder
 
 from miga_bench.backbones import load_backbone, wan_hub
+from miga_bench.backbones.hub_files import OFFLINE
 from miga_bench.backbones.wan_checkpoint import ORIGINAL_TEXT, ORIGINAL_TRANSFORMER, ORIGINAL_VAE
 from miga_bench.errors import UserError
 
@@ -21,10 +23,16 @@ class Hub:
 
     def __init__(self, content, cache):
         self.content, self.snapshot = content, cache / COMMIT
-        self.fetched, self.revisions = [], []
+        self.fetched, self.revisions, self.fault = [], [], None
 
-    def __call__(self, repository, *, allow_patterns, revision=None, **options):
+    def __call__(self, repository, *, allow_patterns, revision=None, local_files_only=False):
         self.revisions.append(revision)
+        if local_files_only and not self.snapshot.exists():
+            raise LocalEntryNotFoundError("Cannot find an appropriate cached snapshot folder")
+        if local_files_only:
+            return str(self.snapshot)
+        if self.fault:
+            raise self.fault
         for path in sorted(p for p in self.content.rglob("*") if p.is_file()):
             name = path.relative_to(self.content).as_posix()
             here = self.snapshot / name
@@ -50,6 +58,8 @@ def hub(tmp_path, monkeypatch):
         return stand_in
 
     monkeypatch.setenv("MIGA_BENCH_CACHE", str(tmp_path / "cache"))
+    for switch in OFFLINE:
+        monkeypatch.delenv(switch, raising=False)
     return put
 
 
@@ -99,3 +109,34 @@ def test_a_repository_of_something_else(hub, tmp_path):
         message = refusal(lambda: load_backbone("someone/else"))
         assert "someone/else on the Hub holds none of the files" in message
         (tmp_path / "other" / name).write_text("{}")
+
+
+# what the Hub's client lets through: HTTP errors that are no OSError, the transfer's own
+FAULTS = [
+    HfHubHTTPError.__mro__[1]("the proxy says no\nand more"),
+    RuntimeError("the proxy says no"),
+    OSError("the proxy says no"),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+def test_a_network_that_fails_in_any_way(hub, folder, fault):
+    """Breaks if a proxy's error ends in a traceback, or stops a model that is all here."""
+    there = hub(folder)
+    there.fault = fault
+    message = refusal(lambda: load_backbone("someone/else"))
+    assert "(the proxy says no); where there is a network run `hf download someone/else" in message
+    there.fault = None
+    load_backbone("someone/else", height=32, width=48).encode(["a red circle"])
+    there.fault = fault
+    load_backbone("someone/else", height=32, width=48).encode(["a green square"])
+
+
+@pytest.mark.parametrize("switch", OFFLINE)
+def test_nothing_is_fetched_with_downloads_off(hub, folder, monkeypatch, switch):
+    """Breaks if a switch that scores obey is not one for models."""
+    there = hub(folder)
+    monkeypatch.setenv(switch, "1")
+    message = refusal(lambda: load_backbone("someone/else"))
+    assert f"(downloads are off ({switch}))" in message
+    assert there.fetched == []

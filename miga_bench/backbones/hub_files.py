@@ -29,6 +29,12 @@ FILES: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 
 
+def downloads_off() -> str | None:
+    """Return the environment variable that turns downloads off, None if they are on."""
+    on = ("1", "true", "yes", "on")
+    return next((name for name in OFFLINE if os.environ.get(name, "").lower() in on), None)
+
+
 def hub_id(name: str) -> str | None:
     """Return the repository of a backbone's name; None if it lies in the package or in a folder."""
     entry = BACKBONES.get(name)

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import UMT5EncoderModel
 
+from miga_bench.backbones.hub_files import downloads_off
 from miga_bench.backbones.wan_checkpoint import (
     ORIGINAL_TEXT,
     ORIGINAL_TOKENIZER,
@@ -120,11 +120,21 @@ def download(
         UserError: They are neither on disk nor within reach.
     """
     patterns = ["model_index.json", *files, *(f"{part}/*" for part in parts)]
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as e:
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:160]
-        raise UserError(
-            f"cannot fetch {repository} from the Hugging Face Hub ({reason}); where there is a "
-            f"network run `hf download {repository} --local-dir DIR`, then give DIR as the backbone"
-        ) from None
+    switch = downloads_off()
+    fault: Exception | None = None
+    for local in (True,) if switch else (False, True):
+        # Clients fail in any way (httpx's errors, the transfer's own, OSError), also where all is here.
+        try:
+            return Path(
+                snapshot_download(
+                    repository, revision=revision, allow_patterns=patterns, local_files_only=local
+                )
+            )
+        except Exception as error:
+            fault = fault or error
+    said = str(fault).strip() or type(fault).__name__
+    reason = f"downloads are off ({switch})" if switch else said.splitlines()[0][:160]
+    raise UserError(
+        f"cannot fetch {repository} from the Hugging Face Hub ({reason}); where there is a "
+        f"network run `hf download {repository} --local-dir DIR`, then give DIR as the backbone"
+    )
