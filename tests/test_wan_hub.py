@@ -82,7 +82,19 @@ def test_the_original_repository_is_fetched_and_its_encoder_when_needed(hub, fol
     copy = load_backbone(root, height=32, width=48, cache_text=True)
     assert torch.equal(backbone.encode(["a red circle"]), copy.encode(["a red circle"]))
     assert ORIGINAL_TEXT in there.fetched
+    assert backbone.flow_shift == copy.flow_shift == 5.0
     assert backbone.source.text_identity == f"{ORIGINAL}@{COMMIT}"
+
+
+@pytest.mark.parametrize(
+    ("name", "shift"),
+    [("wan2.1-1.3b", 5.0), ("Wan-AI/Wan2.1-T2V-14B-Diffusers", 5.0), ("someone/distilled", 3.0)],
+)
+def test_the_authors_repositories_alone_have_the_releases_shift(hub, folder, name, shift):
+    """Breaks if a distilled model's shift is replaced, or the authors' scheduler file (3.0) counts."""
+    hub(folder)
+    assert load_backbone(name, height=32, width=48).flow_shift == shift
+    assert load_backbone(name, height=32, width=48, flow_shift=8.0).flow_shift == 8.0
 
 
 def test_of_a_repository_in_both_layouts_one_is_fetched(hub, folder, tmp_path):

@@ -40,7 +40,9 @@ class WanDefaults:
         width: Video width, pixels.
         window: Latents of the clips the model was trained on.
         frame_rate: Frames per second.
-        flow_shift: Timestep shift of the noise schedule.
+        flow_shift: Timestep shift of the noise schedule. 5.0 is how MIGA's release samples the authors'
+            models, from their repositories on the Hub and in the original layout; a diffusers folder, and
+            any other repository, has its scheduler's (3.0 in a folder with the authors' files).
         negative_prompt: What guidance steers away from.
     """
 
@@ -231,8 +233,7 @@ def _defaults(source: WanSource, changes: dict[str, Any]) -> WanDefaults:
     found: dict[str, Any] = {}
     shift = source.flow_shift()
     if source.published():
-        # As the MIGA release samples it, whatever the scheduler's file says (3.0).
         found["negative_prompt"] = NEGATIVE_PROMPT
-    elif shift is not None:
+    if shift is not None:
         found["flow_shift"] = shift
     return join_defaults(WanDefaults, found, source.root, changes)

@@ -104,7 +104,7 @@ class WanSource(ABC):
 
     @abstractmethod
     def published(self) -> bool:
-        """Tell whether this is one of the authors' models, and not one trained in their layout."""
+        """Tell whether this is one of the authors' models or made of one, not one trained from scratch."""
 
     def text_is_big(self) -> bool:
         """Tell whether the text encoder is worth caching its embeddings and unloading it."""
@@ -169,7 +169,7 @@ class DiffusersFolder(WanSource):
         return None if shift is None else float(shift)
 
     def published(self) -> bool:
-        """Tell by the width of the text: only the authors' models read UMT5-XXL's."""
+        """Tell by the width of the text: the authors' models, and those made of them, read UMT5-XXL's."""
         config = read_json(self.root / "transformer" / "config.json")
         return config.get("text_dim") == PUBLISHED_TEXT_WIDTH
 

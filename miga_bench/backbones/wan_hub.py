@@ -23,6 +23,7 @@ from miga_bench.backbones.wan_checkpoint import (
 )
 from miga_bench.errors import UserError
 
+AUTHORS = "Wan-AI/Wan2.1"  # how the names of their repositories begin
 MODEL_PARTS = ("transformer", "vae", "tokenizer", "scheduler")
 # small files that tell the layout; the last one has the original layout's number of heads
 MARKS = ("transformer/config.json", "config.json")
@@ -88,11 +89,12 @@ class HubSource(WanSource):
         return self._found.text_files()
 
     def flow_shift(self) -> float | None:
-        """Return the timestep shift the model's files ask for, if they do."""
-        return self._found.flow_shift()
+        """Return the timestep shift the model's files ask for; the authors' ask for none that counts."""
+        # Their scheduler's file says 3.0, their own sampler and MIGA's release take 5.0.
+        return None if self.repository.startswith(AUTHORS) else self._found.flow_shift()
 
     def published(self) -> bool:
-        """Tell whether this is one of the authors' models, and not one trained in their layout."""
+        """Tell whether this is one of the authors' models or made of one, not one trained from scratch."""
         return self._found.published()
 
     def text_is_big(self) -> bool:
