@@ -328,6 +328,21 @@ def test_a_checkpoint_without_a_tokenizer(original, table, monkeypatch):
     monkeypatch.setattr(vc2_checkpoint, "download", offline)
     message = refusal(lambda: load_videocrafter2(original))
     assert f"--local-dir {original / 'tokenizer'}" in message
+    # beside names of files the Hub's command ignores its patterns
+    assert (
+        "download openai/clip-vit-large-patch14 tokenizer.json tokenizer_config.json v" in message
+    )
+    assert "--include" not in message
+
+
+def test_what_lies_beside_a_tokenizer_is_no_part_of_it(folder):
+    """Breaks if a video's model is another one when a program fetches more of CLIP's repository."""
+    before = open_source(folder).text_identity
+    (folder / "tokenizer" / "pytorch_model.bin").write_bytes(b"weights")
+    assert open_source(folder).text_identity == before
+    path = folder / "tokenizer" / "tokenizer.json"
+    path.write_text(path.read_text() + "\n")
+    assert open_source(folder).text_identity != before
 
 
 def test_of_many_processes_one_converts(original, table, monkeypatch):

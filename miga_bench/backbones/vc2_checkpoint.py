@@ -52,7 +52,13 @@ from miga_bench.errors import UserError
 
 CHECKPOINT = "model.ckpt"
 TOKENIZER = "openai/clip-vit-large-patch14"  # the vocabulary is that of every CLIP
-TOKENIZER_FILES = ("tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+)
 
 STEM = "diffusion_pytorch_model"
 CACHE_VERSION = "1"  # of what the conversion writes
@@ -118,7 +124,9 @@ class VideoCrafterSource:
     @cached_property
     def text_identity(self) -> str:
         """What tells this text encoder and tokenizer from others; cheap."""
-        tokenizer = [path for path in self.tokenizer.rglob("*") if path.is_file()]
+        # not all of a folder: CLIP's on the Hub is shared, and other programs fetch more of it
+        paths = (self.tokenizer / name for name in TOKENIZER_FILES)
+        tokenizer = [path for path in paths if path.is_file()]
         texts = fingerprint_of(self.text_files(), self.root)
         return f"{texts} {fingerprint_of(tokenizer, self.tokenizer)}"
 
@@ -141,8 +149,7 @@ class CheckpointFile(VideoCrafterSource):
         except UserError:
             raise UserError(
                 f"{self.path} holds no tokenizer and CLIP's cannot be fetched; where there is a "
-                f"network run `hf download {TOKENIZER} --include 'tokenizer*' vocab.json "
-                f"merges.txt --local-dir {beside}`"
+                f"network run `hf download {TOKENIZER} {' '.join(TOKENIZER_FILES)} --local-dir {beside}`"
             ) from None
 
     def weights_hash(self) -> str:
