@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from run_workers import SETTINGS, configuration
 from simple_backbone import SimpleBackbone
+from wan_fixtures import tiny_folder
 
 from miga_bench.backbones.hub_files import hub_id, missing_files, offline
 from miga_bench.backbones.loaded import LoadedBackbone
@@ -158,6 +159,26 @@ def test_files_of_a_hub_model_that_are_there_are_not_missing(tmp_path, monkeypat
     (folder / "snapshots" / "abc" / "model.ckpt").touch()
     assert missing_files("videocrafter2") == []
     assert hub_id("tiny-wan") is None
+
+
+def test_a_text_encoder_that_has_to_run_is_missed_too(look, tmp_path, monkeypatch):
+    """Breaks if only part of a Hub model is here and nobody says how to fetch the rest."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MIGA_BENCH_CACHE", str(tmp_path / "embeddings"))
+    folder = tmp_path / "cache" / f"models--{hub_id('wan2.1-1.3b').replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0123abcd" * 5)
+    snapshot = tiny_folder(folder / "snapshots" / ("0123abcd" * 5))
+    (snapshot / "model_index.json").write_text("{}")
+    settings = {"model__backbone": "wan2.1-1.3b", "model__settings": {"steps": 4}}
+    step = look("--no-probe", **settings)[2]["backbone"]
+    assert step["status"] != "problem", step["text"]
+    shutil.rmtree(snapshot / "text_encoder")
+    code, _, steps = look("--no-probe", **settings)
+    told = steps["backbone"]["text"]
+    assert (code, steps["backbone"]["status"]) == (2, "problem")
+    assert "text_encoder/config.json, text_encoder/model.safetensors missing" in told
+    assert f"`hf download {hub_id('wan2.1-1.3b')}`" in told
 
 
 def test_stories_of_the_release_are_not_fetched(look, tmp_path, monkeypatch):

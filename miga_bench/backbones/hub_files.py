@@ -27,6 +27,14 @@ FILES: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "videocrafter2": (("model.ckpt", "unet/config.json"),),
 }
+# the same of its text encoder, which is fetched when it has to run
+TEXT_FILES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "wan": (
+        ("text_encoder/config.json",),
+        ("text_encoder/model.safetensors", "text_encoder/model.safetensors.index.json"),
+    ),
+    "videocrafter2": (),
+}
 
 
 def downloads_off() -> str | None:
@@ -41,18 +49,19 @@ def hub_id(name: str) -> str | None:
     return entry.where if entry is not None and isinstance(entry.where, str) else None
 
 
-def missing_files(name: str) -> list[str]:
+def missing_files(name: str, text: bool = False) -> list[str]:
     """Return which files of a named backbone on the Hub are not in the Hub's cache here.
 
     Args:
         name: A name in ``BACKBONES`` that is on the Hub.
+        text: Whether its text encoder has to run.
     """
     from huggingface_hub import try_to_load_from_cache
 
-    repository = str(hub_id(name))
+    repository, family = str(hub_id(name)), BACKBONES[name].family
     return [
         names[0]
-        for names in FILES[BACKBONES[name].family]
+        for names in (*FILES[family], *(TEXT_FILES[family] if text else ()))
         if not any(isinstance(try_to_load_from_cache(repository, one), str) for one in names)
     ]
 

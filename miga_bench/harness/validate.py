@@ -127,7 +127,11 @@ class Preflight:
         )
         texts = [prompt.text for wish in self.data.wishes for prompt in wish.prompts]
         if isinstance(backbone, LoadedBackbone):
-            backbone.check_prompts([backbone.beginning(text) for text in texts])
+            beginnings = [backbone.beginning(text) for text in texts]
+            try:
+                backbone.check_prompts(beginnings)
+            except UserError as error:
+                raise _with_missing_files(self.model, error, text=True) from None
         unknown = backbone.unknown_words(texts)
         if unknown:
             return NOTE, f"{told}; it does not know and passes over: {_cut(', '.join(unknown))}"
@@ -313,16 +317,17 @@ def validate(
     return {"starts": good, "steps": [vars(step) for step in steps], **flight.facts}
 
 
-def _with_missing_files(model: Any, error: UserError) -> UserError:
-    """Say how to get public weights that are not here."""
+def _with_missing_files(model: Any, error: UserError, text: bool = False) -> UserError:
+    """Say how to get public weights that are not here, with ``text`` the text encoder's, too."""
     name = model.backbone_name
     repository = hub_id(name)
-    missing = missing_files(name) if repository else []
+    missing = missing_files(name, text) if repository else []
     if not missing:
         return error
     return UserError(
-        f"{name}: {repository} is not on this machine, {', '.join(missing)} missing: `hf download {repository}`"
-        " fetches it (so does predict, where there is a network), or give a folder as model.backbone"
+        f"{name}: {repository} is not all on this machine, {', '.join(missing)} missing: `hf download"
+        f" {repository}` fetches it (so does predict, where there is a network), or give a folder as"
+        " model.backbone"
     )
 
 
