@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,10 +33,7 @@ from miga_bench.sampling.proposals import (
     uniform,
 )
 from miga_bench.sampling.rewards import (
-    DinoSimilarity,
-    FrameSimilarity,
     LatentSimilarity,
-    make_reward,
 )
 from miga_bench.sampling.scaling_noise import ScalingNoise, ScalingNoiseSettings, Search
 
@@ -165,76 +161,6 @@ def test_clean_prediction_undoes_the_forward_process(solver):
     prediction = noise if solver is DDIM else noise - clean
     made = solver(schedule).clean_prediction(noisy, prediction, levels)
     torch.testing.assert_close(made, clean, rtol=1e-4, atol=1e-4)
-
-
-# Rewards
-
-
-def test_reward_is_the_mean_of_cosines_with_the_frame_before_and_the_anchor():
-    def vector(degrees):
-        angle = torch.deg2rad(torch.tensor(float(degrees)))
-        return torch.stack([angle.cos(), angle.sin()])[:, None, None]
-
-    clean = torch.stack([torch.stack([vector(30), vector(60)]), torch.stack([vector(0)] * 2)])
-    cos30, cos60 = 0.75**0.5, 0.5
-    expected = torch.tensor([((cos30 + cos30) / 2 + (cos30 + cos60) / 2) / 2, 1.0])
-    torch.testing.assert_close(LatentSimilarity()(clean, 7 * vector(0)), expected)
-    last = LatentSimilarity("last")(clean, vector(0))
-    torch.testing.assert_close(last, torch.tensor([cos60, 1.0]))
-
-
-class CountingDecoder:
-    pushes: list = []  # noqa: RUF012
-
-    def push(self, latents):
-        self.pushes.append(latents)
-        return torch.sigmoid(latents).repeat_interleave(4, 2).repeat_interleave(4, 3)
-
-
-@pytest.mark.parametrize(("frames", "read"), [("all", 5), ("last", 1)])
-def test_only_frames_that_are_read_are_decoded(frames, read):
-    CountingDecoder.pushes.clear()
-    clean, anchor = NOISE(range(15), "clean").unflatten(0, (3, 5)), NOISE([0], "anchor")[0]
-    scores = FrameSimilarity(CountingDecoder, frames)(clean, anchor)
-    assert scores.shape == (3,)
-    assert len(CountingDecoder.pushes) == 1 + 3 * read, "the anchor once, then what is read"
-    assert torch.equal(CountingDecoder.pushes[1][0], clean[0, -read])
-
-
-def test_dino_reward_with_a_small_network():
-    from transformers import ViTConfig, ViTModel
-
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        image_size=32,
-    )  # fmt: skip
-    network = ViTModel(config, add_pooling_layer=False).eval()
-    reward = DinoSimilarity(CountingDecoder, network=network, size=48)
-    anchor = NOISE([0], "anchor")[0]
-    same = anchor.expand(1, 2, 3, 4, 4)
-    scores = reward(torch.cat([same, NOISE([1, 2], "other")[None]]), anchor)
-    torch.testing.assert_close(scores[0], torch.tensor(1.0))
-    assert scores[1] < 0.9999
-    assert reward(torch.ones(1, 1, 3, 4, 6), torch.ones(3, 4, 6)).shape == (1,), "not only squares"
-
-
-@pytest.mark.parametrize(("frames", "size"), [("all", (224, 336)), ("last", (224, 224))])
-def test_the_released_dino_squashes_its_pictures(frames, size):
-    seen = []
-
-    class Network:
-        device, dtype = torch.device("cpu"), torch.float32
-
-        def __call__(self, pixel_values, interpolate_pos_encoding):
-            seen.append(tuple(pixel_values.shape[-2:]))
-            return SimpleNamespace(last_hidden_state=torch.ones(len(pixel_values), 2, 4))
-
-    backbone = SimpleNamespace(decoder=CountingDecoder, device="cpu")
-    reward = make_reward("dino", backbone, frames)
-    reward.network = Network()
-    reward(torch.ones(1, 2, 3, 4, 6), torch.ones(3, 4, 6))
-    assert seen == [size]
 
 
 @pytest.mark.parametrize("name", ["latent", "frame"])

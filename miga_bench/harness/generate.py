@@ -241,7 +241,8 @@ class Video:
         """Check the settings and encode the prompts.
 
         Raises:
-            UserError: A setting breaks a rule of the method, or a prompt is not what the model takes.
+            UserError: A setting breaks a rule of the method, what it needs besides the backbone cannot be had,
+                or a prompt is not what the model takes.
             DoesNotFitError: The text encoder runs out of memory.
         """
         request, backbone = self.request, self.backbone
@@ -249,6 +250,7 @@ class Video:
         # a walk of the empty queue also checks the settings, before the text encoder is at work
         starts = prompt_starts(request.prompts, backbone)
         self._windows = estimate_windows(self.sampler, backbone, self._latents, starts)
+        self.sampler.prepare()
         self._clock.lap("plan")
         texts = [prompt.text for prompt in request.prompts]
         unwanted = negative_prompt(request.negative_prompt, backbone)

@@ -182,6 +182,13 @@ class Sampler(ABC, Generic[SettingsT]):
             NumericalError: The denoiser returned a value that is not finite.
         """
 
+    def prepare(self) -> None:
+        """Have what the method needs besides the backbone; ``stream`` does so before its first window.
+
+        Raises:
+            UserError: It cannot be had.
+        """
+
     def without_search(self) -> Sampler[SettingsT]:
         """Return a sampler that takes as many windows as this one, its searches left out."""
         return self

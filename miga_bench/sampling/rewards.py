@@ -9,6 +9,9 @@ then all that needs to be computed. Rewards differ in what the cosine is taken o
 
 from __future__ import annotations
 
+import copy
+import functools
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
@@ -140,7 +143,7 @@ class DinoSimilarity(DecodedConsistency):
         Raises:
             UserError: The network cannot be fetched.
         """
-        network = self.network = self.network or _fetch_dino(self.device)
+        network = self.network = self.network or _dino_on(self.device)
         pictures = self.pictures(latents).to(network.device)
         height, width = pictures.shape[-2:]
         scale = self.size / min(height, width)
@@ -155,18 +158,32 @@ class DinoSimilarity(DecodedConsistency):
         return output.last_hidden_state[:, 0].to(latents.device)
 
 
-def _fetch_dino(device: str) -> Any:
+@functools.cache
+def fetch_dino() -> Any:
+    """Return DINO's network in main memory, loaded once however many videos look through it.
+
+    Raises:
+        UserError: It is neither on this machine nor within reach.
+    """
     # transformers takes seconds to import, and only this reward needs it.
     from transformers import ViTModel
 
+    off = os.environ.get("MIGA_BENCH_OFFLINE", "").lower() in ("1", "true", "yes", "on")
     try:
-        network = ViTModel.from_pretrained(DINO, add_pooling_layer=False)
-    except OSError as error:
+        network = ViTModel.from_pretrained(DINO, add_pooling_layer=False, local_files_only=off)
+    except Exception as error:  # networks fail in any way: OSError, httpx's errors, ...
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"reward is 'dino': {DINO} could not be loaded ({str(error).splitlines()[0]}); connect to the "
+            f"reward is 'dino': {DINO} could not be loaded ({reason}); connect to the "
             "Hugging Face Hub once, or choose reward frame or latent"
         ) from None
-    return network.eval().to(device)
+    return network.eval()
+
+
+def _dino_on(device: str) -> Any:
+    """Return a network of a video's own, which leaves the device's memory with it."""
+    network = fetch_dino()
+    return network if torch.device(device).type == "cpu" else copy.deepcopy(network).to(device)
 
 
 RewardName = Literal["latent", "frame", "dino"]
@@ -181,7 +198,7 @@ REWARDS: dict[str, Callable[[Backbone, Frames], Reward]] = {
 
 
 def make_reward(name: str, backbone: Backbone, frames: Frames = "all") -> Reward:
-    """Return a reward by its name; nothing is loaded before it is first used.
+    """Return a reward by its name; its network, see ``need_reward``, comes when it is first used.
 
     Raises:
         UserError: There is no such reward.
@@ -189,3 +206,13 @@ def make_reward(name: str, backbone: Backbone, frames: Frames = "all") -> Reward
     if name not in REWARDS:
         raise UserError(f"reward is {name!r}: it must be one of {', '.join(REWARDS)}")
     return REWARDS[name](backbone, frames)
+
+
+def need_reward(name: str) -> None:
+    """Have a reward's network in memory, fetched if need be, before there is work that could be lost.
+
+    Raises:
+        UserError: It cannot be had.
+    """
+    if name == "dino":
+        fetch_dino()

@@ -42,7 +42,7 @@ from miga_bench.sampling.fifo import check_fifo, seed_queue
 from miga_bench.sampling.noise import NoiseSource
 from miga_bench.sampling.proposals import choose, draw_uniform, propose
 from miga_bench.sampling.queue import Queue
-from miga_bench.sampling.rewards import Reward, RewardName, make_reward
+from miga_bench.sampling.rewards import Reward, RewardName, make_reward, need_reward
 from miga_bench.sampling.rules import refuse_cache, require
 from miga_bench.sampling.windows import Window, fifo_windows
 
@@ -116,6 +116,12 @@ class ScalingNoise(Sampler[ScalingNoiseSettings]):
         super().__init__(settings)
         self.reward = reward
 
+    def prepare(self) -> None:
+        """Have the network of the settings' reward, if there is anything to choose by it."""
+        s = self.settings
+        if self.reward is None and s.beams * s.candidates > 1:
+            need_reward(s.reward)
+
     def without_search(self) -> ScalingNoise:
         """Return FIFO: one beam, one candidate, nothing to score."""
         return ScalingNoise(dataclasses.replace(self.settings, beams=1, candidates=1))
@@ -136,6 +142,7 @@ class ScalingNoise(Sampler[ScalingNoiseSettings]):
         opening = s.opening_reading(backbone) if s.released else None
         backbone = s.reading(backbone)
         check_scaling_noise(s, backbone, length)
+        self.prepare()
         reward = self.reward or make_reward(s.reward, backbone, "last" if s.released else "all")
         denoiser = WindowDenoiser.of(s, backbone, prompts, noise, callback, opening)
         cost = denoiser.cost
