@@ -1,14 +1,18 @@
 """Prompts become what WanPipeline makes of them, once."""
 
+import json
 import logging
 
 import pytest
 import torch
 from diffusers import WanPipeline
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from wan_fixtures import LENGTH, TEXT_WIDTH, tiny_folder, tiny_text_encoder, tiny_tokenizer
 
+from miga_bench.backbones import load_backbone
 from miga_bench.backbones.embedding_cache import EmbeddingCache, cache_folder
+from miga_bench.backbones.vc2_text import VideoCrafterText
 from miga_bench.backbones.wan_text import (
     NEGATIVE_PROMPT,
     TEXT_LENGTH,
@@ -224,3 +228,62 @@ def test_prompts_encoded_ahead_load_the_encoder_once(tokenizer, tmp_path):
     # nothing is gained where there is no cache
     make_text(tokenizer, load, keep=False).encode_ahead(PROMPTS)
     assert load.count == 1
+
+
+def released_tokenizer(folder, marks=True):
+    """Write a tokenizer as UMT5's is published, of a class that transformers builds anew."""
+    names = ["<pad>", "</s>", "<s>", "<unk>", "\u2581a", "\u2581cat", "\u2581"]
+    plain = Tokenizer(models.Unigram([(n, -float(i)) for i, n in enumerate(names)], unk_id=3))
+    plain.pre_tokenizer = pre_tokenizers.Metaspace()
+    if marks:
+        plain.post_processor = processors.TemplateProcessing(
+            single="$A </s>", special_tokens=[("</s>", 1)]
+        )
+    plain.add_special_tokens(names[:4])
+    plain.enable_truncation(2)
+    folder.mkdir()
+    plain.save(str(folder / "tokenizer.json"))
+    told = {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**told, "pad_token": "<pad>"}))
+    return folder
+
+
+@pytest.mark.parametrize("marks", [True, False])
+def test_the_released_file_spells(tmp_path, marks):
+    """Breaks if transformers' own copy of a tokenizer spells, or a file's missing end mark stays so."""
+    text = make_text(released_tokenizer(tmp_path / "tokenizer", marks))
+    assert text.tokenizer("a \u4e2d").input_ids == [4, 6, 2, 1], (
+        "the copy has another unknown token"
+    )
+    assert text.spell("a cat \u4e2d") == [4, 5, 6, 3, 1]
+    assert text.spell("") == [1]
+    assert text.unknown == 3
+    assert text.unknown_words(["a cat, \u4e2d"]) == ["\u4e2d"]
+
+
+@pytest.mark.parametrize("name", ["tiny-wan", "tiny-videocrafter2"])
+def test_the_embedded_models_are_spelled_as_ever(name):
+    """Breaks if the embeddings of the embedded models change."""
+    text = load_backbone(name, device="cpu").text
+    for prompt in (*PROMPTS, "A red circle, moves; up! </s> on \u4e2d"):
+        assert text.spell(prompt) == text.tokenizer(prompt).input_ids
+    assert text.unknown == text.tokenizer.unk_token_id
+
+
+def test_clips_marks_are_where_they_were(tmp_path):
+    """Breaks if a text for VideoCrafter2 begins without its mark, or its end mark counts as unknown."""
+    marks = ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {"a": 0, "a</w>": 1, "b</w>": 2} | {m: i for i, m in enumerate(marks, 3)}
+    plain = Tokenizer(
+        models.BPE(vocabulary, [], unk_token=marks[1], end_of_word_suffix="</w>"),
+    )
+    plain.add_special_tokens(marks)
+    plain.save(str(tmp_path / "tokenizer.json"))
+    told = {"tokenizer_class": "CLIPTokenizer", "bos_token": marks[0], "eos_token": marks[1]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**told, "unk_token": marks[1]}))
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    text = VideoCrafterText(tmp_path, Loads(), torch.float32, lambda: "it")
+    assert text.spell("") == [3, 4]
+    assert text.spell("a") == [3, 1, 4]
+    assert text.unknown is None

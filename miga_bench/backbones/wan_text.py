@@ -6,11 +6,14 @@ zeros up to exactly the model's text length. Cross attention has no mask: the ze
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 
@@ -35,11 +38,24 @@ NEGATIVE_PROMPT = (
 )
 
 
+def _as_released(folder: Path) -> Tokenizer | None:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    plain = Tokenizer.from_file(str(path))
+    plain.no_truncation()
+    plain.no_padding()
+    return plain
+
+
 class WanText(PromptText):
     """Prompts to embeddings; the encoder is loaded when the first prompt is not in the cache.
 
     Attributes:
         length: Rows of every embedding, the model's text length.
+        tokenizer: As transformers reads it, which knows the text length and the marks.
+        plain: What spells, ``tokenizer.json`` as released; None where there is none, and transformers'
+            tokenizer spells. That one is built anew for some classes, which changes rare characters' tokens.
 
     Args:
         tokenizer: Folder of the tokenizer.
@@ -65,11 +81,15 @@ class WanText(PromptText):
             self.tokenizer: Any = AutoTokenizer.from_pretrained(
                 str(tokenizer), local_files_only=True
             )
-        except (OSError, ValueError, KeyError, ImportError) as error:
+            self.plain = _as_released(tokenizer)
+        except Exception as error:  # the plain library raises no kind of its own
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"{tokenizer} holds no tokenizer that can be read ({reason}): fetch it again"
             ) from None
+        # What is put around every text. Files whose own rule leaves a mark out get it all the same.
+        self._marks: list[int] = self.tokenizer("").input_ids
+        self._marks_itself = self.plain is None or self.plain.encode("").ids == self._marks
         limit = int(self.tokenizer.model_max_length)
         self.length = limit if 0 < limit <= TEXT_LENGTH else TEXT_LENGTH
         self.dtype = dtype
@@ -92,9 +112,14 @@ class WanText(PromptText):
 
     def spell(self, text: str) -> list[int]:
         """Return a cleaned text's tokens with the end mark, however many they are."""
-        # transformers would warn of a long one
-        said: Any = self.tokenizer(text, add_special_tokens=True, verbose=False)
-        tokens: list[int] = said.input_ids
+        tokens: list[int]
+        if self.plain is None:
+            # transformers would warn of a long one
+            tokens = self.tokenizer(text, add_special_tokens=True, verbose=False).input_ids
+        else:
+            tokens = self.plain.encode(text, add_special_tokens=self._marks_itself).ids
+            if not self._marks_itself:
+                tokens = [*self._marks[:-1], *tokens, *self._marks[-1:]]
         return tokens
 
     def needs_encoder(self, prompts: Sequence[str]) -> bool:
@@ -115,7 +140,23 @@ class WanText(PromptText):
     @property
     def unknown(self) -> int | None:
         """The token of words that have no other; None if every word has."""
-        token: int | None = self.tokenizer.unk_token_id
+        return self._unknown
+
+    @cached_property
+    def _unknown(self) -> int | None:
+        token: int | None
+        if self.plain is None:
+            token = self.tokenizer.unk_token_id
+            return token
+        model = json.loads(self.plain.to_str())["model"]
+        pieces = (f"<0x{byte:02X}>" for byte in range(256))
+        if model.get("byte_fallback") and all(
+            self.plain.token_to_id(p) is not None for p in pieces
+        ):
+            return None
+        token = model.get("unk_id")  # of unigrams; others name the token
+        if token is None and model.get("unk_token") is not None:
+            token = self.plain.token_to_id(model["unk_token"])
         return token
 
     def encode(self, prompts: Sequence[str]) -> Tensor:

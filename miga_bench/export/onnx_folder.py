@@ -114,6 +114,8 @@ def _write_tokenizer(text: Any, folder: Path) -> None:
 
     text.tokenizer.save_pretrained(folder)
     path = folder / "tokenizer.json"
+    if text.plain is not None:
+        text.plain.save(str(path))
     if not path.is_file():
         raise ExportError(
             "the tokenizer cannot be written as tokenizer.json: it is not of a fast kind"
@@ -122,7 +124,7 @@ def _write_tokenizer(text: Any, folder: Path) -> None:
     plain.no_truncation()
     plain.no_padding()
     for prompt in SPOKEN:
-        if plain.encode(clean_prompt(prompt)).ids != text.tokenizer(clean_prompt(prompt)).input_ids:
+        if plain.encode(clean_prompt(prompt)).ids != text.spell(clean_prompt(prompt)):
             raise ExportError(
                 f"the tokenizer written reads {prompt!r} otherwise than the model's own: fetch the model's"
                 " tokenizer again"
