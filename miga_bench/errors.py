@@ -92,3 +92,23 @@ def plainly(main: Callable[[], int | None]) -> int:
         text = str(error) if ours else f"{type(error).__name__}: {error}"
         print(in_print(text), file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+
+
+# What allocators say that have no exception of their own: torch's on a CPU, ONNX Runtime's, CUDA's libraries.
+_NO_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "Failed to allocate memory for requested buffer",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory ran out, on whatever device."""
+    # torch's by its name: this file is read where torch is not
+    torchs = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+    if torchs or isinstance(error, MemoryError):
+        return True
+    return any(sign in str(error) for sign in _NO_MEMORY)

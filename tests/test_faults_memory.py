@@ -9,11 +9,11 @@ from simple_backbone import SimpleBackbone, SimpleDecoder
 from test_generate import SMALL, request
 
 from miga_bench.cli import main
-from miga_bench.errors import DoesNotFitError, Notice
+from miga_bench.errors import DoesNotFitError, Notice, is_out_of_memory
 from miga_bench.harness import generate as page
 from miga_bench.harness.generate import generate
 from miga_bench.media import count_frames, read_video
-from miga_bench.sampling.fitting import FittingDenoiser, is_out_of_memory
+from miga_bench.sampling.fitting import FittingDenoiser
 
 ERRORS = {
     # torch's own words: nobody has a pebibyte
@@ -21,6 +21,13 @@ ERRORS = {
     "gpu": lambda: _raise(
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     ),
+    "cuda": lambda: _raise(
+        RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA")
+    ),
+    "cublas": lambda: _raise(
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    ),
+    "cudnn": lambda: _raise(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")),
     "onnx": lambda: _raise(Exception("Failed to allocate memory for requested buffer of size 9")),
 }
 
@@ -122,8 +129,12 @@ def test_memory_that_runs_out_while_decoding_keeps_the_video_so_far(
 def test_memory_that_runs_out_for_the_texts_is_one_line(tmp_path, monkeypatch):
     backbone = SimpleBackbone()
     monkeypatch.setattr(backbone, "encode", lambda texts: ERRORS["gpu"]())
-    with pytest.raises(DoesNotFitError, match="ran out outside of the denoiser"):
+    with pytest.raises(
+        DoesNotFitError, match="ran out outside of the denoiser, where texts"
+    ) as error:
         generate(request(tmp_path), backbone=backbone)
+    assert "MIGA_BENCH_CACHE" in str(error.value)
+    assert "--height" not in str(error.value), "which no text encoder minds"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,16 +2,20 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import WanPipeline
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from vc2_fixtures import tiny_text_encoder as tiny_clip
 from wan_fixtures import LENGTH, TEXT_WIDTH, tiny_folder, tiny_text_encoder, tiny_tokenizer
 
 from miga_bench.backbones import load_backbone
 from miga_bench.backbones.embedding_cache import EmbeddingCache, cache_folder
+from miga_bench.backbones.loaded import text_side
+from miga_bench.backbones.residence import Residence
 from miga_bench.backbones.vc2_text import VideoCrafterText
 from miga_bench.backbones.wan_text import (
     NEGATIVE_PROMPT,
@@ -19,7 +23,7 @@ from miga_bench.backbones.wan_text import (
     WanText,
     clean_prompt,
 )
-from miga_bench.errors import UserError
+from miga_bench.errors import Notice, UserError
 
 PROMPTS = ["a red circle moves right", "", "a &amp;amp;\n  green   SQUARE", "a dog"]
 
@@ -287,3 +291,43 @@ def test_clips_marks_are_where_they_were(tmp_path):
     assert text.spell("") == [3, 4]
     assert text.spell("a") == [3, 1, 4]
     assert text.unknown is None
+
+
+def no_memory(*arguments, **named):
+    raise RuntimeError("CUDA error: out of memory")
+
+
+@pytest.mark.parametrize("encoder", [tiny_text_encoder, tiny_clip])
+def test_an_encoder_that_does_not_fit_runs_on_the_cpu(tokenizer, encoder, monkeypatch):
+    """Breaks if a GPU that holds the denoiser but not the encoder cannot make a video."""
+    source = SimpleNamespace(tokenizer=tokenizer, text_identity="it")
+    kind = WanText if encoder is tiny_text_encoder else VideoCrafterText
+    asked = []
+
+    def load(dtype, device):
+        asked.append(device.type)
+        return no_memory() if device.type == "meta" else encoder()
+
+    def text_on(device):
+        place = Residence(torch.device(device), offload=False)
+        return text_side(kind, source, place, load, torch.float32, cached=False)
+
+    expected = text_on("cpu").encode(PROMPTS[:1])
+    crowded = text_on("meta")
+    with pytest.warns(Notice, match="it runs on the CPU") as said:
+        assert torch.equal(crowded.encode(PROMPTS[:1]), expected)
+    crowded.unload()
+    assert torch.equal(crowded.encode(PROMPTS[:1]), expected)
+    assert (asked, len(said)) == (["cpu", "meta", "cpu", "cpu"], 1)
+    # memory for the weights, and none for the work
+    full = text_on("cpu")
+    full.encode(PROMPTS[:1])
+    rows, tries = full._rows, []
+    monkeypatch.setattr(
+        full, "_rows", lambda *a: rows(*a) if tries else tries.append(1) or no_memory()
+    )
+    there = SimpleNamespace(parameters=lambda: iter([torch.zeros(1, device="meta")]))
+    there.to = lambda device: setattr(full, "_rows", lambda _, tokens: rows(encoder(), tokens))
+    full._encoder = there
+    with pytest.warns(Notice, match="it runs on the CPU"):
+        assert torch.equal(full.encode(PROMPTS[:1]), expected)

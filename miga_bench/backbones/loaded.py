@@ -18,8 +18,8 @@ from miga_bench.backbones import BACKBONES, memory
 from miga_bench.backbones.base import Backbone, FrameAttention
 from miga_bench.backbones.embedding_cache import EmbeddingCache, cache_folder
 from miga_bench.backbones.residence import Residence
-from miga_bench.backbones.wan_text import WanText
-from miga_bench.errors import UserError
+from miga_bench.backbones.wan_text import WanText, tell_crowded
+from miga_bench.errors import UserError, is_out_of_memory
 
 Text = TypeVar("Text", bound=WanText)
 NETWORKS = ("transformer", "unet", "vae", "text_encoder")  # folders whose configuration decides
@@ -181,6 +181,8 @@ def text_side(
 ) -> Text:
     """Return a model's text side, whose encoder comes when a prompt is new.
 
+    An encoder that does not fit on the device runs on the CPU, and one line says so.
+
     Args:
         kind: The family's class.
         source: The model on disk.
@@ -189,11 +191,20 @@ def text_side(
         dtype: Of the encoder.
         cached: Keep embeddings on disk and drop the encoder after use.
     """
+    crowded: list[torch.device] = []
 
     def load() -> Any:
         device = residence.bring(None)
         with torch.inference_mode(mode=False):
-            return load_encoder(dtype, device)
+            if not crowded:
+                try:
+                    return load_encoder(dtype, device)
+                except Exception as error:
+                    if device.type == "cpu" or not is_out_of_memory(error):
+                        raise
+                crowded.append(device)  # only now is the error gone, and what was loaded with it
+                tell_crowded()
+            return load_encoder(dtype, torch.device("cpu"))
 
     return kind(
         source.tokenizer,

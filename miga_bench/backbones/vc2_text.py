@@ -47,10 +47,8 @@ class VideoCrafterText(WanText):
         return None if token == self.tokenizer.eos_token_id else token
 
     @torch.no_grad()
-    def _run(self, tokens: list[int]) -> Tensor:
-        if self._encoder is None:
-            self._encoder = self._load_encoder()
-        encoder: Any = self._encoder
+    def _rows(self, encoder: Any, tokens: list[int]) -> Tensor:
         padded = tokens + [PADDING] * (self.length - len(tokens))
         out = encoder(input_ids=torch.tensor([padded], device=encoder.device))
-        return out.last_hidden_state[0].to("cpu", self.dtype)
+        rows: Tensor = out.last_hidden_state[0].to("cpu", self.dtype)
+        return rows

@@ -7,6 +7,7 @@ zeros up to exactly the model's text length. Cross attention has no mask: the ze
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from miga_bench.backbones.embedding_cache import EmbeddingCache
 from miga_bench.backbones.prompt_text import PromptText, clean_prompt
-from miga_bench.errors import UserError
+from miga_bench.errors import Notice, UserError, is_out_of_memory
 
 TEXT_LENGTH = 512
 
@@ -197,10 +198,36 @@ class WanText(PromptText):
             self._cache.save(path, embedding)
         return embedding
 
-    @torch.no_grad()
     def _run(self, tokens: list[int]) -> Tensor:
+        """Return the encoder's rows; an encoder for which memory runs out goes on in main memory."""
         if self._encoder is None:
             self._encoder = self._load_encoder()
-        ids = torch.tensor([tokens], device=self._encoder.shared.weight.device)
-        out = self._encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
-        return out.last_hidden_state[0].to("cpu", self.dtype)
+        encoder: Any = self._encoder
+        try:
+            return self._rows(encoder, tokens)
+        except Exception as error:
+            if next(encoder.parameters()).device.type == "cpu" or not is_out_of_memory(error):
+                raise
+        # only now is the error gone, and with it what the failed call held
+        encoder.to("cpu")
+        tell_crowded()
+        return self._rows(encoder, tokens)
+
+    @torch.no_grad()
+    def _rows(self, encoder: Any, tokens: list[int]) -> Tensor:
+        """Return what an encoder makes of tokens, on the CPU."""
+        ids = torch.tensor([tokens], device=encoder.shared.weight.device)
+        out = encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
+        rows: Tensor = out.last_hidden_state[0].to("cpu", self.dtype)
+        return rows
+
+
+def tell_crowded() -> None:
+    """Say that texts are encoded in main memory, and give back what the device still holds of the encoder."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    warnings.warn(
+        "memory ran out where the text encoder was to run: it runs on the CPU, which takes longer",
+        Notice,
+        stacklevel=2,
+    )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from miga_bench.backbones.base import Backbone
-from miga_bench.errors import DoesNotFitError, NumericalError, UserError
+from miga_bench.errors import DoesNotFitError, NumericalError, UserError, is_out_of_memory
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.opening import open_model
 from miga_bench.harness.flops import FlopMeter
@@ -30,7 +30,7 @@ from miga_bench.harness.stop import StopRequested, StopSignals
 from miga_bench.media import Cell, EvenSample, VideoWriter, contact_sheet, count_frames
 from miga_bench.sampling import METHODS, PRESETS, CounterNoise, Short, estimate_windows, resolve
 from miga_bench.sampling.base import PassReport, PromptSchedule, Sampler
-from miga_bench.sampling.fitting import is_out_of_memory, ran_out_elsewhere
+from miga_bench.sampling.fitting import ran_out_elsewhere
 from miga_bench.sampling.presets import default_preset, describe
 
 SHEET_FRAMES = 24
@@ -260,7 +260,7 @@ class Video:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            raise ran_out_elsewhere(str(backbone.device)) from None
+            raise ran_out_elsewhere(str(backbone.device), texts=True) from None
         self._prompts = PromptSchedule(encoded[:-1], encoded[-1:], starts)
         unknown = backbone.unknown_words(texts)
         if unknown:
@@ -306,7 +306,7 @@ class Video:
             if not is_out_of_memory(error):
                 raise
             # not raised from it: that would keep alive what did not fit
-            result.keep_first(ran_out_elsewhere(str(self.backbone.device)))
+            result.keep_first(ran_out_elsewhere(str(self.backbone.device), texts=False))
         self._clock.lap("write")
         result.frames = writer.frames_written
         # the video is whole or ended: a stop from now on is for what comes after it

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from miga_bench.backbones.base import Backbone, FrameAttention
-from miga_bench.errors import UserError
+from miga_bench.errors import UserError, is_out_of_memory
 from miga_bench.sampling.estimate import Call, Work
-from miga_bench.sampling.fitting import is_out_of_memory
 
 REPEATS = 3
 PATIENCE = 60.0  # seconds; kinds that are not timed by then are taken to be like the nearest

@@ -18,28 +18,25 @@ import torch
 from torch import Tensor
 
 from miga_bench.backbones.base import Denoiser
-from miga_bench.errors import DoesNotFitError, Notice
-
-# What allocators say that have no exception of their own: torch's on a CPU, ONNX Runtime's.
-_SIGNS = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-    "Failed to allocate memory for requested buffer",
-)
+from miga_bench.errors import DoesNotFitError, Notice, is_out_of_memory
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory ran out, on whatever device."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(sign in str(error) for sign in _SIGNS)
+def ran_out_elsewhere(device: str, texts: bool) -> DoesNotFitError:
+    """Return what to say when memory ran out in no denoiser call: there is nothing to make smaller.
 
-
-def ran_out_elsewhere(device: str) -> DoesNotFitError:
-    """Return what to say when memory ran out in no denoiser call: there is nothing to make smaller."""
+    Args:
+        device: Where.
+        texts: Whether texts were encoded, else frames decoded.
+    """
+    where, helps = "frames are decoded", "choose a smaller --height and --width or --offload"
+    if texts:
+        where = "texts are encoded"
+        helps = (
+            "run the same command where there is more and let MIGA_BENCH_CACHE name a copy of its cache, which"
+            " holds the embeddings"
+        )
     return DoesNotFitError(
-        f"memory of {device} ran out outside of the denoiser, where texts are encoded or frames decoded:"
-        " free some there, or choose a smaller --height and --width or --offload"
+        f"memory of {device} ran out outside of the denoiser, where {where}: free some there, or {helps}"
     )
 
 
