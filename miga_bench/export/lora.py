@@ -18,10 +18,25 @@ from miga_bench.errors import UserError
 # the wrappers that trainers put before a module's own name
 _WRAPPERS = re.compile(r"^(base_model\.model\.|transformer\.|unet\.|diffusion_model\.)+")
 _PARTS = re.compile(r"\.(?:lora_(A|B|down|up)(?:\.default)?\.weight|(alpha))$")
+_WHOLE = re.compile(r"\.(diff|diff_b)$")  # of a weight, of a bias
+# kohya's and musubi-tuner's names of modules of Wan's own code: dots became underscores
+_FLAT = "lora_unet_"
+_FLAT_BLOCK = re.compile(
+    r"blocks_(\d+)_(?:(self_attn|cross_attn|ffn)_([a-z]+(?:_[a-z]+)?|\d)|(norm\d|modulation))"
+)
+_FLAT_NAMES = {
+    name.replace(".", "_"): name
+    for name in (
+        *(f"{part}_embedding.{number}" for part in ("text", "time") for number in (0, 2)),
+        *("time_projection.1", "patch_embedding", "head.head", "head.modulation"),
+    )
+}
 
 
 class Lora:
-    """The updates of one file, in diffusers' and peft's format (``lora_A``, ``lora_B``) or the older one.
+    """The updates of one file, in diffusers' and peft's format (``lora_A``, ``lora_B``) or an older one.
+
+    Beside low-rank updates a file may hold whole differences of weights (``diff``) and biases (``diff_b``).
 
     Args:
         path: A safetensors file.
@@ -43,20 +58,56 @@ class Lora:
             raise UserError(
                 f"--lora {path} is no safetensors file that can be read ({error}): fetch it again"
             ) from None
-        state = self._strengthened(state, about)
+        state = self._strengthened(self._unflattened(state), about)
+        self.differences = self._differences(state)
+        state = {key: tensor for key, tensor in state.items() if not _WHOLE.search(key)}
         self.updates: dict[str, dict[str, Tensor]] = {}
         for key, tensor in self._renamed(state).items():
             found = _PARTS.search(key)
             if found is None:
                 raise UserError(
                     f"--lora {path}: {key} is no part of a LoRA; lora_A and lora_B, or lora_down and"
-                    " lora_up, with or without alpha, are read"
+                    " lora_up, with or without alpha, and diff and diff_b are read"
                 )
             part = {"A": "down", "B": "up"}.get(found[1], found[1]) or "alpha"
             module = _WRAPPERS.sub("", key[: found.start()])
             self.updates.setdefault(module, {})[part] = tensor
-        if not self.updates:
+        if not self.updates and not self.differences:
             raise UserError(f"--lora {path} is empty: give a file that updates weights")
+
+    def _unflattened(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return kohya's names as Wan's own code has them, others as they are.
+
+        Raises:
+            UserError: They are kohya's of another model.
+        """
+        named = {}
+        for key, tensor in state.items():
+            flat, dot, rest = key.removeprefix(_FLAT).partition(".")
+            if key.startswith(_FLAT):
+                block = _FLAT_BLOCK.fullmatch(flat)
+                if block is None and flat not in _FLAT_NAMES:
+                    raise UserError(
+                        f"--lora {self.path} is in kohya's format ({_FLAT}...), of which Wan's own names are"
+                        f" read, and {key} is none: convert it to diffusers' format"
+                    )
+                parts = [] if block is None else [p for p in block.groups() if p is not None]
+                key = (".".join(["blocks", *parts]) if parts else _FLAT_NAMES[flat]) + dot + rest
+            named[key] = tensor
+        return named
+
+    def _differences(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return whole differences by names of parameters, as diffusers has them."""
+        named = {
+            _WHOLE.sub(lambda found: ".bias" if found[1] == "diff_b" else ".weight", key): tensor
+            for key, tensor in state.items()
+            if _WHOLE.search(key)
+        }
+        if named and any(map(_is_wans, state)):
+            from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+
+            named = convert_wan_transformer_to_diffusers(named)
+        return named
 
     def _strengthened(
         self, state: dict[str, Tensor], about: Mapping[str, str]
@@ -107,7 +158,7 @@ class Lora:
         Raises:
             UserError: They have Wan's names and others.
         """
-        if not any(".self_attn." in key and key.startswith("blocks.") for key in state):
+        if not any(map(_is_wans, state)):
             return state
         from diffusers.loaders.lora_conversion_utils import (
             _convert_non_diffusers_wan_lora_to_diffusers,
@@ -127,8 +178,9 @@ class Lora:
         """Add the updates to a network's weights.
 
         Raises:
-            UserError: A module is not in the network, or its weight has another shape.
+            UserError: A module or parameter is not in the network, or has another shape.
         """
+        self._add_differences(network)
         modules = dict(network.named_modules())
         for name, parts in self.updates.items():
             weight = getattr(modules.get(name), "weight", None)
@@ -150,9 +202,34 @@ class Lora:
                     f"--lora {self.path}: {name} updates {list(update.shape)}, the weight is"
                     f" {list(weight.shape)}: is it a LoRA of another model?"
                 )
-            with torch.no_grad():
-                merged = weight.float() + update.reshape(weight.shape).to(weight.device)
-                weight.copy_(merged.to(weight.dtype))
+            _add(weight, update.reshape(weight.shape))
+
+    def _add_differences(self, network: nn.Module) -> None:
+        parameters = dict(network.named_parameters())
+        for name, difference in self.differences.items():
+            # tables of modulation are parameters, not modules with a weight
+            parameter = parameters.get(name, parameters.get(name.removesuffix(".weight")))
+            if parameter is None or parameter.shape != difference.shape:
+                what = (
+                    "is not in this denoiser"
+                    if parameter is None
+                    else f"is changed by {list(difference.shape)} and is {list(parameter.shape)}"
+                )
+                raise UserError(
+                    f"--lora {self.path}: {name} {what}: is it a LoRA of another model?"
+                )
+            _add(parameter, difference.float() * self.scale)
+
+
+@torch.no_grad()
+def _add(parameter: Tensor, update: Tensor) -> None:
+    """Add in float32, whatever the parameter's type."""
+    parameter.copy_((parameter.float() + update.to(parameter.device)).to(parameter.dtype))
+
+
+def _is_wans(key: str) -> bool:
+    """Tell a name of Wan's own code, without wrappers, from one of diffusers'."""
+    return re.match(r"blocks\.\d+\.(self_attn|cross_attn|ffn\.\d)\.", key) is not None
 
 
 def _stated(about: Mapping[str, str]) -> dict[str, Any]:
