@@ -152,3 +152,16 @@ def test_nothing_is_fetched_with_downloads_off(hub, folder, monkeypatch, switch)
     message = refusal(lambda: load_backbone("someone/else"))
     assert f"(downloads are off ({switch}))" in message
     assert there.fetched == []
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "original"])
+def test_an_encoder_that_is_not_here_says_what_to_fetch(hub, folder, monkeypatch, tmp_path, layout):
+    """Breaks if a copy without its text encoder ends in the path of a file, and no command."""
+    if layout == "original":
+        folder = original_folder(tmp_path / "original", folder / "tokenizer")[0]
+    hub(folder)
+    backbone = load_backbone("someone/else", height=32, width=48)
+    monkeypatch.setenv("MIGA_BENCH_OFFLINE", "1")
+    for call in (backbone.encode, backbone.check_prompts):
+        message = refusal(lambda call=call: call(["a red circle"]))
+        assert "not on this machine); where there is a network run `hf download some" in message

@@ -57,9 +57,14 @@ class HubSource(WanSource):
 
     def _fetch_text(self) -> None:
         if isinstance(self._found, DiffusersFolder):
-            self._fetch("text_encoder")
+            where = "text_encoder"
+            self._fetch(where)
         else:
-            self._fetch(files=(ORIGINAL_TEXT,))
+            where = ORIGINAL_TEXT
+            self._fetch(files=(where,))
+        # without a network the Hub's client takes a copy without it for whole
+        if not (self.root / where).exists():
+            raise _cannot_fetch(self.repository, f"{where} is not on this machine")
 
     def transformer(self, dtype: torch.dtype, device: torch.device) -> WanTransformer3DModel:
         """Load the denoiser."""
@@ -136,7 +141,11 @@ def download(
             fault = fault or error
     said = str(fault).strip() or type(fault).__name__
     reason = f"downloads are off ({switch})" if switch else said.splitlines()[0][:160]
-    raise UserError(
+    raise _cannot_fetch(repository, reason)
+
+
+def _cannot_fetch(repository: str, reason: str) -> UserError:
+    return UserError(
         f"cannot fetch {repository} from the Hugging Face Hub ({reason}); where there is a "
         f"network run `hf download {repository} --local-dir DIR`, then give DIR as the backbone"
     )
