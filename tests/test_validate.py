@@ -20,6 +20,7 @@ from miga_bench.harness.locks import FileLock
 from miga_bench.harness.probe import Probe
 from miga_bench.sampling import METHODS, CounterNoise, PromptSchedule, resolve
 from miga_bench.sampling.estimate import estimate
+from miga_bench.sampling.rewards import fetch_dino
 
 FEW = {"data__limit": 2, "data__seeds": [0], "data__frames": 33}
 TURNING = '[{"prompt": "a circle right", "then": {"17": "a circle up"}}]'
@@ -147,6 +148,18 @@ def test_what_is_missing_is_said_and_not_fetched(look, tmp_path, monkeypatch):
     code, _, steps = look("--no-probe", model__metrics=[vbench])
     assert (code, steps["scorers"]["status"], steps["settings"]["status"]) == (2, "problem", "ok")
     assert files(tmp_path) == {}
+
+
+def test_a_reward_that_is_not_here_is_a_problem_of_the_settings(look, tmp_path, monkeypatch):
+    """Breaks if a run starts whose every video fails at its first search."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    fetch_dino.cache_clear()
+    searching = {"model__method": "scaling-noise", "model__settings": {"reward": "dino"}}
+    code, _, steps = look("--no-probe", **searching)
+    assert (code, steps["settings"]["status"]) == (2, "problem")
+    assert "reward is 'dino': facebook/dino-vitb16 could not be loaded" in steps["settings"]["text"]
+    assert look("--no-probe", "--model.settings.reward", "latent", **searching)[0] == 0
 
 
 def test_files_of_a_hub_model_that_are_there_are_not_missing(tmp_path, monkeypatch):
