@@ -118,8 +118,11 @@ def test_published_weights_get_the_published_defaults(folder):
     config.write_text(json.dumps({**json.loads(config.read_text()), "text_dim": 4096}))
     (folder / "backbone.json").unlink()
     defaults = wan._defaults(source, {"width": None})
-    assert (defaults.height, defaults.width, defaults.flow_shift) == (480, 832, 3.0)
+    assert (defaults.height, defaults.width, defaults.flow_shift) == (480, 832, 5.0)
     assert len(defaults.negative_prompt) == 137
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace("3.0", "8.0"))
+    assert wan._defaults(source, {}).flow_shift == 8.0
 
 
 def test_loading_under_inference_mode_leaves_usable_weights(folder):

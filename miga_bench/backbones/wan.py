@@ -41,8 +41,8 @@ class WanDefaults:
         window: Latents of the clips the model was trained on.
         frame_rate: Frames per second.
         flow_shift: Timestep shift of the noise schedule. 5.0 is how MIGA's release samples the authors'
-            models, from their repositories on the Hub and in the original layout; a diffusers folder, and
-            any other repository, has its scheduler's (3.0 in a folder with the authors' files).
+            models: their repositories on the Hub, copies of them, and the original layout. Other models have
+            their scheduler's; a folder whose scheduler says 3.0, as the authors' does, counts as such a copy.
         negative_prompt: What guidance steers away from.
     """
 

@@ -42,6 +42,9 @@ ORIGINAL_TEXT = "models_t5_umt5-xxl-enc-bf16.pth"
 ORIGINAL_TOKENIZER = "google/umt5-xxl"
 
 PUBLISHED_TEXT_WIDTH = 4096
+PUBLISHED_SHIFT = (
+    3.0  # of the authors' scheduler file, which neither their sampler nor MIGA's release heeds
+)
 
 # transformers ties this one to shared.weight; files may hold either name or both.
 EMBEDDING, EMBEDDING_ALIAS = "shared.weight", "encoder.embed_tokens.weight"
@@ -99,7 +102,11 @@ class WanSource(ABC):
         """Return the weight files of the text encoder."""
 
     def flow_shift(self) -> float | None:
-        """Return the timestep shift the model's files ask for, if they do."""
+        """Return the timestep shift that the model asks for, if it does."""
+        return self.scheduler_shift()
+
+    def scheduler_shift(self) -> float | None:
+        """Return the timestep shift of the scheduler's file, if there is one."""
         return None
 
     @abstractmethod
@@ -162,6 +169,12 @@ class DiffusersFolder(WanSource):
         return weight_files(self.root / "text_encoder", "model")
 
     def flow_shift(self) -> float | None:
+        """Return the scheduler's shift, unless it stands there as the authors' file has it."""
+        shift = self.scheduler_shift()
+        # a copy of the authors' repository is to be sampled as the repository is
+        return None if self.published() and shift == PUBLISHED_SHIFT else shift
+
+    def scheduler_shift(self) -> float | None:
         """Return ``flow_shift`` (UniPC) or ``shift`` (Euler) of ``scheduler/``."""
         path = self.root / "scheduler" / "scheduler_config.json"
         config = read_json(path) if path.exists() else {}
