@@ -106,7 +106,7 @@ class LoadedBackbone(Backbone):
         if not self._is_open():
             raise UserError(
                 f"{self.name}: the attention of a compiled or exported denoiser cannot be changed; "
-                "load the model uncompiled, or use fifo or miga"
+                "load the model uncompiled, or use fifo, scaling-noise or miga"
             )
         context: AbstractContextManager[None] = self.denoiser.attending(attention)
         return context

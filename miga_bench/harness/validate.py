@@ -108,7 +108,7 @@ class Preflight:
         return OK, told
 
     def backbone(self) -> tuple[str, str]:
-        """Load the backbone from what is on this machine, and hold the prompts against it."""
+        """Load the backbone from what is on this machine."""
         try:
             self.model.load()
         except UserError as error:
@@ -122,20 +122,8 @@ class Preflight:
             "weights_bytes": size,
             "weights_hash": digest,
         }
-        told = (
-            f"{backbone.name}, {size / 2**20:.0f} MiB of weights, sha256 {(digest or 'none')[:12]}"
-        )
-        texts = [prompt.text for wish in self.data.wishes for prompt in wish.prompts]
-        if isinstance(backbone, LoadedBackbone):
-            beginnings = [backbone.beginning(text) for text in texts]
-            try:
-                backbone.check_prompts(beginnings)
-            except UserError as error:
-                raise _with_missing_files(self.model, error, text=True) from None
-        unknown = backbone.unknown_words(texts)
-        if unknown:
-            return NOTE, f"{told}; it does not know and passes over: {_cut(', '.join(unknown))}"
-        return OK, told
+        digest = (digest or "none")[:12]
+        return OK, f"{backbone.name}, {size / 2**20:.0f} MiB of weights, sha256 {digest}"
 
     def settings(self) -> tuple[str, str]:
         """Settle every arm, and walk its queue with nothing in it."""
@@ -146,6 +134,22 @@ class Preflight:
         frames = sorted({item.frames for item in self.items.values()})
         lengths = f"{frames[0]} to {frames[-1]}" if len(frames) > 1 else f"{frames[0]}"
         return OK, f"every arm keeps its method's rules; videos of {lengths} frames"
+
+    def texts(self) -> tuple[str, str]:
+        """Hold what the methods are told, stories whole or in parts, against what the model reads."""
+        backbone = self.model.backbone
+        texts = list({prompt.text: None for item in self.items.values() for prompt in item.prompts})
+        against = {item.negative_prompt: None for item in self.items.values()}
+        if isinstance(backbone, LoadedBackbone):
+            try:
+                backbone.check_prompts([*texts, *against])
+            except UserError as error:
+                raise _with_missing_files(self.model, error, text=True) from None
+        unknown = backbone.unknown_words(texts)
+        told = f"{len(texts)} texts, {len(against)} to steer away from"
+        if unknown:
+            return NOTE, f"{told}; the model passes over: {_cut(', '.join(unknown))}"
+        return OK, told
 
     def scorers(self) -> tuple[str, str]:
         """Open the scorers, with what networks they need."""
@@ -272,6 +276,7 @@ STEPS: Mapping[str, tuple[Callable[[Preflight], tuple[str, str]], Sequence[str]]
     "prompts": (Preflight.prompts, ("configuration",)),
     "backbone": (Preflight.backbone, ("configuration",)),
     "settings": (Preflight.settings, ("configuration", "backbone")),
+    "texts": (Preflight.texts, ("configuration", "backbone", "settings")),
     "scorers": (Preflight.scorers, ("configuration", "backbone")),
     "run folder": (Preflight.run_folder, ("configuration", "backbone", "settings")),
     "disk": (Preflight.disk, ("configuration", "backbone", "settings", "run folder")),

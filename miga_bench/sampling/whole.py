@@ -102,5 +102,5 @@ def check_memory(
     raise UserError(
         f"{method} denoises all {length} latents at once on {backbone.name}, which takes about "
         f"{need(length) / 2**30:.1f} GiB; with {available / 2**30:.1f} GiB free at most {most} fit "
-        f"({backbone.frames_of(most)} frames): ask for fewer frames, or use fifo or miga"
+        f"({backbone.frames_of(most)} frames): ask for fewer frames, or use fifo, scaling-noise or miga"
     )
