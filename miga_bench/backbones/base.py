@@ -242,7 +242,8 @@ class Backbone(ABC):
             UserError: The denoiser's attention cannot be reached, for example in a compiled engine.
         """
         raise UserError(
-            f"{self.name} does not let a method change its attention over frames: use fifo, scaling-noise or miga"
+            f"{self.name} does not let a method change its attention over frames: use fifo, scaling-noise"
+            " or miga"
         )
 
     @property
