@@ -203,7 +203,7 @@ def text_side(
                     if device.type == "cpu" or not is_out_of_memory(error):
                         raise
                 crowded.append(device)  # only now is the error gone, and what was loaded with it
-                tell_crowded()
+                tell_crowded(device)
             return load_encoder(dtype, torch.device("cpu"))
 
     return kind(

@@ -206,11 +206,12 @@ class WanText(PromptText):
         try:
             return self._rows(encoder, tokens)
         except Exception as error:
-            if next(encoder.parameters()).device.type == "cpu" or not is_out_of_memory(error):
+            device = next(encoder.parameters()).device
+            if device.type == "cpu" or not is_out_of_memory(error):
                 raise
         # only now is the error gone, and with it what the failed call held
         encoder.to("cpu")
-        tell_crowded()
+        tell_crowded(device)
         return self._rows(encoder, tokens)
 
     @torch.no_grad()
@@ -222,12 +223,12 @@ class WanText(PromptText):
         return rows
 
 
-def tell_crowded() -> None:
+def tell_crowded(device: torch.device) -> None:
     """Say that texts are encoded in main memory, and give back what the device still holds of the encoder."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     warnings.warn(
-        "memory ran out where the text encoder was to run: it runs on the CPU, which takes longer",
+        f"memory of {device} ran out for the text encoder: it runs on the CPU, which takes longer",
         Notice,
         stacklevel=2,
     )
