@@ -123,7 +123,9 @@ class Preflight:
             "weights_hash": digest,
         }
         digest = (digest or "none")[:12]
-        weights = f"{size / 2**20:.0f} MiB of weights, " if size else ""  # of graphs it is not known
+        weights = (
+            f"{size / 2**20:.0f} MiB of weights, " if size else ""
+        )  # of graphs it is not known
         return OK, f"{backbone.name}, {weights}sha256 {digest}"
 
     def settings(self) -> tuple[str, str]:
