@@ -30,8 +30,9 @@ an experiment of one's own:
   data: {prompts: tiny-world, limit: 20, seeds: [0, 1], frames: 161}
   run: {name: mine, about: {title: What I asked myself, baseline: fifo}}
 
-All options of predict can be given too. The same command goes on where it was stopped; videos that another
-run below the same root has made are not made again. The report lies in ROOT/NAME/report."""
+All options of predict can be given too (miga-bench predict --help-all shows them). The same command goes on
+where it was stopped; videos that another run below the same root has made are not made again. A shipped
+experiment's folder is runs/NAME-BACKBONE, with the report in report/; it is tracked in MLflow."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

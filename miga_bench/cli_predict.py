@@ -29,6 +29,7 @@ a configuration:
   data: {prompts: prompts.txt, seeds: [0, 1], frames: 201}
   trainer: {accelerator: auto, devices: 1, precision: bf16-true}    # of a GPU; 32-true of a CPU
   run: {root: runs, name: my-run, fail_on_error: true, window_parallel: 1}
+  tracking: {enabled: true}                # MLflow in runs/mlflow.db; uri: http://HOST:PORT for a server
 
 Every value can be given as an option too: --data.frames 81. Videos lie in ROOT/items, shared by all runs
 below ROOT; a run's own folder says which are its. The same command goes on where it was stopped; other
@@ -45,7 +46,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"YAML, or one of: {', '.join(names())}; may be given several times",
     )
     parser.add_argument(
-        "--help-all", action="store_true", help="show all options of model, data, trainer and run"
+        "--help-all",
+        action="store_true",
+        help="show all options of model, data, trainer, run and tracking",
     )
 
 

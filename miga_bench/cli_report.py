@@ -11,9 +11,9 @@ SUMMARY = "Report runs: tables beside the paper's, differences with intervals, p
 EXAMPLES = """\
 examples:
   miga-bench report runs/tiny-wan-miga
-  miga-bench report runs/table1 -o report
-  miga-bench report runs/components -o report --baseline none --prompts-shown 4
-  miga-bench report runs/table1-wan runs/table1-vc2 -o both --force
+  miga-bench report runs/table1-tiny-wan -o report
+  miga-bench report runs/components-tiny-wan -o report --baseline none --prompts-shown 4
+  miga-bench report runs/table1-wan2.1-1.3b runs/table1-videocrafter2 -o both --force
 
 Writes report.html (one file, pictures inside, no network), report.md with its pictures in figures/, and each
 run's configuration, NAME.yaml. The same run gives the same report, byte by byte."""
