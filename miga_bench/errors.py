@@ -82,11 +82,13 @@ class Notice(UserWarning):
 
 
 def plainly(main: Callable[[], int | None]) -> int:
-    """Run a module's ``main`` and return its exit code; what goes wrong is one line, as by ``miga-bench``."""
+    """Run a module's ``main`` and return its exit code; what goes wrong is one line, but with ``--debug``."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         return main() or 0
     except Exception as error:
-        if "--debug" in sys.argv:
+        if debug:
             raise
         ours = isinstance(error, (UserError, FailedError))
         text = str(error) if ours else f"{type(error).__name__}: {error}"

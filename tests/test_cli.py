@@ -61,6 +61,11 @@ def refused(capsys, *arguments):
         ([PROMPT, "--denoiser", "ONNX:here"], "did you mean onnx?"),
         ([PROMPT, "--preset", "anchord"], "did you mean anchored?"),
         ([PROMPT, "--set", "zigzg=3"], "did you mean zigzag?"),
+        (["a\u202eb"], "the prompt holds the control character U+202E"),
+        (
+            [PROMPT, "--negative-prompt", "a\x07"],
+            "negative prompt holds the control character U+0007",
+        ),
         ([PROMPT, "--set", "steps=many"], "must be a whole number"),
     ],
 )

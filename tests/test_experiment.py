@@ -138,6 +138,16 @@ def test_a_reports_configuration_makes_the_same_whatever_presets_become(name, pl
     assert settings_of(document) != before
 
 
+def test_a_reports_configuration_holds_the_precision_that_the_machine_chose():
+    configuration = {
+        "trainer": {"precision": None},
+        "model": {"method": {"class_path": "own.Sampler"}},
+    }
+    assert settled(configuration, {}, "bf16-true")["trainer"] == {"precision": "bf16-true"}
+    configuration["trainer"]["precision"] = "32-true"
+    assert settled(configuration, {}, "bf16-true")["trainer"] == {"precision": "32-true"}
+
+
 KEPT = sorted(path for path in (Path(__file__).parents[1] / "reports").glob("*/*.yaml"))
 
 

@@ -139,6 +139,7 @@ def refused(capsys, *arguments):
         ),
         (["--run.about", "{published: table_9}"], "run.about.published is 'table_9'"),
         (["--run.about", "{axis: zigzack}"], "did you mean zigzag?"),
+        (["--run.about", "{published: null, axis: null}", "--data.seeds", "[1, 1]"], "in it twice"),
         (["--config", "wan2.1-1.3b-mig"], "did you mean wan2.1-1.3b-miga"),
         (["--config", "tiny-wan-migaa"], "'tiny-wan-migaa': did you mean tiny-wan-miga"),
     ],

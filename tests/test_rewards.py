@@ -9,8 +9,10 @@ from analytic import PROMPTS, AnalyticBackbone
 
 from miga_bench.backbones.base import LatentShape
 from miga_bench.errors import UserError
+from miga_bench.harness.module import LongVideoModule
 from miga_bench.sampling import CounterNoise
 from miga_bench.sampling.estimate import estimate
+from miga_bench.sampling.fifo import Fifo
 from miga_bench.sampling.rewards import (
     DinoSimilarity,
     FrameSimilarity,
@@ -125,7 +127,25 @@ def test_a_reward_that_cannot_be_had_is_told_before_any_work(asked, monkeypatch)
     assert asked[0]["local_files_only"] is True
     asked.clear()
     with pytest.raises(UserError, match="reward is 'dino'"):
-        estimate(sampler, backbone, 20)
+        sampler.prepare()
+
+
+def test_videos_that_are_there_ask_for_nothing(monkeypatch):
+    """Breaks if a finished run wants DINO again, or a run that is not does without."""
+    items = {n: SimpleNamespace(key=n) for n in ("fifo/a", "search/a", "search/b")}
+    ready = []
+    module = LongVideoModule(
+        arms={"fifo": {"method": "fifo"}, "search": {"method": "scaling-noise"}}
+    )
+    sampler = ScalingNoise(dataclasses.replace(SMALL, reward="dino"))
+    monkeypatch.setattr(ScalingNoise, "prepare", lambda self: ready.append(self))
+    module.samplers = {"fifo": Fifo(None), "search": sampler}
+    module._arm_of = {name: name.partition("/")[0] for name in items}
+    module.prepare(items.values(), {"search/a", "search/b"}.__contains__)
+    assert ready == []
+    module.prepare(items.values(), {"search/a"}.__contains__)
+    module.prepare(items.values())
+    assert ready == [sampler, sampler]
 
 
 def test_a_reward_that_is_not_asked_is_not_fetched_and_one_that_is_once(asked):
@@ -133,9 +153,10 @@ def test_a_reward_that_is_not_asked_is_not_fetched_and_one_that_is_once(asked):
     backbone = AnalyticBackbone("wan", window=8)
     for judge, changes in ((None, {"beams": 1, "candidates": 1}), (LatentSimilarity(), {})):
         sampler = ScalingNoise(dataclasses.replace(SMALL, reward="dino", **changes), judge)
-        estimate(sampler, backbone, 20)
+        sampler.prepare()
+    estimate(ScalingNoise(dataclasses.replace(SMALL, reward="dino")), backbone, 20)
     assert asked == []
     asked.append("the one that fails")
     for _ in range(2):
-        estimate(ScalingNoise(dataclasses.replace(SMALL, reward="dino")), backbone, 20)
+        ScalingNoise(dataclasses.replace(SMALL, reward="dino")).prepare()
     assert len(asked) == 2

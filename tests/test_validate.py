@@ -84,7 +84,8 @@ def test_what_a_cache_saves_is_said_not_to_be_counted():
         arm: SimpleNamespace(settings=SimpleNamespace(cache=cache))
         for arm, cache in {"plain": 0.0, "cached": 0.1}.items()
     }
-    flight.model = SimpleNamespace(samplers=samplers)
+    flight.model = SimpleNamespace(samplers=samplers, prepare=lambda items: None)
+    flight.items = dict.fromkeys(("plain/p-0", "cached/p-0"))
     flight.estimates = dict.fromkeys(("plain/p-0", "cached/p-0"), SimpleNamespace(windows=1, nfe=2))
     flight.todo = ["plain/p-0"]
     assert flight.work()[1].endswith("what a search adds is not in it")
@@ -157,8 +158,8 @@ def test_a_reward_that_is_not_here_is_a_problem_of_the_settings(look, tmp_path, 
     fetch_dino.cache_clear()
     searching = {"model__method": "scaling-noise", "model__settings": {"reward": "dino"}}
     code, _, steps = look("--no-probe", **searching)
-    assert (code, steps["settings"]["status"]) == (2, "problem")
-    assert "reward is 'dino': facebook/dino-vitb16 could not be loaded" in steps["settings"]["text"]
+    assert (code, steps["work"]["status"]) == (2, "problem")
+    assert "reward is 'dino': facebook/dino-vitb16 could not be loaded" in steps["work"]["text"]
     assert look("--no-probe", "--model.settings.reward", "latent", **searching)[0] == 0
 
 

@@ -22,6 +22,7 @@ from miga_bench.backbones.vc2_checkpoint import open_source
 from miga_bench.backbones.vc2_text import TEXT_LENGTH, VideoCrafterText
 from miga_bench.backbones.videocrafter2 import VideoCrafter2Backbone, VideoCrafterDefaults
 from miga_bench.errors import UserError
+from miga_bench.sampling.fitting import FittingDenoiser
 
 SIZE = {"height": 16, "width": 24}
 
@@ -130,6 +131,9 @@ def test_the_schedule_is_the_trained_one_unless_told(backbone):
     schedule = backbone.schedule(8)
     assert torch.equal(schedule.alpha, ddpm_schedule(8, "even", rescale=True).alpha)
     assert isinstance(backbone.solver(schedule), DDIM)
+    readings = [backbone.reading(grid="stock") for _ in range(2)]
+    limits = [FittingDenoiser(reading.denoiser).most for reading in readings]
+    assert limits[0] is limits[1], "what did not fit in one video is tried again in the next"
     other = backbone.reading(grid="stock", rescale=False).schedule(8)
     assert torch.equal(other.alpha, ddpm_schedule(8, "stock").alpha)
     assert torch.equal(backbone.schedule(8).alpha, schedule.alpha)

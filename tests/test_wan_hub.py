@@ -1,6 +1,7 @@
 """What is fetched of a Wan model on the Hub, when, and what is said where it cannot be had."""
 
 import fnmatch
+import json
 import shutil
 
 import pytest
@@ -11,7 +12,12 @@ from wan_original import original_folder
 
 from miga_bench.backbones import load_backbone, wan_hub
 from miga_bench.backbones.hub_files import OFFLINE
-from miga_bench.backbones.wan_checkpoint import ORIGINAL_TEXT, ORIGINAL_TRANSFORMER, ORIGINAL_VAE
+from miga_bench.backbones.wan_checkpoint import (
+    ORIGINAL_TEXT,
+    ORIGINAL_TRANSFORMER,
+    ORIGINAL_VAE,
+    find_source,
+)
 from miga_bench.errors import UserError
 
 ORIGINAL = "Wan-AI/Wan2.1-T2V-1.3B"
@@ -95,6 +101,20 @@ def test_the_authors_repositories_alone_have_the_releases_shift(hub, folder, nam
     hub(folder)
     assert load_backbone(name, height=32, width=48).flow_shift == shift
     assert load_backbone(name, height=32, width=48, flow_shift=8.0).flow_shift == 8.0
+
+
+@pytest.mark.parametrize(("told", "shift"), [(3.0, None), (8.0, 8.0)])
+def test_a_repository_and_its_copy_are_sampled_alike(hub, folder, told, shift):
+    """Breaks if the same files have one shift by their id and another as a folder."""
+    for part, change in (
+        ("transformer/config.json", {"text_dim": 4096}),
+        ("scheduler/scheduler_config.json", {"flow_shift": told}),
+    ):
+        path = folder / part
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    hub(folder)
+    assert wan_hub.HubSource("someone/tuned").flow_shift() == shift
+    assert find_source(folder).flow_shift() == shift
 
 
 def test_of_a_repository_in_both_layouts_one_is_fetched(hub, folder, tmp_path):

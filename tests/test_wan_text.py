@@ -263,6 +263,9 @@ def test_the_released_file_spells(tmp_path, marks):
     assert text.spell("") == [1]
     assert text.unknown == 3
     assert text.unknown_words(["a cat, \u4e2d"]) == ["\u4e2d"]
+    alone = text.with_marks()  # as an export writes it, for readers that add nothing
+    assert alone.encode("a cat \u4e2d").ids == [4, 5, 6, 3, 1]
+    assert alone.encode("").ids == [1]
 
 
 @pytest.mark.parametrize("name", ["tiny-wan", "tiny-videocrafter2"])

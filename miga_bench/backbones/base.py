@@ -183,6 +183,14 @@ class Backbone(ABC):
         """Return the prompts' words that the text encoder has no token for."""
         return []
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that cannot be encoded; the encoder does not run.
+
+        Raises:
+            UserError: One is too long, or the encoder has to run for it and its files are missing.
+        """
+        return
+
     def beginning(self, prompt: str) -> str:
         """Return the prompt, or if it is too long as many of its first words as the text encoder reads."""
         return prompt

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,9 +32,9 @@ class EmbeddingCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def path(self, identity: str, prompt: str, length: int, dtype: torch.dtype) -> Path:
-        """Return the file of a cleaned prompt under a model's identity."""
-        content = json.dumps([identity, prompt, length, str(dtype)])
+    def path(self, identity: str, tokens: Sequence[int], length: int, dtype: torch.dtype) -> Path:
+        """Return the file of a spelled prompt under a model's identity."""
+        content = json.dumps([identity, list(tokens), length, str(dtype)])
         return self.folder / f"{hashlib.sha256(content.encode()).hexdigest()}.safetensors"
 
     def load(self, path: Path) -> Tensor | None:

@@ -96,7 +96,7 @@ class HubSource(WanSource):
     def flow_shift(self) -> float | None:
         """Return the timestep shift the model's files ask for; the authors' ask for none that counts."""
         # Their scheduler's file says 3.0, their own sampler and MIGA's release take 5.0.
-        return None if self.repository.startswith(AUTHORS) else self._found.scheduler_shift()
+        return None if self.repository.startswith(AUTHORS) else self._found.flow_shift()
 
     def published(self) -> bool:
         """Tell whether this is one of the authors' models or made of one, not one trained from scratch."""

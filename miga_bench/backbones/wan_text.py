@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 
@@ -123,19 +124,29 @@ class WanText(PromptText):
                 tokens = [*self._marks[:-1], *tokens, *self._marks[-1:]]
         return tokens
 
+    def with_marks(self) -> Tokenizer:
+        """Return a copy of ``plain`` that sets the marks itself, which a released file may leave to others."""
+        assert self.plain is not None
+        copy = Tokenizer.from_str(self.plain.to_str())
+        if not self._marks_itself:
+            names = self.tokenizer.convert_ids_to_tokens(self._marks)
+            copy.post_processor = TemplateProcessing(
+                single=" ".join([*names[:-1], "$A", *names[-1:]]),
+                special_tokens=list(zip(names, self._marks, strict=True)),
+            )
+        return copy
+
     def needs_encoder(self, prompts: Sequence[str]) -> bool:
         """Tell whether the encoder has to run for any of these prompts.
 
         Raises:
             UserError: A prompt has more tokens than the model reads.
         """
-        cleaned = [clean_prompt(prompt) for prompt in prompts]
-        for prompt in cleaned:
-            self.tokens(prompt)
+        spoken = [self.tokens(clean_prompt(prompt)) for prompt in prompts]
         cache = self._cache
         return cache is None or any(
-            cache.load(cache.path(self._identity(), prompt, self.length, self.dtype)) is None
-            for prompt in cleaned
+            cache.load(cache.path(self._identity(), tokens, self.length, self.dtype)) is None
+            for tokens in spoken
         )
 
     @property
@@ -189,7 +200,7 @@ class WanText(PromptText):
         """Return ``[tokens, D]`` from disk or from the encoder."""
         path = None
         if self._cache is not None:
-            path = self._cache.path(self._identity(), prompt, self.length, self.dtype)
+            path = self._cache.path(self._identity(), tokens, self.length, self.dtype)
             known = self._cache.load(path)
             if known is not None:
                 return known

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from miga_bench.backbones.base import Backbone, FrameAttention, LatentShape, StreamingDecoder
 from miga_bench.backbones.memory import CPU_WINDOWS
+from miga_bench.backbones.prompt_text import clean_prompt
 from miga_bench.backbones.schedule import Schedule, flow_schedule
 from miga_bench.backbones.solvers import DDIM, Solver, UniPC
 from miga_bench.backbones.vc2_rules import check_answers, schedule_of
@@ -98,29 +99,16 @@ class ExportedBackbone(Backbone):
             "text": "text encoder" not in missing,
             "vae": "autoencoder" not in missing,
         }
-        if missing:
-            return TorchParts(self.facts, " and no ".join(missing), self._device)
-        if self._plain_device == "cpu" and torch.device(self._device).type == "cuda":
-            return self._beside_the_denoiser()
-        return None
-
-    def _beside_the_denoiser(self) -> TorchParts | None:
-        """Return the parts in PyTorch where ONNX Runtime would run them on the CPU; None if there are none."""
-        try:
-            parts = TorchParts(
-                self.facts, "text encoder and autoencoder for this GPU", self._device
-            )
-        except UserError:
+        aside = [part for part, exported in self._exported.items() if exported]
+        if aside and self._plain_device == "cpu" and torch.device(self._device).type == "cuda":
             warnings.warn(
-                f"ONNX Runtime cannot use {self._device}: text encoder and autoencoder run on the CPU, which is"
-                " slow at real size; install onnxruntime-gpu in place of onnxruntime, or have"
-                f" {self.facts.name} in PyTorch at hand",
+                f"ONNX Runtime cannot use {self._device}: exported parts ({', '.join(aside)}) run on the CPU,"
+                " slowly at real size; install onnxruntime-gpu in place of onnxruntime, or export --parts"
+                " denoiser, beside which the rest runs in PyTorch on the GPU",
                 Notice,
                 stacklevel=2,
             )
-            return None
-        self._exported = {"text": False, "vae": False}
-        return parts
+        return TorchParts(self.facts, " and no ".join(missing), self._device) if missing else None
 
     @cached_property
     def configuration_hash(self) -> str:
@@ -200,6 +188,20 @@ class ExportedBackbone(Backbone):
         """Return the prompts' words that the tokenizer does not know."""
         return self.text.unknown_words(prompts)
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that cannot be encoded; the encoder does not run.
+
+        Raises:
+            UserError: One is too long, or the encoder in PyTorch has to run for it and its files are missing.
+        """
+        text = self.text
+        if isinstance(text, OnnxText):
+            for prompt in prompts:
+                text.tokens(clean_prompt(prompt))
+        elif text.needs_encoder(prompts):
+            assert self._parts is not None
+            self._parts.source.text_files()
+
     def beginning(self, prompt: str) -> str:
         """Return the prompt, or if it is too long as many of its first words as the text encoder reads."""
         return self.text.beginning(prompt)
@@ -265,7 +267,7 @@ class ExportedBackbone(Backbone):
         """Refuse: what is inside of a graph is out of reach."""
         raise UserError(
             f"{self.name}: the attention of an exported denoiser cannot be changed; use --denoiser"
-            " torch, or fifo or miga"
+            " torch, or fifo, scaling-noise or miga"
         )
 
     def default_batch(self) -> int:

@@ -115,7 +115,7 @@ def _write_tokenizer(text: Any, folder: Path) -> None:
     text.tokenizer.save_pretrained(folder)
     path = folder / "tokenizer.json"
     if text.plain is not None:
-        text.plain.save(str(path))
+        text.with_marks().save(str(path))
     if not path.is_file():
         raise ExportError(
             "the tokenizer cannot be written as tokenizer.json: it is not of a fast kind"

@@ -105,7 +105,7 @@ class OnnxText(PromptText):
             if prompt not in self._known:
                 self._known[prompt] = self._run(tokens)
             return self._known[prompt]
-        path = self._cache.path(self._identity, prompt, self.length, torch.float32)
+        path = self._cache.path(self._identity, tokens, self.length, torch.float32)
         row = self._cache.load(path)
         if row is None:
             row = self._run(tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Any, Literal
@@ -19,8 +19,9 @@ from miga_bench.export.opening import compile_denoiser, open_model
 from miga_bench.harness.arms import ArmPlan, as_text, expand
 from miga_bench.harness.generate import Video, check_names, length, negative_prompt, prompt_starts
 from miga_bench.harness.items import Item
+from miga_bench.harness.made_of import made_of
 from miga_bench.harness.prompt_lists import Wish
-from miga_bench.harness.ranks import agree, on_every_rank
+from miga_bench.harness.ranks import agree, on_every_rank, same_everywhere
 from miga_bench.harness.request import check_prompts
 from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.teams import check_settings
@@ -371,6 +372,7 @@ class LongVideoModule(LightningModule):
             writer.listen()
         items: dict[str, Item] = {}
         on_every_rank(trainer, lambda: items.update(self.items(wishes, seeds, frames)))
+        same_everywhere(trainer, [item.key for item in items.values()])
 
         def decide() -> tuple[list[str], list[int]]:
             estimates = self.estimates(items, BATCH)
@@ -378,6 +380,7 @@ class LongVideoModule(LightningModule):
             if writer is None:
                 made = set()
             else:
+                self.prepare(items.values(), writer.run.store.is_done)
                 made_of = self.made_of(wishes, seeds, items)
                 todo = writer.run.open(
                     made_of, items, writer.configuration, self.backbone.device, self.metrics
@@ -386,9 +389,30 @@ class LongVideoModule(LightningModule):
             return todo, [0 if name in made else estimates[name].windows for name in todo]
 
         todo, costs = agree(trainer, decide)
+        making = [items[name] for name, cost in zip(todo, costs, strict=True) if cost]
+        on_every_rank(trainer, lambda: self.prepare(making))
         if writer is not None:
             writer.begin(items, costs, self.metrics)
         return [items[name].spec() for name in todo], costs
+
+    def prepare(
+        self, items: Iterable[Item], is_done: Callable[[str], bool] = lambda key: False
+    ) -> None:
+        """Have what methods need besides the backbone, if any of their items is not done.
+
+        Raises:
+            UserError: It cannot be had; the arm is named.
+        """
+        ready = {arm for arm, s in self.samplers.items() if type(s).prepare is Sampler.prepare}
+        for item in items:
+            arm = self._arm_of[item.key]
+            if arm in ready or is_done(item.key):
+                continue
+            try:
+                self.samplers[arm].prepare()
+            except UserError as error:
+                raise UserError(f"arm {arm}: {error}" if arm else str(error)) from None
+            ready.add(arm)
 
     def on_predict_start(self) -> None:
         """Have the prompts of this rank's share ready, when no other rank waits for it any more."""
@@ -431,36 +455,7 @@ class LongVideoModule(LightningModule):
         self, wishes: Sequence[Wish], seeds: Sequence[int], items: Mapping[str, Item]
     ) -> dict[str, Any]:
         """Return what decides the items, under the names a user gave it."""
-        specs = [item.spec() for item in items.values()]
-        own = ("prompts", "uncut", "negative_prompt", "seed", "frames")
-        arms = {self._arm_of[item.key]: item.spec() for item in items.values()}
-        how = () if "" in arms else ("method", "settings")
-        # of a prompt over all arms: a short clip lacks what the others have, a story at once when parts begin
-        longest: dict[str, Item] = {}
-        sizes: dict[str, tuple[int, int]] = {}
-        for name, item in items.items():
-            prompt = name.rpartition("/")[2]
-            size = (item.frames, len(item.prompts))
-            if prompt not in sizes or size > sizes[prompt]:
-                longest[prompt], sizes[prompt] = item, size
-        prompts = {}
-        for wish in wishes:
-            of_wish = list(wish.seeds or seeds)
-            first = longest[f"{wish.id}-{of_wish[0]}"]
-            spec, texts = first.spec(), first.wanted
-            parts = spec["prompts"]
-            prompts[wish.id] = {
-                "prompt": texts[0],
-                "then": {p["frame"]: text for p, text in zip(parts[1:], texts[1:], strict=False)},
-                "negative_prompt": spec["negative_prompt"],
-                "frames": spec["frames"],
-                "seeds": of_wish,
-            }
-        model = {name: value for name, value in specs[0].items() if name not in (*own, *how)}
-        if "" in arms:
-            return {"model": model, "prompts": prompts}
-        told = {arm: {name: spec[name] for name in how} for arm, spec in arms.items()}
-        return {"model": model, "arms": told, "prompts": prompts}
+        return made_of(wishes, seeds, items, self._arm_of)
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Making:
         """Return the video of an item; it is made while a writer reads it.

@@ -8,7 +8,6 @@ is a text, or a mapping with ``prompt`` and any of ``id``, ``then`` (video frame
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,9 @@ from typing import Any
 
 from miga_bench.errors import UserError
 from miga_bench.harness.configurations import yaml_of
-from miga_bench.harness.request import DEFAULT_FRAMES, PromptAt, check_prompts
+from miga_bench.harness.request import DEFAULT_FRAMES, PromptAt, check_prompts, control_character
 from miga_bench.harness.runs import NAME, NAME_RULE
 from miga_bench.sampling.presets import near
-
-# What turns the direction of text, and can show a reader other words than a model is told.
-_TURNING = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 
 FIELDS = ("prompt", "id", "then", "negative_prompt", "frames", "seeds")
 KINDS = (".txt", ".jsonl", ".json", ".yaml", ".yml")
@@ -181,11 +177,9 @@ def _then(where: str, then: object) -> list[PromptAt]:
 
 
 def _check_characters(where: str, text: str) -> None:
-    for character in text:
-        if unicodedata.category(character) in ("Cc", "Cs") or character in _TURNING:
-            raise UserError(
-                f"{where} holds the control character U+{ord(character):04X}: take it out"
-            )
+    found = control_character(text, spaces=False)
+    if found is not None:
+        raise UserError(f"{where} holds the control character {found}: take it out")
 
 
 def check_frames(frames: object, what: str) -> None:

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -98,6 +98,28 @@ def on_every_rank(trainer: Any, work: Callable[[], None]) -> None:
         if trouble is not None:
             kind, text = trouble
             raise _told(kind(f"process {rank}: {text}"))
+
+
+def same_everywhere(trainer: Any, keys: Sequence[str]) -> None:
+    """Refuse ranks that would make other videos than rank 0 does.
+
+    Args:
+        trainer: Lightning's, with its strategy set up.
+        keys: Of this rank's items, all of the run.
+
+    Raises:
+        UserError: Those of a rank are others.
+    """
+    first = agree(trainer, lambda: list(keys))
+
+    def check() -> None:
+        if first != list(keys):
+            raise UserError(
+                "it would make other videos than process 0, of the same configuration: give all processes the"
+                " same weights, versions and kind of GPU, or set trainer.precision"
+            )
+
+    on_every_rank(trainer, check)
 
 
 def _trouble(error: Exception | None) -> tuple[type[UserError | FailedError], str] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -18,6 +19,10 @@ DEFAULT_FRAMES = 300
 LONGEST_NAME = (
     200  # bytes; file systems take 255, and a file on its way to its name has a longer one
 )
+
+
+# What turns the direction of text, and can show a reader other words than a model is told.
+_TURNING = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ class GenerateRequest:
         Raises:
             UserError: What is wrong, the rule, what to do.
         """
+        check_characters(self.negative_prompt or "", "the negative prompt")
         check_prompts(self.prompts, self.frames or (None if self.endless else DEFAULT_FRAMES))
         _check_length(self.frames, self.endless)
         for name, size in (("height", self.height), ("width", self.width)):
@@ -109,6 +115,31 @@ class GenerateRequest:
                 raise UserError(f"{path} exists: add --force to replace it, or choose another -o")
 
 
+def control_character(text: str, spaces: bool = True) -> str | None:
+    """Return the first character that is none to read, by its code: one that controls, or turns the direction.
+
+    Args:
+        text: Any.
+        spaces: Whether line ends and tabs may be in it.
+    """
+    for character in text:
+        controls = unicodedata.category(character) in ("Cc", "Cs") or character in _TURNING
+        if controls and not (spaces and character.isspace()):
+            return f"U+{ord(character):04X}"
+    return None
+
+
+def check_characters(text: str, where: str) -> None:
+    """Refuse what would show a reader other words than a model is told.
+
+    Raises:
+        UserError: There is a control character.
+    """
+    found = control_character(text)
+    if found is not None:
+        raise UserError(f"{where} holds the control character {found}: take it out")
+
+
 def check_prompts(prompts: Sequence[PromptAt], frames: int | None) -> None:
     """Refuse prompts that are empty, too long, or not in order within ``frames``.
 
@@ -118,6 +149,7 @@ def check_prompts(prompts: Sequence[PromptAt], frames: int | None) -> None:
     for prompt in prompts:
         if not prompt.text.strip():
             raise UserError("the prompt is empty: describe the video in words")
+        check_characters(prompt.text, "the prompt")
         if len(prompt.text) > LONGEST_PROMPT:
             raise UserError(
                 f"the prompt has {len(prompt.text)} characters: shorten it to {LONGEST_PROMPT}"

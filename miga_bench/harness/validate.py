@@ -16,7 +16,6 @@ from typing import Any
 from torch import nn
 
 from miga_bench.backbones.hub_files import hub_id, missing_files, offline
-from miga_bench.backbones.loaded import LoadedBackbone
 from miga_bench.errors import UserError
 from miga_bench.harness.deal import deal
 from miga_bench.harness.items import Item
@@ -143,11 +142,10 @@ class Preflight:
         backbone = self.model.backbone
         texts = list({prompt.text: None for item in self.items.values() for prompt in item.prompts})
         against = {item.negative_prompt: None for item in self.items.values()}
-        if isinstance(backbone, LoadedBackbone):
-            try:
-                backbone.check_prompts([*texts, *against])
-            except UserError as error:
-                raise _with_missing_files(self.model, error, text=True) from None
+        try:
+            backbone.check_prompts([*texts, *against])
+        except UserError as error:
+            raise _with_missing_files(self.model, error, text=True) from None
         unknown = backbone.unknown_words(texts)
         told = f"{len(texts)} texts, {len(against)} to steer away from"
         if unknown:
@@ -225,7 +223,8 @@ class Preflight:
         )
 
     def work(self) -> tuple[str, str]:
-        """Count what is still to be done."""
+        """Count what is still to be done, and have what it needs besides the backbone."""
+        self.model.prepare([self.items[name] for name in self.todo])
         windows = sum(self.estimates[name].windows for name in self.todo)
         nfe = sum(self.estimates[name].nfe for name in self.todo)
         self.facts |= {"todo": len(self.todo), "windows": windows, "nfe": nfe}

@@ -67,7 +67,7 @@ class RunWriter(BasePredictionWriter):
         root: str = "runs",
         fail_on_error: bool | float = True,
         window_parallel: int = 1,
-        about: dict[str, str] | None = None,
+        about: dict[str, str | None] | None = None,
         quiet: bool = False,
     ) -> None:
         super().__init__("batch")

@@ -131,7 +131,7 @@ def estimate_windows(
     sampler: Sampler[Any], backbone: Backbone, length: int | None, starts: tuple[int, ...] = (0,)
 ) -> int:
     """Return how many windows ``length`` latents take; see ``estimate``, of which it is the mere count."""
-    return _walk(sampler, backbone, length, BATCH, starts).windows
+    return estimate(sampler, backbone, length, BATCH, starts).windows
 
 
 def estimate(
@@ -141,7 +141,7 @@ def estimate(
     batch: int | None = None,
     starts: tuple[int, ...] = (0,),
 ) -> Work:
-    """Return what ``length`` latents take, searches left out, and have ready what the searches need.
+    """Return what ``length`` latents take, searches left out.
 
     Args:
         sampler: Is itself run, on latents of one number.
@@ -151,21 +151,8 @@ def estimate(
         starts: Latent frames at which the video's prompts begin.
 
     Raises:
-        UserError: A setting breaks a rule of the method, it takes one prompt only, or what it needs besides
-            the backbone cannot be had.
+        UserError: A setting breaks a rule of the method, or it takes one prompt only.
     """
-    found = _walk(sampler, backbone, length, batch, starts)
-    sampler.prepare()
-    return found
-
-
-def _walk(
-    sampler: Sampler[Any],
-    backbone: Backbone,
-    length: int | None,
-    batch: int | None,
-    starts: tuple[int, ...],
-) -> Work:
     found = Work()
     hollow = _Hollow(backbone, batch or backbone.default_batch(), found.calls)
     last: list[PassReport] = []

@@ -40,7 +40,9 @@ def ran_out_elsewhere(device: str, texts: bool) -> DoesNotFitError:
     )
 
 
-# What did not fit, by denoiser: the next video begins with what is known.
+# What holds the memory of denoisers that share it: a network of VideoCrafter2, a session, an engine.
+_HOLDS = ("network", "session", "loaded")
+# What did not fit, by that: the next video begins with what is known.
 _MOST: WeakKeyDictionary[Any, dict[tuple[int, ...], int]] = WeakKeyDictionary()
 
 
@@ -62,8 +64,9 @@ class FittingDenoiser:
     ) -> None:
         self._denoiser: Any = denoiser
         self._arithmetic = arithmetic
+        held = next((h for n in _HOLDS if (h := getattr(denoiser, n, None)) is not None), denoiser)
         try:
-            self.most = _MOST.setdefault(denoiser, {})
+            self.most = _MOST.setdefault(held, {})
         except TypeError:  # one that cannot be a key is known for a video
             self.most = {}
 

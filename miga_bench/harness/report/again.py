@@ -14,20 +14,25 @@ from miga_bench.sampling.presets import left_out
 
 def configuration_of(run: Results) -> str:
     """Return the run's configuration as the YAML that makes it again."""
-    whole = settled(run.configuration, run.arms)
+    whole = settled(run.configuration, run.arms, run.model.get("precision"))
     text: str = yaml.safe_dump(whole, sort_keys=False, allow_unicode=True)
     return text
 
 
-def settled(configuration: Mapping[str, Any], arms: Mapping[str, Arm]) -> dict[str, Any]:
+def settled(
+    configuration: Mapping[str, Any], arms: Mapping[str, Arm], precision: str | None = None
+) -> dict[str, Any]:
     """Return a run's configuration with what its presets and grids stood for when it was made.
 
     Args:
         configuration: As the run was begun with.
         arms: Of the run, by name.
+        precision: That the videos were made in.
     """
     whole = copy.deepcopy(dict(configuration))
-    model = whole.get("model")
+    trainer, model = whole.get("trainer"), whole.get("model")
+    if isinstance(trainer, dict) and trainer.get("precision") is None and precision:
+        trainer["precision"] = precision  # it was the machine's choice
     if not isinstance(model, dict) or not isinstance(model.get("method"), str):
         return whole  # one by class_path has its settings in init_args
     full = {
