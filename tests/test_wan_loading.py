@@ -309,6 +309,24 @@ def test_statistics_must_fit_the_autoencoder(folder):
     assert "latents_mean" in refusal(lambda: load_wan(folder))
 
 
+def test_an_original_transformer_in_shards(original):
+    """Breaks if the larger model, which is published in several files, cannot be loaded."""
+    root, _ = original
+    whole = find_source(root).transformer(torch.float32, CPU)
+    state = load_file(root / ORIGINAL_TRANSFORMER)
+    stem, table = ORIGINAL_TRANSFORMER.partition(".")[0], {}
+    for number in (1, 2):
+        name = f"{stem}-0000{number}-of-00002.safetensors"
+        part = {key: state[key] for key in sorted(state)[number - 1 :: 2]}
+        save_file(part, root / name)
+        table |= dict.fromkeys(part, name)
+    (root / f"{ORIGINAL_TRANSFORMER}.index.json").write_text(json.dumps({"weight_map": table}))
+    (root / ORIGINAL_TRANSFORMER).unlink()
+    source = find_source(root)
+    assert same_weights(source.transformer(torch.float32, CPU), whole)
+    assert len(source.model_files()) == 3
+
+
 def test_original_transformer_of_another_kind(original):
     """Breaks if any safetensors file is taken for a Wan transformer."""
     root, _ = original

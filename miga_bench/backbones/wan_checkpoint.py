@@ -62,7 +62,13 @@ def find_source(root: Path) -> WanSource:
         raise UserError(f"{root} is a file; give the folder that holds the model")
     if (root / "transformer").is_dir() or (root / "model_index.json").exists():
         return DiffusersFolder(root)
-    if any((root / name).exists() for name in (ORIGINAL_VAE, ORIGINAL_TEXT, ORIGINAL_TRANSFORMER)):
+    marks = (
+        ORIGINAL_VAE,
+        ORIGINAL_TEXT,
+        ORIGINAL_TRANSFORMER,
+        f"{ORIGINAL_TRANSFORMER}.index.json",
+    )
+    if any((root / name).exists() for name in marks):
         return OriginalFolder(root)
     raise UserError(
         f"{root} holds no Wan2.1 model: neither a diffusers folder (transformer/, vae/, "
@@ -197,12 +203,12 @@ class DiffusersFolder(WanSource):
 
 
 class OriginalFolder(WanSource):
-    """The files of Wan-AI/Wan2.1-T2V-1.3B as published."""
+    """The files of Wan-AI's Wan2.1-T2V-1.3B, or of its larger sister in shards, as published."""
 
     def transformer(self, dtype: torch.dtype, device: torch.device) -> WanTransformer3DModel:
-        """Load ``diffusion_pytorch_model.safetensors``; the head count is in ``config.json``."""
+        """Load ``diffusion_pytorch_model.safetensors`` or its shards; the head count is in ``config.json``."""
         path = self.root / ORIGINAL_TRANSFORMER
-        state = read_state([path])
+        state = read_state(self._transformer_files())
         side = self.root / "config.json"
         config = transformer_config(state, read_json(side) if side.exists() else {}, str(path))
         state = convert_wan_transformer_to_diffusers(dict(state))
@@ -233,8 +239,11 @@ class OriginalFolder(WanSource):
         return self.root / ORIGINAL_TOKENIZER
 
     def model_files(self) -> list[Path]:
-        """Return the transformer's and the autoencoder's file."""
-        return self._existing(ORIGINAL_TRANSFORMER, ORIGINAL_VAE)
+        """Return the transformer's files and the autoencoder's."""
+        return [*self._transformer_files(), *self._existing(ORIGINAL_VAE)]
+
+    def _transformer_files(self) -> list[Path]:
+        return weight_files(self.root, ORIGINAL_TRANSFORMER.partition(".")[0])
 
     def text_files(self) -> list[Path]:
         """Return the text encoder's file."""

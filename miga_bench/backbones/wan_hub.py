@@ -43,7 +43,8 @@ class HubSource(WanSource):
         if any((root / name).exists() for name in ("model_index.json", MARKS[0])):
             self._fetch(*MODEL_PARTS)
         else:
-            self._fetch(ORIGINAL_TOKENIZER, files=(ORIGINAL_TRANSFORMER, ORIGINAL_VAE))
+            stem = ORIGINAL_TRANSFORMER.partition(".")[0]  # one file, or shards with an index
+            self._fetch(ORIGINAL_TOKENIZER, files=(f"{stem}*.safetensors*", ORIGINAL_VAE))
         if not root.is_dir():
             raise UserError(
                 f"{repository} on the Hub holds none of the files of a Wan2.1 model, in diffusers' layout or "
