@@ -69,7 +69,7 @@ class Lora:
                     f"--lora {path}: {key} is no part of a LoRA; lora_A and lora_B, or lora_down and"
                     " lora_up, with or without alpha, and diff and diff_b are read"
                 )
-            part = {"A": "down", "B": "up"}.get(found[1], found[1]) or "alpha"
+            part = {"A": "down", "B": "up"}.get(found[1], found[1])
             module = _WRAPPERS.sub("", key[: found.start()])
             self.updates.setdefault(module, {})[part] = tensor
         if not self.updates and not self.differences:
@@ -117,8 +117,13 @@ class Lora:
         Raises:
             UserError: The file is of PEFT's and what it states of strengths is missing, or is not known here.
         """
-        if any(_PARTS.search(key) and key.endswith("alpha") for key in state):
-            return {_WRAPPERS.sub("", key): tensor for key, tensor in state.items()}
+        alphas = {
+            _PARTS.sub("", key): tensor
+            for key, tensor in state.items()
+            if (found := _PARTS.search(key)) and found[2]
+        }
+        if alphas:
+            return self._folded(state, alphas)
         stated = _stated(about)
         beside = self.path.with_name("adapter_config.json")
         if not stated and any(key.startswith("base_model.model.") for key in state):
@@ -152,6 +157,24 @@ class Lora:
             strengthened[name] = tensor
         return strengthened
 
+    def _folded(
+        self, state: Mapping[str, Tensor], alphas: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return the state by names without wrappers, each alpha in its update."""
+        folded = {}
+        for key, tensor in state.items():
+            found = _PARTS.search(key)
+            alpha = alphas.get(_PARTS.sub("", key)) if found and found[1] in ("B", "up") else None
+            if alpha is not None:
+                if alpha.numel() != 1:
+                    raise UserError(
+                        f"--lora {self.path}: the alpha of {key} is {list(alpha.shape)}: it is one number"
+                    )
+                tensor = tensor.float() * (float(alpha) / tensor.shape[1])
+            if not (found and found[2]):
+                folded[_WRAPPERS.sub("", key)] = tensor
+        return folded
+
     def _renamed(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return keys as diffusers has them; LoRAs of Wan's own code have its names.
 
@@ -164,7 +187,13 @@ class Lora:
             _convert_non_diffusers_wan_lora_to_diffusers,
         )
 
-        named = {f"diffusion_model.{key}".replace(".default.", "."): t for key, t in state.items()}
+        # both call this one the same, and the converter does not know it
+        same = {key: t for key, t in state.items() if key.startswith("patch_embedding.")}
+        named = {
+            f"diffusion_model.{key}".replace(".default.", "."): t
+            for key, t in state.items()
+            if key not in same
+        }
         try:
             converted = dict(_convert_non_diffusers_wan_lora_to_diffusers(named))
         except (ValueError, KeyError, IndexError) as error:
@@ -172,7 +201,7 @@ class Lora:
             raise UserError(
                 f"--lora {self.path} has names that are not all Wan's ({reason}): is it of another model?"
             ) from None
-        return {_WRAPPERS.sub("", key): tensor for key, tensor in converted.items()}
+        return {_WRAPPERS.sub("", key): tensor for key, tensor in converted.items()} | same
 
     def merge(self, network: nn.Module) -> None:
         """Add the updates to a network's weights.
@@ -194,9 +223,7 @@ class Lora:
                     f"--lora {self.path}: {name} {what}: is it a LoRA of another model?"
                 )
             down, up = parts["down"].float(), parts["up"].float()
-            rank = len(down)
-            alpha = float(parts["alpha"]) if "alpha" in parts else rank
-            update = up.flatten(1) @ down.flatten(1) * (alpha / rank * self.scale)
+            update = up.flatten(1) @ down.flatten(1) * self.scale
             if update.numel() != weight.numel() or len(up) != len(weight):
                 raise UserError(
                     f"--lora {self.path}: {name} updates {list(update.shape)}, the weight is"

@@ -173,6 +173,27 @@ def test_kohyas_names_of_wans_modules(tmp_path):
     }
 
 
+def test_kohyas_updates_outside_of_blocks(tmp_path):
+    """Breaks if a file with alphas everywhere, as trainers write them, is refused for one of its modules."""
+    path, inside = tmp_path / "lora.safetensors", "lora_unet_blocks_0_ffn_0"
+    outside = {
+        "text_embedding_0": "condition_embedder.text_embedder.linear_1",
+        "time_embedding_2": "condition_embedder.time_embedder.linear_2",
+        "time_projection_1": "condition_embedder.time_proj",
+        "head_head": "proj_out",
+        "patch_embedding": "patch_embedding",
+    }
+    state = pair(inside)
+    for name in outside:
+        state |= {**pair(f"lora_unet_{name}"), f"lora_unet_{name}.alpha": torch.tensor(2.0)}
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, path)
+    updates = Lora(path).updates
+    assert set(updates) == {"blocks.0.ffn.net.0.proj", *outside.values()}
+    plain = updates["blocks.0.ffn.net.0.proj"]["up"]
+    for name in outside.values():
+        assert torch.equal(updates[name]["up"], plain * 0.5)  # alpha 2 of rank 4
+
+
 def test_kohyas_names_of_other_models_are_one_line(tmp_path):
     path = tmp_path / "lora.safetensors"
     save_file(pair("lora_unet_down_blocks_0_attentions_0_proj_in"), path)
