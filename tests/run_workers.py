@@ -40,10 +40,19 @@ class CountingBackbone(SimpleBackbone):
         poison: A prompt that fails.
         poison_rank: The only process where it does; by default all.
         seconds: What a denoiser call takes longer.
+        odd_rank: The only process with other weights.
     """
 
-    def __init__(self, poison: str = "", poison_rank: int | None = None, seconds: float = 0.0):
+    def __init__(
+        self,
+        poison: str = "",
+        poison_rank: int | None = None,
+        seconds: float = 0.0,
+        odd_rank: int | None = None,
+    ):
         super().__init__()
+        if odd_rank == rank():
+            self.weights_hash = "odd"
         self.poison, self.poison_rank, self.seconds = poison, poison_rank, seconds
 
     def _denoise(self, latents, timesteps, text):

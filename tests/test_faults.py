@@ -421,7 +421,7 @@ def test_a_rank_that_never_comes_is_waited_for_so_long_and_said_in_one_line(tmp_
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("lacking", [0, 1, "all"])
+@pytest.mark.parametrize("lacking", [0, 1, "all", "odd"])
 def test_what_ranks_find_wrong_is_said_once_by_rank_0(tmp_path, lacking):
     """Whether rank 0, another or all of them: one line, exit code 2 everywhere, nothing written."""
     wrong = {
@@ -431,6 +431,9 @@ def test_what_ranks_find_wrong_is_said_once_by_rank_0(tmp_path, lacking):
     }
     if lacking == "all":  # a text that begins in the same latent as another
         wrong = {"data__prompts": [{"prompt": "a", "then": {2: "b", 3: "c"}}]}
+    if lacking == "odd":  # weights of a process of its own
+        odd = {"class_path": "run_workers.CountingBackbone", "init_args": {"odd_rank": 1}}
+        wrong = {"model__backbone": odd}
     config = configuration(tmp_path, trainer__devices=2, trainer__strategy="ddp", **wrong)
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     processes = []
@@ -450,7 +453,11 @@ def test_what_ranks_find_wrong_is_said_once_by_rank_0(tmp_path, lacking):
     where = "process 1: " if lacking == 1 else ""
     expected = f"miga-bench: {where}networks are not there: fetch them"
     assert [len(each) for each in lines] == [1, 0]
-    assert lines[0][0].startswith("miga-bench: prompt p001" if lacking == "all" else expected)
+    expected = {
+        "all": "miga-bench: prompt p001",
+        "odd": "miga-bench: process 1: it would make other videos than process 0",
+    }.get(lacking, expected)
+    assert lines[0][0].startswith(expected)
     assert not (tmp_path / "run" / "run.yaml").exists()
 
 

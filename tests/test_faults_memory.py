@@ -149,6 +149,22 @@ def test_each_process_of_a_team_makes_its_own_rows_fit():
     torch.testing.assert_close(found, TightBackbone(99).denoiser(*rows))
 
 
+class Sharing:
+    def __init__(self, name, held):
+        setattr(self, name, held)
+
+
+@pytest.mark.parametrize("name", ["network", "session", "loaded"])
+def test_denoisers_that_share_what_holds_the_memory_share_its_limit(name):
+    """Breaks if every reading of a network, a graph or an engine learns anew what does not fit."""
+    held = object.__new__(type("Held", (), {}))
+    one, other = Sharing(name, held), Sharing(name, held)
+    assert FittingDenoiser(one).most is FittingDenoiser(other).most
+    plain = Sharing(name, 3)  # of another meaning
+    assert FittingDenoiser(plain).most is FittingDenoiser(plain).most
+    assert FittingDenoiser(plain).most is not FittingDenoiser(one).most
+
+
 def test_other_errors_are_no_lack_of_memory():
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     fitting = FittingDenoiser(lambda *inputs: _raise(RuntimeError("of its own")))

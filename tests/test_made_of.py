@@ -30,7 +30,11 @@ def test_a_short_clip_of_a_text_that_changes_is_known_by_all_of_it(later):
 def test_a_story_told_at_once_is_held_as_the_arms_were_told_it():
     parts, whole = (PromptAt("a"), PromptAt("b", 40)), (PromptAt("a and b"),)
     wish = Wish("p001", parts, at_once=whole)
-    for told, then in ((parts, {40: "b"}), (whole, {})):
+    for told, then in ((parts, {40: "b"}), (whole, {}), ((PromptAt("a"),), {})):
+        if (
+            len(told) == 1 and told != whole
+        ):  # of one atom, which its suite words otherwise as a whole
+            wish = Wish("p001", told, at_once=whole)
         one = item(told, [prompt.text for prompt in told], 81)
         found = made_of([wish], [0], {"p001-0": one}, {one.key: ""})["prompts"]["p001"]
         assert (found["prompt"], found["then"], found["frames"]) == (told[0].text, then, 81)

@@ -132,6 +132,10 @@ def refused(capsys, *arguments):
         (["--trainer.precision", "64-true"], "trainer.precision 64-true: it may be 32-true"),
         (["--config", "none.yaml"], "cannot read none.yaml (no such file"),
         (["--run.about", "{tittle: a}"], "did you mean title?"),
+        (
+            ["--model.negative_prompt", "a\u202eb"],
+            "model.negative_prompt holds the control character",
+        ),
         (["--run.about", "{baseline: fifo}"], "baseline is 'fifo': a run without arms has none"),
         (
             ["--run.about", "{baseline: fiffo}", "--model.arms", "{fifo: {}, b: {preset: tiny}}"],

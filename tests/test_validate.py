@@ -151,14 +151,14 @@ def test_what_is_missing_is_said_and_not_fetched(look, tmp_path, monkeypatch):
     assert files(tmp_path) == {}
 
 
-def test_a_reward_that_is_not_here_is_a_problem_of_the_settings(look, tmp_path, monkeypatch):
+def test_a_reward_that_is_not_here_is_a_problem_of_the_work(look, tmp_path, monkeypatch):
     """Breaks if a run starts whose every video fails at its first search."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     fetch_dino.cache_clear()
     searching = {"model__method": "scaling-noise", "model__settings": {"reward": "dino"}}
     code, _, steps = look("--no-probe", **searching)
-    assert (code, steps["work"]["status"]) == (2, "problem")
+    assert (code, steps["settings"]["status"], steps["work"]["status"]) == (2, "ok", "problem")
     assert "reward is 'dino': facebook/dino-vitb16 could not be loaded" in steps["work"]["text"]
     assert look("--no-probe", "--model.settings.reward", "latent", **searching)[0] == 0
 

@@ -288,7 +288,7 @@ class _CountedEngine:
     def __init__(self, engine: Any, facts: ExportFacts) -> None:
         self.engine, self.facts = engine, facts
         self.row_flops = facts.operations
-        self.rows_that_fit = engine.rows_that_fit
+        self.rows_that_fit, self.loaded = engine.rows_that_fit, engine.loaded
 
     def __call__(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         out: Tensor = self.engine(latents, timesteps, text)

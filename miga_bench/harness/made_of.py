@@ -40,7 +40,10 @@ def made_of(
         of_wish = list(wish.seeds or seeds)
         item = longest[f"{wish.id}-{of_wish[0]}"]
         # the texts as given, with the frames they begin at, whatever of them the model was told
-        given = wish.prompts if len(item.wanted) == len(wish.prompts) else wish.at_once
+        tellings = [
+            t for t in (wish.prompts, wish.at_once) if item.wanted == tuple(p.text for p in t)
+        ]
+        given = tellings[0] if tellings else wish.prompts
         prompts[wish.id] = {
             "prompt": given[0].text,
             "then": {prompt.frame: prompt.text for prompt in given[1:]},

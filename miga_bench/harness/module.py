@@ -22,7 +22,7 @@ from miga_bench.harness.items import Item
 from miga_bench.harness.made_of import made_of
 from miga_bench.harness.prompt_lists import Wish
 from miga_bench.harness.ranks import agree, on_every_rank, same_everywhere
-from miga_bench.harness.request import check_prompts
+from miga_bench.harness.request import check_characters, check_prompts
 from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.teams import check_settings
 from miga_bench.harness.writer import Making, RunWriter, team_size
@@ -91,6 +91,7 @@ class LongVideoModule(LightningModule):
         self._backbone, self._method = backbone, method
         self.metrics = list(metrics or [])
         self._negative_prompt, self._height, self._width = negative_prompt, height, width
+        check_characters(negative_prompt or "", "model.negative_prompt")
         self._lossless, self._offload = lossless, offload
         self._cuts = long_prompts == "cut"
         self._denoiser = DenoiserChoice.parse(denoiser)
@@ -372,7 +373,7 @@ class LongVideoModule(LightningModule):
             writer.listen()
         items: dict[str, Item] = {}
         on_every_rank(trainer, lambda: items.update(self.items(wishes, seeds, frames)))
-        same_everywhere(trainer, [item.key for item in items.values()])
+        same_everywhere(trainer, [f"{name} {item.key}" for name, item in items.items()])
 
         def decide() -> tuple[list[str], list[int]]:
             estimates = self.estimates(items, BATCH)

@@ -124,7 +124,7 @@ def control_character(text: str, spaces: bool = True) -> str | None:
     """
     for character in text:
         controls = unicodedata.category(character) in ("Cc", "Cs") or character in _TURNING
-        if controls and not (spaces and character.isspace()):
+        if controls and not (spaces and character in "\t\n\r"):
             return f"U+{ord(character):04X}"
     return None
 
@@ -141,7 +141,7 @@ def check_characters(text: str, where: str) -> None:
 
 
 def check_prompts(prompts: Sequence[PromptAt], frames: int | None) -> None:
-    """Refuse prompts that are empty, too long, or not in order within ``frames``.
+    """Refuse prompts that are empty, too long, hold control characters, or are not in order within ``frames``.
 
     Raises:
         UserError: What is wrong, the rule, what to do.

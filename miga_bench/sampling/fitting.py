@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -64,11 +64,12 @@ class FittingDenoiser:
     ) -> None:
         self._denoiser: Any = denoiser
         self._arithmetic = arithmetic
-        held = next((h for n in _HOLDS if (h := getattr(denoiser, n, None)) is not None), denoiser)
-        try:
-            self.most = _MOST.setdefault(held, {})
-        except TypeError:  # one that cannot be a key is known for a video
-            self.most = {}
+        self.most: dict[tuple[int, ...], int] = {}
+        for held in (*(getattr(denoiser, name, None) for name in _HOLDS), denoiser):
+            if held is not None:
+                with suppress(TypeError):  # a number, a text: of another meaning, and no key
+                    self.most = _MOST.setdefault(held, self.most)
+                    break
 
     def __call__(self, latents: Tensor, timesteps: Tensor, text: Tensor, **more: Any) -> Tensor:
         """Predict, in as many calls as it takes.

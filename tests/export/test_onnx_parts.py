@@ -11,7 +11,7 @@ from vc2_fixtures import tiny_folder as vc2_folder
 from wan_fixtures import tiny_folder
 
 from miga_bench.backbones import checkpoint, load_backbone, vc2_checkpoint, wan_checkpoint
-from miga_bench.errors import UserError
+from miga_bench.errors import Notice, UserError
 from miga_bench.export import onnx_graph, onnx_text
 from miga_bench.export.backbone import ExportedBackbone
 from miga_bench.export.choice import DenoiserChoice
@@ -202,3 +202,21 @@ def test_a_videocrafter2_folder_of_the_denoiser_alone_opens_with_the_rest_in_pyt
     frames = [backbone.decoder().push(latent) for backbone in (alone, whole)]
     torch.testing.assert_close(*frames, rtol=1e-3, atol=1e-4)
     assert alone.configuration_hash != whole.configuration_hash
+
+
+def test_parts_that_would_run_on_the_cpu_beside_a_gpu_are_told(monkeypatch):
+    """Breaks if a large decoder runs on the CPU beside an engine and nobody says so."""
+    backbone = opened(embedded_wan())
+    backbone._device = "cuda:1"
+    monkeypatch.setattr("miga_bench.export.backbone.runs", lambda provider, device: device == 0)
+    with pytest.warns(
+        Notice, match=r"cannot use cuda:1: exported parts \(text, vae\) run on the CPU"
+    ):
+        assert backbone._torch_parts() is None
+
+
+def test_an_exports_prompts_are_checked_before_work():
+    backbone = opened(embedded_wan())
+    backbone.check_prompts(PROMPTS)
+    with pytest.raises(UserError, match="shorten"):
+        backbone.check_prompts([*PROMPTS, "red " * 60])

@@ -47,7 +47,7 @@ _DTYPES = {
 _KEPT_PLANS = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoadedEngine:
     """An engine in memory, with what has to live as long as it."""
 
