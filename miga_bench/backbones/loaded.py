@@ -162,7 +162,7 @@ class LoadedBackbone(Backbone):
         known = {k: v for k, v in asdict(self.defaults).items() if k not in OF_A_VIDEO}
         total = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
         # of a model on the Hub the text encoder comes later: its identity names repository and commit
-        later = ("text_encoder",) if hasattr(self.source, "repository") else ()
+        later = ("text_encoder",) if self.source.text_comes_later else ()
         for part in NETWORKS:
             path = self.source.root / part / "config.json"
             if path.is_file() and part not in later:

@@ -72,7 +72,10 @@ class VideoCrafterSource:
     Attributes:
         root: Its folder.
         side: The folder whose ``backbone.json`` counts.
+        text_comes_later: Whether the text encoder may not be there until it has to run.
     """
+
+    text_comes_later = False
 
     def __init__(self, root: Path, side: Path | None = None) -> None:
         self.root = root

@@ -42,9 +42,8 @@ ORIGINAL_TEXT = "models_t5_umt5-xxl-enc-bf16.pth"
 ORIGINAL_TOKENIZER = "google/umt5-xxl"
 
 PUBLISHED_TEXT_WIDTH = 4096
-PUBLISHED_SHIFT = (
-    3.0  # of the authors' scheduler file, which neither their sampler nor MIGA's release heeds
-)
+# of the authors' scheduler file, which neither their sampler nor MIGA's release heeds
+PUBLISHED_SHIFT = 3.0
 
 # transformers ties this one to shared.weight; files may hold either name or both.
 EMBEDDING, EMBEDDING_ALIAS = "shared.weight", "encoder.embed_tokens.weight"
@@ -77,7 +76,13 @@ def find_source(root: Path) -> WanSource:
 
 
 class WanSource(ABC):
-    """A Wan2.1 model on disk; every method reads only what it needs."""
+    """A Wan2.1 model on disk; every method reads only what it needs.
+
+    Attributes:
+        text_comes_later: Whether the text encoder may not be there until it has to run.
+    """
+
+    text_comes_later = False
 
     def __init__(self, root: Path) -> None:
         self.root = root

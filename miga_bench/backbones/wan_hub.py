@@ -36,6 +36,8 @@ class HubSource(WanSource):
     is never fetched: it may have run on another machine, from the same repository.
     """
 
+    text_comes_later = True
+
     def __init__(self, repository: str) -> None:
         self.repository = repository
         root = download(repository, (), MARKS)

@@ -15,7 +15,7 @@ from typing import Any
 
 from miga_bench.errors import UserError
 from miga_bench.harness.configurations import yaml_of
-from miga_bench.harness.request import DEFAULT_FRAMES, PromptAt, check_prompts, control_character
+from miga_bench.harness.request import DEFAULT_FRAMES, PromptAt, check_characters, check_prompts
 from miga_bench.harness.runs import NAME, NAME_RULE
 from miga_bench.sampling.presets import near
 
@@ -154,7 +154,7 @@ def _wish(where: str, number: int, entry: object) -> Wish:
         check_seeds(seeds, f"{where}: seeds")
     prompts = (PromptAt(entry["prompt"].strip()), *_then(where, entry.get("then")))
     for text in [prompt.text for prompt in prompts] + [negative or ""]:
-        _check_characters(where, text)
+        check_characters(text, where, spaces="")
     try:
         check_prompts(prompts, frames)
     except UserError as error:
@@ -174,12 +174,6 @@ def _then(where: str, then: object) -> list[PromptAt]:
             raise UserError(f"{where}: {rule}, not {frame!r}: {text!r}")
         out.append(PromptAt(text.strip(), int(frame)))
     return out
-
-
-def _check_characters(where: str, text: str) -> None:
-    found = control_character(text, spaces=False)
-    if found is not None:
-        raise UserError(f"{where} holds the control character {found}: take it out")
 
 
 def check_frames(frames: object, what: str) -> None:

@@ -115,29 +115,23 @@ class GenerateRequest:
                 raise UserError(f"{path} exists: add --force to replace it, or choose another -o")
 
 
-def control_character(text: str, spaces: bool = True) -> str | None:
-    """Return the first character that is none to read, by its code: one that controls, or turns the direction.
+def check_characters(text: str, where: str, spaces: str = "\t\n\r") -> None:
+    """Refuse what controls a terminal, or would show a reader other words than a model is told.
 
     Args:
         text: Any.
-        spaces: Whether line ends and tabs may be in it.
+        where: What it is, for the message.
+        spaces: Control characters that may be in it all the same.
+
+    Raises:
+        UserError: There is another one.
     """
     for character in text:
         controls = unicodedata.category(character) in ("Cc", "Cs") or character in _TURNING
-        if controls and not (spaces and character in "\t\n\r"):
-            return f"U+{ord(character):04X}"
-    return None
-
-
-def check_characters(text: str, where: str) -> None:
-    """Refuse what would show a reader other words than a model is told.
-
-    Raises:
-        UserError: There is a control character.
-    """
-    found = control_character(text)
-    if found is not None:
-        raise UserError(f"{where} holds the control character {found}: take it out")
+        if controls and character not in spaces:
+            raise UserError(
+                f"{where} holds the control character U+{ord(character):04X}: take it out"
+            )
 
 
 def check_prompts(prompts: Sequence[PromptAt], frames: int | None) -> None:

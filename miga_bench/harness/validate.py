@@ -122,9 +122,8 @@ class Preflight:
             "weights_hash": digest,
         }
         digest = (digest or "none")[:12]
-        weights = (
-            f"{size / 2**20:.0f} MiB of weights, " if size else ""
-        )  # of graphs it is not known
+        # of exported graphs the size is not known
+        weights = f"{size / 2**20:.0f} MiB of weights, " if size else ""
         return OK, f"{backbone.name}, {weights}sha256 {digest}"
 
     def settings(self) -> tuple[str, str]:
