@@ -33,6 +33,7 @@ SEARCH = {**SMALL, "beams": 2, "candidates": 3, "reward": "latent"}
 CASES = {
     "fifo": ("fifo", SMALL),
     "fifo without lookahead": ("fifo", {**SMALL, "lookahead": False}),
+    "fifo that grows": ("fifo", {**SMALL, "growth": True}),
     "miga": ("miga", MIGA),
     "miga without stage 2": ("miga", {**MIGA, "stage2_steps": 0, "renoise": 0}),
     "miga of chunks that do not divide the window": ("miga", {**MIGA, "zigzag": 4}),

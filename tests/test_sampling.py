@@ -159,10 +159,10 @@ def test_miga_latents_leave_in_order_and_clean(drawn, family, length):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(2, 12), st.integers(0, 20), st.booleans(), st.integers(1, 30))
-def test_fifo_latents_leave_in_order_and_clean(window, more, lookahead, length):
+@given(st.integers(2, 12), st.integers(0, 20), st.booleans(), st.booleans(), st.integers(1, 30))
+def test_fifo_latents_leave_in_order_and_clean(window, more, lookahead, growth, length):
     steps = window + more
-    sampler = Fifo(FifoSettings(steps, 2.0, lookahead))
+    sampler = Fifo(FifoSettings(steps, 2.0, lookahead, growth=growth))
     made = sampler.sample(LevelBackbone(window), PROMPTS, level_noise(steps), length)
     assert made[:, 0].unique().tolist() == [0.0]
     assert made[:, 1, 0, 0].tolist() == list(range(length))

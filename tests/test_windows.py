@@ -72,9 +72,11 @@ def test_windows_of_last_passes_hold_all_that_is_handed_out(window, lookahead, m
 @given(st.integers(2, 24), st.data())
 def test_fifo_windows_write_all_but_the_context_once(window, data):
     context = data.draw(st.sampled_from([0, window - window // 2]))
-    length = data.draw(st.integers(window, 100)) + context
-    plan = fifo_windows(length, window, context)
-    assert [slot for w in plan for slot in w.writes] == list(range(context, length))
+    front = data.draw(st.integers(0, context))
+    length = data.draw(st.integers(window, 100)) + front
+    plan = fifo_windows(length, window, context, front)
+    assert [slot for w in plan for slot in w.writes] == list(range(front, length))
+    assert len({w.reads for w in plan}) == len(plan), "two windows of the same slots are one"
     for w in plan:
         assert all(0 <= slot < length for slot in w.reads)
         assert len(w.reads) == window

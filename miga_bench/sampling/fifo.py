@@ -36,10 +36,13 @@ class FifoSettings(CommonSettings):
             behind it, as the released code does. By default those of the last passes that nothing handed
             out depends on are left out, with the same video, and each window is told the prompt of the
             middle frame it writes.
+        growth: Let the queue grow out of the opening clip, as MIGA's does, instead of putting clones of the
+            clip's first frame before it: no latent is made that is not handed out. Ours.
     """
 
     lookahead: bool = True
     released: bool = field(default=False, kw_only=True, metadata=LATER)
+    growth: bool = field(default=False, kw_only=True, metadata=LATER)
 
 
 def check_fifo(s: CommonSettings, backbone: Backbone, length: int | None) -> None:
@@ -65,13 +68,23 @@ def seed_queue(denoiser: WindowDenoiser, window: int, context: int) -> Queue:
         context: Clean slots before the front, read and never written.
     """
     steps = denoiser.schedule.steps
+    frames = range(window - steps - context, window)
+    return _seeded(denoiser, window, frames)
+
+
+def growing_queue(denoiser: WindowDenoiser, window: int) -> Queue:
+    """Return ``seed_queue``'s without its clones: the opening clip on the levels next to the top."""
+    return _seeded(denoiser, window, range(window))
+
+
+def _seeded(denoiser: WindowDenoiser, window: int, frames: range) -> Queue:
+    """Return the opening clip under noise, each frame a level above the last; it ends at the top level."""
     opening = denoiser.short_clip(window)
-    warm_up = steps - window
-    frames = [slot - warm_up for slot in range(-context, steps)]
-    levels = [0] * context + [slot + 1 for slot in range(steps)]
+    levels = [max(0, denoiser.schedule.steps - window + 1 + frame) for frame in frames]
     sources = torch.tensor([max(0, frame) for frame in frames])
-    latents = denoiser.schedule.add_noise(opening[sources], levels, denoiser.noise(frames, "seed"))
-    return Queue.fresh(latents, levels, frames, denoiser.solver)
+    noise = denoiser.noise(list(frames), "seed")
+    latents = denoiser.schedule.add_noise(opening[sources], levels, noise)
+    return Queue.fresh(latents, levels, list(frames), denoiser.solver)
 
 
 class Fifo(Sampler[FifoSettings]):
@@ -90,35 +103,49 @@ class Fifo(Sampler[FifoSettings]):
         """Yield finished latents; see ``Sampler.stream``.
 
         The first ``steps - window`` latents that leave the queue are a warm-up, grown from the opening
-        clip's first frame, and are not handed out.
+        clip's first frame, and are not handed out. None of its windows is idle: what they write is
+        context of the frames behind. With ``growth`` there is no warm-up.
         """
         s = self.settings
         opening = s.opening_reading(backbone) if s.released else None
         backbone = s.reading(backbone)
         check_fifo(s, backbone, length)
+        require(
+            not (s.growth and s.released),
+            "growth is true: as released the queue begins with clones; set growth or released to false",
+        )
         window = backbone.window
         denoiser = WindowDenoiser.of(s, backbone, prompts, noise, callback, opening)
         cost = denoiser.cost
         context = window - window // 2 if s.lookahead else 0
-        queue = seed_queue(denoiser, window, context)
-        plan = fifo_windows(len(queue), window, context)
-        ending = [] if s.released else windows_of_last_passes(plan, context)
+        full = fifo_windows(context + s.steps, window, context)
+        ending = [] if s.released else windows_of_last_passes(full, context)
+        queue = (
+            growing_queue(denoiser, window) if s.growth else seed_queue(denoiser, window, context)
+        )
         while length is None or cost.finished < length:
-            # The front leaves behind this pass, a later frame behind each of the ``left`` that follow.
-            left = len(ending) if length is None else length - 1 - queue.frames[context]
-            needed = plan[: ending[left]] if left < len(ending) else plan
-            segment = prompts.segment(queue.frames[context]) if s.released else None
-            denoiser.denoise(queue, needed, "fifo step", in_place=False, segment=segment)
-            cost.report("queue", queue.levels)
-            front = queue[context : context + 1]
             # The slots before the front are context: what left the queue last, still clean.
+            front = queue.levels.count(0)
+            frame, level = queue.frames[front], queue.levels[front]
+            plan = fifo_windows(len(queue), window, context, front)
+            if len(queue) == context + s.steps and length is not None:
+                # The front leaves behind this pass, a later frame behind each of the ``left`` that follow.
+                left = length - 1 - frame
+                plan = plan[: ending[left]] if left < len(ending) else plan
+            segment = prompts.segment(frame) if s.released else None
+            denoiser.denoise(queue, plan, "fifo step", in_place=False, segment=segment)
+            cost.report("queue", queue.levels)
             behind = self._noise_slot(denoiser, queue.frames[-1] + 1)
-            denoiser.forget(front.frames)
-            queue = queue[1:] + behind
-            if front.frames[0] >= 0:
+            if level > 1:  # a queue that still grows
+                queue = queue + behind
+                continue
+            done = queue[front : front + 1]
+            denoiser.forget(done.frames)
+            queue = queue[int(front == context) :] + behind
+            if frame >= 0:
                 cost.finished += 1
                 # a view of it would keep the whole pass's tensor alive
-                yield front.latents[0].clone()
+                yield done.latents[0].clone()
 
     def _noise_slot(self, denoiser: WindowDenoiser, frame: int) -> Queue:
         """Return one slot of pure noise at the top level."""

@@ -107,20 +107,28 @@ def miga_windows(
     return plan
 
 
-def fifo_windows(length: int, window: int, context: int) -> list[Window]:
+def fifo_windows(length: int, window: int, context: int, front: int | None = None) -> list[Window]:
     """Plan a pass of FIFO: from the back, each window writes all but its first ``context`` slots.
 
-    ``context`` is 0 without lookahead denoising and about half a window with it. The first ``context``
-    slots of the queue are read and never written; the front window may overlap the next one's
-    reads, and writes what is left.
+    ``context`` is 0 without lookahead denoising and about half a window with it. The front window may overlap
+    the next one's reads, and writes what is left.
+
+    Args:
+        length: Slots in the queue, at least a window.
+        window: Slots that the denoiser sees.
+        context: Slots that a window reads and does not write.
+        front: First slot that is written, at most ``context``; None where the queue's first ``context``
+            slots are all clean.
     """
-    stride = window - context
+    front = context if front is None else front
     plan = []
-    for stop in range(length, context, -stride):
-        start = max(stop - stride, context)
+    stop = length
+    while stop > front:
         first = max(stop - window, 0)
+        start = max(stop - window + context, front) if first else front
         reads = tuple(range(first, min(first + window, length)))
         plan.append(Window(reads, range(start, stop), start - first))
+        stop = start
     return plan[::-1]
 
 

@@ -6,7 +6,8 @@ frame leaves before the queue is filled; searches come on top of what stands her
 
 * FIFO, x slots of context: frame 0 stands at level ``T - f + 1`` and goes down one level in every
   pass of ``ceil(T / (f - x))`` windows, so the first frame takes
-  ``T - c + (T - f + 1) * ceil(T / (f - x))``, and every further latent ``ceil(T / (f - x))``.
+  ``T - c + (T - f + 1) * ceil(T / (f - x))``, and every further latent ``ceil(T / (f - x))``. With
+  ``growth`` pass p (from 0) of these has ``f + p`` slots and takes ``1 + ceil(p / (f - x))``.
 * ScalingNoise, m beams of k candidates: as FIFO, with the last window of each pass but the first made for
   ``m * k`` candidates. This is the least: beams that differ before their last window pay for that, too.
 * MIGA, L slots a chunk, s slots written a window, l read besides guidance frames, stage 2 from level e:
@@ -45,8 +46,10 @@ def windows_before_first(settings: Endless, backbone: Backbone) -> int:
     if isinstance(settings, MigaSettings):
         return opening + _miga_before_first(settings, backbone.window, clean)
     passes = settings.steps - backbone.window + 1
-    windows = _fifo_windows(settings, backbone.window)
-    total = opening + passes * windows
+    if isinstance(settings, FifoSettings) and settings.growth:
+        written = _fifo_stride(settings, backbone.window)
+        return opening + sum(1 + math.ceil(number / written) for number in range(passes))
+    total = opening + passes * _fifo_windows(settings, backbone.window)
     if isinstance(settings, ScalingNoiseSettings):
         total += (passes - 1) * (settings.beams * settings.candidates - 1)
     return total
@@ -70,7 +73,11 @@ def windows_per_latent(settings: FifoSettings | MigaSettings, backbone: Backbone
 
 
 def _fifo_windows(settings: FifoSettings | ScalingNoiseSettings, window: int) -> int:
-    return math.ceil(settings.steps / (window // 2 if settings.lookahead else window))
+    return math.ceil(settings.steps / _fifo_stride(settings, window))
+
+
+def _fifo_stride(settings: FifoSettings | ScalingNoiseSettings, window: int) -> int:
+    return window // 2 if settings.lookahead else window
 
 
 def _miga_before_first(s: MigaSettings, window: int, clean: int) -> int:
