@@ -57,5 +57,5 @@ def test_the_context_is_what_has_left():
 
 
 def test_growth_is_not_as_released():
-    with pytest.raises(UserError, match="growth is true: as released"):
+    with pytest.raises(UserError, match="growth=true with released=true"):
         fifo(4, growth=True, released=True)

@@ -112,7 +112,7 @@ class Fifo(Sampler[FifoSettings]):
         check_fifo(s, backbone, length)
         require(
             not (s.growth and s.released),
-            "growth is true: as released the queue begins with clones; set growth or released to false",
+            "growth=true with released=true: as released the queue begins with clones; leave one out",
         )
         window = backbone.window
         denoiser = WindowDenoiser.of(s, backbone, prompts, noise, callback, opening)
