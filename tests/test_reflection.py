@@ -160,6 +160,27 @@ def test_the_best_tail_is_adopted_behind_a_frozen_reference(watch):
     assert watched.passes(0.5, -1.0, -1.0, -1.0) == Reflected(0.5, triggered=True)
 
 
+@pytest.mark.parametrize("chunks", [1, 2, 3])
+def test_a_short_tail_is_taken_down_to_the_same_levels(watch, chunks):
+    """Breaks if candidates near the video's end, where no chunk follows, are compared at another level."""
+    watched = watch()
+    watched.queue = watched.queue[: JUDGED + chunks * ZIGZAG]
+    before = watched.queue[:]
+    watched.passes(0.75)
+    seen = watched.passes(0.25, 0.875, 0.5, 0.5)
+    assert seen == Reflected(similarity=0.875, triggered=True, accepted=True)
+    assert (watched.queue.frames, watched.queue.levels) == (before.frames, before.levels)
+    assert not torch.equal(watched.queue.latents[JUDGED:], before.latents[JUDGED:])
+
+
+def test_a_chunk_that_is_not_handed_out_is_not_judged(watch):
+    first = 16  # frame of the judged chunk
+    watched = watch(shown=first + 1)
+    assert watched.passes(0.75) == Reflected(similarity=0.75)
+    watched = watch(shown=first)
+    assert watched.passes() is None
+
+
 def test_a_tail_that_is_only_as_good_is_not_adopted(watch):
     watched = watch()
     watched.passes(0.75)

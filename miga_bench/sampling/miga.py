@@ -250,6 +250,7 @@ class _Video:
             threshold=s.reflection_threshold,
             candidates=s.candidates,
             pooling=self.quirks.pooling,
+            shown=None if s.released else self.length,
         )
         first = self.exit_level + self.quirks.stage2_late
         self.pipeline = Pipeline(

@@ -62,6 +62,7 @@ class Reflection:
         threshold: delta, the drop of the score from one pass to the next that starts a search.
         candidates: n_samp, tails drawn in a search.
         pooling: See ``similarity``.
+        shown: Latents of the video that are handed out; a chunk behind them is not judged. None is all.
         last: Score of the previous pass, None before the first and after a change of prompt.
     """
 
@@ -75,6 +76,7 @@ class Reflection:
     threshold: float
     candidates: int
     pooling: Pooling
+    shown: int | None = None
     last: float | None = None
 
     def __call__(self, queue: Queue, number: int) -> Reflected | None:
@@ -90,6 +92,8 @@ class Reflection:
         frozen = self.reference * self.zigzag
         start = queue.levels.index(self.level) if self.level in queue.levels else 0
         if start < frozen + self.zigzag:
+            return None
+        if self.shown is not None and queue.frames[start] >= self.shown:
             return None
         segment = self.denoiser.prompts.segment
         if segment(queue.frames[start + self.zigzag - 1]) != segment(queue.frames[start - frozen]):
@@ -116,15 +120,21 @@ class Reflection:
         return float(similarity(judged, reference.latents, self.pooling))
 
     def _search(self, reference: Queue, frames: list[int], number: int) -> list[Queue]:
-        """Draw and denoise new tails behind the frozen reference, all candidates in one batch."""
+        """Draw and denoise new tails behind the frozen reference, all candidates in one batch.
+
+        A chunk enters before each step, as long as there is one (near the video's end the tail is short), and
+        the first of them is taken down to the judged level.
+        """
         frozen = len(reference)
         counted = self.denoiser.cost.windows
         rows = [reference] * self.candidates
-        for first in range(0, len(frames), self.zigzag):
-            chunk = frames[first : first + self.zigzag]
-            rows = [
-                row + self.fresh_chunk(chunk, f"search {number}", k) for k, row in enumerate(rows)
-            ]
+        for step in range(self.denoiser.schedule.steps - self.level):
+            chunk = frames[step * self.zigzag : (step + 1) * self.zigzag]
+            if chunk:
+                rows = [
+                    row + self.fresh_chunk(chunk, f"search {number}", k)
+                    for k, row in enumerate(rows)
+                ]
             length = len(rows[0])
             ranges = growth_partition(length, self.stride, self.window)
             # What only writes the reference would be thrown away.
