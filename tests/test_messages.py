@@ -97,7 +97,9 @@ TOLD_ON = {
 def names_something(text):
     """Tell whether it has a value, or names an option, a setting, a file or a package."""
     return bool(
-        re.search(r"\{\}|--[a-z]|[a-z_]+\.[a-z_]+|[a-z]_[a-z]|[a-z]=[a-z]|pip install|class_path", text)
+        re.search(
+            r"\{\}|--[a-z]|[a-z_]+\.[a-z_]+|[a-z]_[a-z]|[a-z]=[a-z]|pip install|class_path", text
+        )
     )
 
 

@@ -238,7 +238,9 @@ class _Video:
         self.chunks: int | None = None
         if self.length is not None:
             made = self.length + self.quirks.dropped * self.window
-            self.chunks = math.ceil(made / s.zigzag)
+            # stage 2 of a video shorter than a window takes a whole one all the same, as the model was trained
+            least = 0 if s.released else self.window
+            self.chunks = math.ceil(max(made, least) / s.zigzag)
         self.reflection = Reflection(
             denoiser=self.denoiser,
             fresh_chunk=self._growth_chunk,

@@ -10,7 +10,11 @@ Two choices of ``paper`` for MIGA. It has no re-noise pass (``renoise`` 0): the 
 stage 2, and without the pass MIGA takes 1.00 times FIFO's windows for each further frame of VideoCrafter2, as
 its seconds in the paper are 1.01 times FIFO's (7.53 to 7.48); with the pass it would be 1.16. And its guidance
 frames are those of the released code (``guidance_reach`` chunks), on which paper and code disagree; those of
-the paper's formula are ``head``.
+the paper's formula are ``head``. On Wan stage 2 has the released code's 10 steps; the paper, whose latents
+leave one level below tau_e = 10, can be read as 9.
+
+``release`` follows the released loops, not all that they do inside of Wan's network: its last layer there
+shifts and scales all slots of a window as its first one, ours each by its own level.
 """
 
 from __future__ import annotations

@@ -67,7 +67,8 @@ class ScalingNoiseSettings(CommonSettings):
             the frame it has just finished, so that a beam is held against the beam before it, and the
             first against the last one's frame of the pass before; a pass that is not greedy may give one
             beam's queue another one's newest slots, see ``select``; the first pass is without guidance;
-            and see ``frequency_mixed``.
+            and see ``frequency_mixed``. Two things stay ours: beams share the solver's noise, which the
+            release draws for each, and frame 0 is handed out, which the release drops as warm-up's last.
     """
 
     beams: int
@@ -136,7 +137,9 @@ class ScalingNoise(Sampler[ScalingNoiseSettings]):
     ) -> Iterator[Tensor]:
         """Yield finished latents; see ``Sampler.stream``.
 
-        FIFO's warm-up applies. At the length's end what is not agreed upon is the best beam's.
+        FIFO's warm-up applies. At the length's end what is not agreed upon is the best beam's. Where the
+        text changes, candidates are still held against the anchor of the text before it, for as long as a frame
+        takes through the queue.
         """
         s = self.settings
         opening = s.opening_reading(backbone) if s.released else None

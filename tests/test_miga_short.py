@@ -1,0 +1,27 @@
+"""MIGA's videos shorter than a window: stage 2 still sees whole windows."""
+
+import dataclasses
+
+import pytest
+import torch
+from analytic import PROMPTS, AnalyticBackbone
+from test_sampling import NOISE, SMALL
+
+from miga_bench.sampling import Miga
+
+
+@pytest.mark.parametrize("length", [1, 3, 8, 9])
+def test_a_short_video_is_finished_in_whole_windows(length):
+    """Breaks if a video shorter than a window is finished as a shorter clip than the model was trained on."""
+    backbone = AnalyticBackbone("wan", window=8)
+    inner, seen = backbone.denoiser, set()
+
+    def looked_at(latents, timesteps, text):
+        seen.add(latents.shape[2])
+        return inner(latents, timesteps, text)
+
+    backbone.denoiser = looked_at
+    settings = dataclasses.replace(SMALL, guidance_frames=0)
+    made = torch.stack(list(Miga(settings).stream(backbone, PROMPTS, NOISE, length)))
+    assert len(made) == length
+    assert seen == {8}
