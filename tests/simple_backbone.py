@@ -23,7 +23,7 @@ class SimpleBackbone(AnalyticBackbone):
 
     def __init__(self, poison_at=None):
         super().__init__("wan", window=6)
-        self.name = "tiny-simple"
+        self.name, self.preset = "tiny-simple", "tiny"
         self.calls, self.poison_at, self.clean_denoiser = 0, poison_at, self.denoiser
         self.denoiser = self._denoise
 

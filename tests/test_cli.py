@@ -11,6 +11,7 @@ from miga_bench.cli import main
 from miga_bench.harness.stop import StopRequested
 
 PROMPT = "a red circle moves right on a blue field"
+ON_VC2 = (PROMPT, "--backbone", "tiny-videocrafter2")
 
 
 def refused(capsys, *arguments):
@@ -61,6 +62,10 @@ def refused(capsys, *arguments):
         ([PROMPT, "--denoiser", "ONNX:here"], "did you mean onnx?"),
         ([PROMPT, "--preset", "anchord"], "did you mean anchored?"),
         ([PROMPT, "--set", "zigzg=3"], "did you mean zigzag?"),
+        (
+            [*ON_VC2, "--method", "scaling-noise", "--preset", "release", "--set", "beems=1"],
+            "scaling-noise has no setting 'beems': did you mean beams?",
+        ),
         (["a\u202eb"], "the prompt holds the control character U+202E"),
         (
             [PROMPT, "--negative-prompt", "a\x07"],

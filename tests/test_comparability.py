@@ -2,10 +2,10 @@
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+from miga_bench.backbones import BACKBONES
 from miga_bench.harness.arms import ArmPlan, as_text, expand
 from miga_bench.harness.prompt_lists import read_wishes
 from miga_bench.harness.report.comparability import comparability, why_not_comparable
@@ -54,8 +54,7 @@ def run_of(name, on="wan2.1-1.3b", model=WAN, **settings):
     plans = expand(ArmPlan(told["method"], told["preset"], own), told.get("arms"), told.get("grid"))
     arms, rows = {}, []
     for arm, plan in plans.items():
-        backbone = SimpleNamespace(name=on, family="wan" if "wan" in on else "videocrafter2")
-        values = resolve(plan.method, backbone, plan.preset, {**plan.settings, **settings})
+        values = resolve(plan.method, BACKBONES[on], plan.preset, {**plan.settings, **settings})
         arms[arm] = Arm(arm, plan.method, describe(values), {})
         frames = 81 if plan.method == "short" else FRAMES[on]
         rows += rows_of(name, arm, frames)

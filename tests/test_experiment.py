@@ -90,7 +90,7 @@ class Place(AnalyticBackbone):
 
     def __init__(self, place):
         super().__init__(BACKBONES[place].family)
-        self.name = place
+        self.name, self.preset = place, BACKBONES[place].preset
 
     @property
     def can_cut(self):

@@ -25,7 +25,7 @@ from miga_bench.export.facts import ExportFacts
 from miga_bench.export.sidecar import Sidecar
 from miga_bench.harness.arms import ArmPlan, expand
 from miga_bench.harness.configurations import read as read_configuration
-from miga_bench.harness.generate import check_names
+from miga_bench.harness.generate import kind_of
 from miga_bench.harness.locks import FileLock
 from miga_bench.harness.prompt_lists import read_wishes
 from miga_bench.harness.request import GenerateRequest, PromptAt
@@ -39,6 +39,7 @@ from miga_bench.harness.tracking.uri import tracking_uri
 from miga_bench.metrics.narrlv.answers import AnswerFile, read_answers
 from miga_bench.metrics.narrlv.quality import read_quality
 from miga_bench.metrics.narrlv.suite import load_suite
+from miga_bench.sampling import resolve
 
 PLAN = Plan(False, "tiny", ("subject_consistency",))
 SUITES = Path(__file__).parents[1] / "miga_bench" / "prompts"
@@ -232,8 +233,9 @@ def test_arms_and_grids(arms, grid):
 @bounded
 @given(texts, texts, st.dictionaries(texts | st.sampled_from(list(SETTINGS)), texts, max_size=3))
 def test_names_and_settings(method, preset, overrides):
-    good_or_one_line(lambda: check_names("tiny-wan", "miga", None, overrides))
-    good_or_one_line(lambda: check_names("tiny-wan", method, preset, overrides))
+    kind = kind_of("tiny-wan", DenoiserChoice())
+    good_or_one_line(lambda: resolve("miga", kind, None, overrides))
+    good_or_one_line(lambda: resolve(method, kind, preset, overrides))
     good_or_one_line(lambda: DenoiserChoice.parse(method))
 
 

@@ -329,6 +329,13 @@ def test_an_embedded_model_that_is_not_installed(monkeypatch, tmp_path):
     assert "not installed" in refusal(lambda: load_backbone("tiny-wan"))
 
 
+def test_a_users_folder_is_no_embedded_model_whatever_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_folder(tmp_path / "tiny-mine")
+    presets = {name: load_backbone(name).preset for name in ("tiny-mine", "tiny-wan")}
+    assert presets == {"tiny-mine": "paper", "tiny-wan": "tiny"}
+
+
 def test_listing_backbones_needs_no_torch():
     """Breaks if `miga-bench list backbones` pays seconds for a table of names."""
     code = "import sys, miga_bench.backbones; sys.exit('torch' in sys.modules)"

@@ -25,12 +25,19 @@ class BackboneEntry:
         where: Its folder, or the id of its repository on the Hugging Face Hub.
         summary: One line for ``miga-bench list backbones``.
         changes: Defaults that its files do not hold.
+        embedded: Whether it comes with the package.
     """
 
     family: str
     where: Path | str
     summary: str
     changes: dict[str, Any] = field(default_factory=dict)
+    embedded: bool = False
+
+    @property
+    def preset(self) -> str:
+        """The preset that methods use where none is named."""
+        return "tiny" if self.embedded else "paper"
 
 
 BACKBONES: dict[str, BackboneEntry] = {
@@ -39,6 +46,7 @@ BACKBONES: dict[str, BackboneEntry] = {
         _TINY / "wan",
         "embedded Wan-family model of a procedural world, 64x64; comes with the package",
         {"height": 64, "width": 64},
+        embedded=True,
     ),
     "wan2.1-1.3b": BackboneEntry(
         "wan",
@@ -50,6 +58,7 @@ BACKBONES: dict[str, BackboneEntry] = {
         _TINY / "videocrafter2",
         "embedded VideoCrafter2-family model of a procedural world, 64x64; comes with the package",
         {"height": 64, "width": 64},
+        embedded=True,
     ),
     "videocrafter2": BackboneEntry(
         "videocrafter2",
@@ -120,7 +129,7 @@ def _load(
         from miga_bench.backbones.wan import load_wan as load
 
     given = {key: value for key, value in changes.items() if value is not None}
-    return load(
+    backbone = load(
         entry.where,
         name=name,
         device=device,
@@ -128,6 +137,8 @@ def _load(
         offload=offload,
         **{**entry.changes, **given},
     )
+    backbone.preset = entry.preset
+    return backbone
 
 
 def _family(where: Path | str) -> str:

@@ -158,6 +158,7 @@ class Backbone(ABC):
         arithmetic: Returns the context of each denoiser call, as automatic mixed precision has one. What
             samplers compute themselves is outside of it; a sampler that calls ``denoiser`` itself enters it.
         denoiser_identity: What runs the denoiser; ``torch`` is the family's own module as it is.
+        preset: The preset that methods use where none is named.
     """
 
     name: str
@@ -170,6 +171,7 @@ class Backbone(ABC):
     meter: Meter | None = None
     arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext
     denoiser_identity: str = "torch"
+    preset: str = "paper"
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Tensor:

@@ -66,7 +66,7 @@ class ExportedBackbone(Backbone):
         self.name, self.family, self.window = facts.name, facts.family, facts.window
         self.latent_shape = LatentShape(*facts.latent_shape)
         self.frame_rate, self.negative_prompt = facts.frame_rate, facts.negative_prompt
-        self.weights_hash = facts.weights_hash
+        self.weights_hash, self.preset = facts.weights_hash, facts.preset
         self._device = _device(choice, device)
         self._answers = dict(facts.defaults or {})
         self._sessions: dict[str, Session] = {}

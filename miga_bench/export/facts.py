@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from miga_bench.backbones import BACKBONES
 from miga_bench.errors import UserError
 from miga_bench.export.request import FACTS, FACTS_FORMAT
 
@@ -66,6 +67,11 @@ class ExportFacts:
             ) from None
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} cannot be used ({error}): export again") from None
+
+    @property
+    def preset(self) -> str:
+        """The preset that methods use where none is named, as with the model that was exported."""
+        return BACKBONES[self.name].preset if self.name in BACKBONES else "paper"
 
     def operations(self, frames: int) -> int:
         """Return the floating point operations of one row of so many latents."""

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from miga_bench.backbones import entry_of
 from miga_bench.backbones.base import Backbone
 from miga_bench.errors import DoesNotFitError, NumericalError, UserError, is_out_of_memory
 from miga_bench.export.choice import DenoiserChoice
+from miga_bench.export.facts import ExportFacts
 from miga_bench.export.opening import open_model
 from miga_bench.harness.flops import FlopMeter
 from miga_bench.harness.provenance import (
@@ -28,10 +29,10 @@ from miga_bench.harness.provenance import (
 from miga_bench.harness.request import DEFAULT_FRAMES, GenerateRequest, PromptAt, check_prompts
 from miga_bench.harness.stop import StopRequested, StopSignals
 from miga_bench.media import Cell, EvenSample, VideoWriter, contact_sheet, count_frames
-from miga_bench.sampling import METHODS, PRESETS, CounterNoise, Short, estimate_windows, resolve
+from miga_bench.sampling import METHODS, CounterNoise, Short, estimate_windows, resolve
 from miga_bench.sampling.base import PassReport, PromptSchedule, Sampler
 from miga_bench.sampling.fitting import ran_out_elsewhere
-from miga_bench.sampling.presets import default_preset, describe
+from miga_bench.sampling.presets import ModelKind, describe
 
 SHEET_FRAMES = 24
 SHEET_COLUMNS = 6
@@ -107,36 +108,30 @@ class GenerateResult:
                 self.record = {**self.record, "status": "failed", "error": str(error)}
 
 
-def check_names(
-    backbone: str, method: str, preset: str | None, overrides: Mapping[str, object]
-) -> None:
-    """Refuse names that no family knows, before anything is loaded.
+def kind_of(backbone: str, denoiser: DenoiserChoice) -> ModelKind:
+    """Return what is known of a model before it is loaded.
 
     Raises:
-        UserError: No family has such a method, preset or setting, or a value is not of its type.
+        UserError: There is no such backbone, or its export cannot be read.
     """
-    errors = []
-    families = sorted({family for table in PRESETS.values() for family in table})
-    for family in families:
-        probe: Any = SimpleNamespace(name=backbone, family=family)
-        try:
-            resolve(method, probe, preset, overrides)
-        except UserError as error:
-            errors.append(error)
-    if len(errors) == len(families):
-        raise errors[-1]
+    root = denoiser.root
+    return entry_of(backbone) if root is None else ExportFacts.read(root)
 
 
 def open_backbone(request: GenerateRequest) -> Backbone:
-    """Load the backbone a request names, once its other names are known to be good for some family.
+    """Load the backbone a request names, once its other names are known to be good.
 
     Raises:
-        UserError: No family has such a method, preset or setting, or the backbone cannot be loaded.
+        UserError: The backbone's family has no such method, preset or setting, or it cannot be loaded.
     """
-    check_names(request.backbone, request.method, request.preset, request.overrides)
+    denoiser = (
+        DenoiserChoice() if request.denoiser is None else DenoiserChoice.parse(request.denoiser)
+    )
+    kind = kind_of(request.backbone, denoiser)
+    resolve(request.method, kind, request.preset, request.overrides)
     return open_model(
         request.backbone,
-        DenoiserChoice() if request.denoiser is None else DenoiserChoice.parse(request.denoiser),
+        denoiser,
         device=request.device,
         dtype=request.dtype,
         offload=request.offload,
@@ -186,7 +181,7 @@ def generate(
                 **result.record,
                 "video": str(request.output),
                 "contact_sheet": str(request.contact_sheet),
-                "preset": request.preset or default_preset(backbone),
+                "preset": request.preset or backbone.preset,
                 "dtype": getattr(backbone, "dtype", None),
                 "offload": request.offload,
                 "lossless": request.lossless,

@@ -17,7 +17,7 @@ from miga_bench.errors import Notice, UserError
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.opening import compile_denoiser, open_model
 from miga_bench.harness.arms import ArmPlan, as_text, expand
-from miga_bench.harness.generate import Video, check_names, length, negative_prompt, prompt_starts
+from miga_bench.harness.generate import Video, kind_of, length, negative_prompt, prompt_starts
 from miga_bench.harness.items import Item
 from miga_bench.harness.made_of import made_of
 from miga_bench.harness.prompt_lists import Wish
@@ -67,7 +67,7 @@ class LongVideoModule(LightningModule):
             onnx+PROVIDER:FOLDER or tensorrt:FOLDER; the last three run what miga-bench export wrote.
 
     Raises:
-        UserError: No family has such a method, preset or setting.
+        UserError: There is no such backbone, or its family has no such method, preset or setting.
     """
 
     def __init__(
@@ -110,9 +110,10 @@ class LongVideoModule(LightningModule):
             experiment = arms is not None or grid is not None
             # a run that is no experiment has one arm, without a name
             self._arms = expand(base, arms, grid) if experiment else {"": base}
+            kind = backbone if isinstance(backbone, Backbone) else kind_of(backbone, self._denoiser)
             for arm, plan in self._arms.items():
                 try:
-                    check_names(self.backbone_name, plan.method, plan.preset, plan.settings)
+                    resolve(plan.method, kind, plan.preset, plan.settings)
                 except UserError as error:
                     raise UserError(f"arm {arm}: {error}" if arm else str(error)) from None
         if isinstance(backbone, Backbone) and self._denoiser.exported:

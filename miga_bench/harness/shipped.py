@@ -31,6 +31,7 @@ def shipped(name: str, on: str) -> dict[str, Any]:
     """
     import yaml  # type: ignore[import-untyped]
 
+    from miga_bench.backbones import BACKBONES
     from miga_bench.harness.configurations import merge
     from miga_bench.sampling.presets import near
 
@@ -43,7 +44,7 @@ def shipped(name: str, on: str) -> dict[str, Any]:
         for folder, stem in (("on", on), ("paper", name))
     )
     kinds = {kind: experiment.pop(kind, {}) for kind in ("embedded", "public")}
-    experiment = merge(experiment, kinds["embedded" if on.startswith("tiny-") else "public"])
+    experiment = merge(experiment, kinds["embedded" if BACKBONES[on].embedded else "public"])
     experiment["run"]["name"] = f"{name}-{on}"
     whole: dict[str, Any] = merge(place, experiment)
     return whole

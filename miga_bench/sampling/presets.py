@@ -23,9 +23,8 @@ import dataclasses
 import math
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
-from miga_bench.backbones.base import Backbone
 from miga_bench.errors import UserError, close_names
 from miga_bench.sampling.base import Sampler
 from miga_bench.sampling.fifo import Fifo
@@ -46,9 +45,16 @@ METHODS: dict[str, type[Sampler]] = {
 }
 
 
-def default_preset(backbone: Backbone) -> str:
-    """Return the preset used when none is named: ``tiny`` on embedded models, else ``paper``."""
-    return "tiny" if backbone.name.startswith("tiny-") else "paper"
+class ModelKind(Protocol):
+    """What of a model decides a method's settings; it is known before the model is loaded."""
+
+    @property
+    def family(self) -> str:
+        """``wan`` or ``videocrafter2``."""
+
+    @property
+    def preset(self) -> str:
+        """The preset that is used where none is named."""
 
 
 def near(name: str, known: typing.Iterable[str]) -> str:
@@ -119,16 +125,16 @@ def _parse(name: str, text: object, kind: Any) -> Any:
 
 def resolve(
     method: str,
-    backbone: Backbone,
+    model: ModelKind,
     preset: str | None = None,
     overrides: Mapping[str, object] | None = None,
 ) -> Any:
-    """Return a method's complete settings on a backbone.
+    """Return a method's complete settings on a model.
 
     Args:
         method: A name in ``METHODS``.
-        backbone: Chooses the family's values and the default preset.
-        preset: A name, or None for the backbone's default.
+        model: The backbone, or what is known of it before it is loaded.
+        preset: A name, or None for the model's default.
         overrides: Settings to change, values as text or as the field's type.
 
     Raises:
@@ -136,8 +142,7 @@ def resolve(
     """
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}: {near(method, METHODS)}")
-    default = default_preset(backbone)
-    values = dict(preset_values(method, backbone.family, preset or default, default))
+    values = dict(preset_values(method, model.family, preset or model.preset, model.preset))
     settings_type = settings_class(METHODS[method])
     kinds = typing.get_type_hints(settings_type)
     for name, value in (overrides or {}).items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 from miga_bench.backbones import BACKBONES
@@ -94,7 +93,6 @@ def _said(value: object) -> str:
 def _paper_arms(key: str, backbone: str) -> dict[str, dict[str, Any]]:
     """Return by arm the method and all settings that the shipped experiment of a table has on a model."""
     out: dict[str, dict[str, Any]] = {}
-    model = SimpleNamespace(name=backbone, family=BACKBONES[backbone].family)
     for name in experiments() if backbone in places() else ():
         whole = shipped(name, backbone)
         if whole["run"]["about"].get("published") != key:
@@ -104,6 +102,6 @@ def _paper_arms(key: str, backbone: str) -> dict[str, dict[str, Any]]:
         base = ArmPlan(told["method"], "paper", settings)
         for arm, plan in expand(base, told.get("arms"), told.get("grid")).items():
             if plan.preset == "paper":
-                values = resolve(plan.method, model, plan.preset, plan.settings)  # type: ignore[arg-type]
+                values = resolve(plan.method, BACKBONES[backbone], plan.preset, plan.settings)
                 out[arm] = {"method": plan.method, **dataclasses.asdict(values)}
     return out
