@@ -463,6 +463,9 @@ def test_settings_are_parsed_and_unknown_names_say_what_is_near():
     backbone = AnalyticBackbone("wan")
     chosen = resolve("miga", backbone, None, {"reflection": "off", "zigzag": "3"})
     assert (chosen.reflection, chosen.zigzag) == ("off", 3)
+    typed = resolve("miga", backbone, None, {"reflection": False, "zigzag": 3, "guidance_scale": 5})
+    assert (typed.reflection, typed.zigzag, repr(typed.guidance_scale)) == ("off", 3, "5.0")
+    assert resolve("miga", backbone, None, {"guidance_to": None}).guidance_to is None
     assert resolve("miga", backbone, "anchored").guidance_reach == "anchor"
     for preset in ("paper", "release"):
         for family in ("wan", "videocrafter2"):
@@ -470,6 +473,11 @@ def test_settings_are_parsed_and_unknown_names_say_what_is_near():
     cases = [
         (("miga", backbone, None, {"zigzg": 1}), "did you mean zigzag"),
         (("miga", backbone, None, {"steps": "many"}), "whole number"),
+        (("miga", backbone, None, {"steps": True}), "steps is 'True': it must be a whole number"),
+        (("miga", backbone, None, {"zigzag": 4.5}), "zigzag is '4.5': it must be a whole number"),
+        (("miga", backbone, None, {"guidance_scale": [5]}), "finite number"),
+        (("fifo", backbone, None, {"lookahead": 2}), "true or false"),
+        (("miga", backbone, None, {"guidance_reach": 1}), "chunks, head, anchor"),
         (("miga", backbone, None, {"guidance_reach": "far"}), "chunks, head, anchor"),
         (("miga", backbone, "papr"), "did you mean paper"),
         (("mega", backbone), "did you mean miga"),

@@ -88,13 +88,14 @@ def preset_values(method: str, family: str, preset: str, default: str) -> Values
     return {**values, "guidance_reach": "anchor"}
 
 
-def _parse(name: str, text: object, kind: Any) -> Any:
-    """Turn a setting's text into its field's type."""
+def _parse(name: str, value: object, kind: Any) -> Any:
+    """Turn a setting's value into its field's type, with one rule for text and for what YAML makes of it."""
     optional = type(None) in typing.get_args(kind)  # a setting that may be left to the backbone
-    if text is None and not optional:
-        raise UserError(f"{name} is None: give it a value, or leave it out")
-    if not isinstance(text, str):
-        return text
+    if value is None:
+        if not optional:
+            raise UserError(f"{name} is None: give it a value, or leave it out")
+        return None
+    text = str(value)
     if optional:
         (kind,) = (inner for inner in typing.get_args(kind) if inner is not type(None))
     choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
@@ -103,14 +104,14 @@ def _parse(name: str, text: object, kind: Any) -> Any:
         if name == "reflection":
             word = {"on": "continuous", "true": "continuous", "false": "off"}.get(word, word)
         if word not in choices:
-            raise UserError(f"{name} is {text!r}: it must be one of {', '.join(choices)}")
+            raise UserError(f"{name} is {text[:40]!r}: it must be one of {', '.join(choices)}")
         return word
     if kind is bool:
         words = dict.fromkeys(("true", "on", "yes", "1"), True) | dict.fromkeys(
             ("false", "off", "no", "0"), False
         )
         if word not in words:
-            raise UserError(f"{name} is {text!r}: it must be true or false")
+            raise UserError(f"{name} is {text[:40]!r}: it must be true or false")
         return words[word]
     try:
         number = kind(word)
@@ -135,7 +136,7 @@ def resolve(
         method: A name in ``METHODS``.
         model: The backbone, or what is known of it before it is loaded.
         preset: A name, or None for the model's default.
-        overrides: Settings to change, values as text or as the field's type.
+        overrides: Settings to change, values as text or as the field's type; ``reflection`` may be false.
 
     Raises:
         UserError: A name is unknown, or a value is not of its setting's type.
