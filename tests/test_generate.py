@@ -12,6 +12,7 @@ import pytest
 import torch
 from simple_backbone import SimpleBackbone
 
+from miga_bench.backbones.base import Backbone
 from miga_bench.errors import UserError
 from miga_bench.harness import generate as page
 from miga_bench.harness.generate import Watcher, generate
@@ -66,6 +67,12 @@ def test_video_sheet_and_record(tmp_path):
     assert cost["nfe"] == 2 * cost["windows"] > 0
     assert {"base", "growth", "stage1", "stage2", "decode", "write"} <= set(cost["seconds"])
     assert cost["total_seconds"] == pytest.approx(sum(cost["seconds"].values()), abs=0.05)
+
+
+def test_the_interface_has_all_that_records_and_items_ask():
+    """Breaks if a type checker would not know what is asked of every backbone."""
+    asked = {"negative_prompt": "", "dtype": None, "weights_hash": None, "configuration_hash": None}
+    assert {name: getattr(Backbone, name) for name in asked} == asked
 
 
 def test_same_request_gives_the_same_bytes_and_another_seed_others(tmp_path):

@@ -159,6 +159,10 @@ class Backbone(ABC):
             samplers compute themselves is outside of it; a sampler that calls ``denoiser`` itself enters it.
         denoiser_identity: What runs the denoiser; ``torch`` is the family's own module as it is.
         preset: The preset that methods use where none is named.
+        negative_prompt: What guidance steers away from where no text is given.
+        dtype: Type of the denoiser's weights, as torch names it; None is not known.
+        weights_hash: SHA-256 of the weights; None if the model gives none.
+        configuration_hash: SHA-256 of what else decides a video; None if the name says it all.
     """
 
     name: str
@@ -172,6 +176,10 @@ class Backbone(ABC):
     arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext
     denoiser_identity: str = "torch"
     preset: str = "paper"
+    negative_prompt: str = ""
+    dtype: str | None = None
+    weights_hash: str | None = None
+    configuration_hash: str | None = None
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Tensor:

@@ -32,7 +32,6 @@ class LoadedBackbone(Backbone):
     A family sets the attributes in its constructor.
 
     Attributes:
-        negative_prompt: The default text of the unconditional half of guidance.
         defaults: All it was loaded with that its weights do not say, a dataclass.
         source: The model on disk.
         vae: The shared autoencoder; sessions read it and change nothing.
@@ -40,7 +39,6 @@ class LoadedBackbone(Backbone):
     """
 
     denoiser: Any
-    negative_prompt: str
     defaults: Any
     source: Any
     vae: Any
@@ -138,19 +136,21 @@ class LoadedBackbone(Backbone):
         """Where the denoiser runs, as torch names it."""
         return str(self._residence.device)
 
+    # Attributes in the interface, where a user's backbone sets them; here they follow from what was loaded.
+
     @property
-    def dtype(self) -> str:
+    def dtype(self) -> str:  # type: ignore[override]
         """Type of the denoiser's weights, as torch names it."""
         return str(self._dtype).removeprefix("torch.")
 
     @cached_property
-    def weights_hash(self) -> str:
+    def weights_hash(self) -> str:  # type: ignore[override]
         """SHA-256 over the denoiser's and the autoencoder's weight files; made when first asked."""
         digest: str = self.source.weights_hash()
         return digest
 
     @cached_property
-    def configuration_hash(self) -> str | None:
+    def configuration_hash(self) -> str | None:  # type: ignore[override]
         """SHA-256 over what decides a video beside ``weights_hash``; None for a model that has a name.
 
         It covers window, rates, shift or schedule, the networks' configurations, tokenizer and text encoder.

@@ -66,7 +66,6 @@ class VideoCrafter2Backbone(LoadedBackbone):
     """A VideoCrafter2 text-to-video model.
 
     Attributes:
-        negative_prompt: The default text of the unconditional half of guidance.
         defaults: All it was loaded with, ``reading``'s answers included.
         vae: The shared autoencoder; sessions read it and change nothing.
         text: Tokenizer, encoder and cache of embeddings.

@@ -58,7 +58,6 @@ class WanBackbone(LoadedBackbone):
     """A Wan2.1 text-to-video model.
 
     Attributes:
-        negative_prompt: The default text of the unconditional half of guidance.
         flow_shift: Timestep shift of its schedules.
         vae: The shared autoencoder; sessions read it and change nothing.
         text: Tokenizer, encoder and cache of embeddings.

@@ -44,8 +44,6 @@ class ExportedBackbone(Backbone):
 
     Attributes:
         facts: What the folder knows of it.
-        negative_prompt: The default text of the unconditional half of guidance.
-        weights_hash: Of the weights that were exported.
         frame_size: Height and width of the frames.
 
     Args:
@@ -111,7 +109,7 @@ class ExportedBackbone(Backbone):
         return TorchParts(self.facts, " and no ".join(missing), self._device) if missing else None
 
     @cached_property
-    def configuration_hash(self) -> str:
+    def configuration_hash(self) -> str:  # type: ignore[override]
         """SHA-256 over what decides a video beside ``weights_hash`` and the denoiser's graph.
 
         That is the facts (schedule, rates, window), the tokenizer, and text encoder and autoencoder: as

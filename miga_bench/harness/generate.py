@@ -182,7 +182,7 @@ def generate(
                 "video": str(request.output),
                 "contact_sheet": str(request.contact_sheet),
                 "preset": request.preset or backbone.preset,
-                "dtype": getattr(backbone, "dtype", None),
+                "dtype": backbone.dtype,
                 "offload": request.offload,
                 "lossless": request.lossless,
             }
@@ -378,7 +378,7 @@ class Video:
                 "family": backbone.family,
                 "window": backbone.window,
                 "latent_shape": list(backbone.latent_shape),
-                "weights_hash": getattr(backbone, "weights_hash", None),
+                "weights_hash": backbone.weights_hash,
                 "denoiser": backbone.denoiser_identity,
             },
             "cost": {
@@ -440,10 +440,7 @@ def prompt_starts(prompts: Sequence[PromptAt], backbone: Backbone) -> tuple[int,
 
 def negative_prompt(given: str | None, backbone: Backbone) -> str:
     """Return what guidance steers away from: the given text, or the backbone's own."""
-    if given is not None:
-        return given
-    default: str = getattr(backbone, "negative_prompt", "")
-    return default
+    return backbone.negative_prompt if given is None else given
 
 
 def _frames_on_disk(path: Path) -> int:

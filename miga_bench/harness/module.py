@@ -237,13 +237,13 @@ class LongVideoModule(LightningModule):
         own = self.backbone.denoiser_identity
         common: dict[str, Any] = {
             "backbone": self.backbone.name,
-            "weights_hash": getattr(self.backbone, "weights_hash", None),
+            "weights_hash": self.backbone.weights_hash,
             "precision": str(self._trainer_precision),
             "height": height,
             "width": width,
             "lossless": self._lossless,
             "denoiser": None if own == "torch" else own,
-            "configuration_hash": getattr(self.backbone, "configuration_hash", None),
+            "configuration_hash": self.backbone.configuration_hash,
         }
         out = {}
         readings: dict[str, str] = {}

@@ -115,7 +115,7 @@ class Preflight:
         backbone = self.model.backbone
         parts = (getattr(backbone.denoiser, "network", None), getattr(backbone, "vae", None))
         size = sum(_bytes(part) for part in parts if isinstance(part, nn.Module))
-        digest = getattr(backbone, "weights_hash", None)
+        digest = backbone.weights_hash
         self.facts["backbone"] = {
             "name": backbone.name,
             "weights_bytes": size,
