@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,31 @@ def test_nobody_imports_back_up():
             if command or not (inside or free):
                 wrong.append(f"{importer} imports {name}")
     assert not wrong
+
+
+# What only comparisons with others' code import; each says itself how it is installed.
+ASKED_FOR = {"clip", "dreamsim", "vbench"}
+
+
+def test_what_is_imported_is_declared():
+    """An undeclared package is there only as long as another one needs it."""
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = itertools.chain(stated["dependencies"], *stated["optional-dependencies"].values())
+    declared = {re.match(r"[\w-]+", one)[0].lower().replace("_", "-") for one in wanted}
+    found = set()
+    for path in (ROOT / "miga_bench").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module.split(".")[0])
+    homes = packages_distributions()
+    undeclared = {
+        name
+        for name in found - sys.stdlib_module_names - ASKED_FOR - {"miga_bench"}
+        if not declared & {home.lower().replace("_", "-") for home in homes.get(name, [name])}
+    }
+    assert not undeclared
 
 
 def test_version_is_stated_once():
