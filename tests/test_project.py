@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import tomllib
+from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -81,6 +82,22 @@ def test_nobody_imports_back_up():
             if command or not (inside or free):
                 wrong.append(f"{importer} imports {name}")
     assert not wrong
+
+
+def test_imports_go_in_no_circle():
+    """The table of backbones is left out: it imports a family when it loads one, and families look names up."""
+    package = ROOT / "miga_bench"
+    paths = {
+        ".".join(path.relative_to(package).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in package.rglob("*.py")
+    }
+    table = paths.keys() - {"backbones"}
+    graph = {
+        name: {one if one in paths else one.rpartition(".")[0] for one in imports(paths[name])}
+        & (table - {name})
+        for name in table
+    }
+    TopologicalSorter(graph).prepare()  # raises a CycleError that names the circle
 
 
 # What only comparisons with others' code import; each says itself how it is installed.

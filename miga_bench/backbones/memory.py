@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from miga_bench.backbones.base import HEADROOM
-
-if TYPE_CHECKING:
-    from miga_bench.backbones.base import Backbone
-    from miga_bench.backbones.wan import WanBackbone
+from miga_bench.backbones.base import HEADROOM, Backbone
 
 CPU_WINDOWS = 8
 MOST_WINDOWS = 64
@@ -48,15 +43,6 @@ def attention_bytes(tokens: int, width: int, element: int, copies: float) -> int
         copies: The method's own tensors of an output's shape, in float32.
     """
     return int(tokens * width * (6 * element + 4 * copies))
-
-
-def clip_bytes(backbone: WanBackbone, frames: int, copies: float) -> int:
-    """Return about the memory of one row of a denoiser call; see ``Backbone.clip_bytes``."""
-    tokens, width, feed_forward, element = _measures(backbone)
-    return max(
-        window_bytes(frames * tokens, width, feed_forward, element),
-        attention_bytes(frames * tokens, width, element, copies),
-    )
 
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
@@ -99,15 +85,3 @@ def default_batch(backbone: Backbone) -> int:
     if free is None:  # not known: nothing but the user's own batch is a better guess
         return CPU_WINDOWS
     return max(1, min(most, int(HEADROOM * free / (2 * (row or 1)))))
-
-
-def _measures(backbone: WanBackbone) -> tuple[int, int, int, int]:
-    """Return tokens of a frame, model width, hidden width and bytes of a number."""
-    transformer = backbone.denoiser.transformer
-    config, shape = transformer.config, backbone.latent_shape
-    return (
-        shape.height * shape.width // (config.patch_size[1] * config.patch_size[2]),
-        config.num_attention_heads * config.attention_head_dim,
-        config.ffn_dim,
-        transformer.patch_embedding.weight.element_size(),
-    )

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from miga_bench.backbones import memory
 from miga_bench.backbones.base import LatentShape
 from miga_bench.backbones.loaded import LoadedBackbone, text_side
-from miga_bench.backbones.memory import clip_bytes
 from miga_bench.backbones.residence import Residence, join_defaults, pick_device, pick_dtype
 from miga_bench.backbones.schedule import Schedule, flow_schedule
 from miga_bench.backbones.solvers import Solver, UniPC
@@ -156,7 +156,15 @@ class WanBackbone(LoadedBackbone):
 
     def clip_bytes(self, frames: int, copies: float = 0.0) -> int:
         """Return about how much memory one row of a denoiser call takes; see ``Backbone``."""
-        return clip_bytes(self, frames, copies)
+        transformer, shape = self.denoiser.transformer, self.latent_shape
+        config, element = transformer.config, transformer.patch_embedding.weight.element_size()
+        width = config.num_attention_heads * config.attention_head_dim
+        _, patch_height, patch_width = config.patch_size
+        tokens = frames * (shape.height * shape.width // (patch_height * patch_width))
+        return max(
+            memory.window_bytes(tokens, width, config.ffn_dim, element),
+            memory.attention_bytes(tokens, width, element, copies),
+        )
 
 
 def make_text(
