@@ -92,7 +92,7 @@ class PlainLines:
 
         Args:
             what: What is done so far, in words.
-            done: The share of ``total`` that is done.
+            done: How much of ``total`` is done.
             total: All there is to do; None where nobody knows.
         """
         now = self._clock()

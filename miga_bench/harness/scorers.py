@@ -192,7 +192,7 @@ class WorldScores(ItemScorer):
         return frozenset(["world/"])
 
     def score(self, video: Path, item: Item) -> Found:
-        """Read every frame, once; memory does not depend on how many there are."""
+        """Read every frame once, and keep a few numbers of each; pictures only of the opening."""
         from miga_bench.backbones.tiny.drift import DriftMeter
         from miga_bench.backbones.tiny.grammar import parse_caption
         from miga_bench.harness.score_sources import TruncatedError, find_videos

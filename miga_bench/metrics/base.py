@@ -89,7 +89,6 @@ class VideoScore(Metric):
     terms: Terms
     _networks: dict[str, Network] = {}  # noqa: RUF012 - a score with networks has its own
     _prompt: str | None
-    _fps: float | None
     _size: tuple[int, ...] | None
     _frames: int
     _count: int
@@ -166,7 +165,7 @@ class VideoScore(Metric):
         if self._open is not None:
             raise RuntimeError(f"{self.label}: begin() before end() of the video before")
         self._open = _keys(prompt, video_id)
-        self._prompt, self._fps = prompt, fps
+        self._prompt = prompt
         self._reset_video()
 
     def extend(self, frames: Tensor) -> None:

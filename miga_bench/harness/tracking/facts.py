@@ -179,7 +179,7 @@ def _drift(rows: Sequence[Row]) -> dict[str, Points]:
         bins: dict[int, list[float]] = {}
         for row in rows:
             for first, last, mean in row.series.get(label, ()):
-                if mean is not None and mean == mean:
+                if mean is not None:
                     bins.setdefault(int(first + last) // 2, []).append(mean)
         curves[f"drift/{name}"] = [(step, fmean(bins[step])) for step in sorted(bins)]
     return curves
