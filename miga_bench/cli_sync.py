@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from miga_bench.harness.tracking.uri import shown, tracking_uri
 
     if args.videos_mib < 0:
-        raise UserError(f"--videos-mib is {args.videos_mib}: it is 0 or more")
+        raise UserError(f"--videos-mib is {args.videos_mib}: it must be 0 or more")
     if not args.experiment.strip():
         raise UserError("--experiment is empty: give the group of runs a name")
     folders = [folder.resolve() for folder in args.runs]

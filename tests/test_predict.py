@@ -121,7 +121,7 @@ def refused(capsys, *arguments):
         (["--data.prompts", "none.txt"], "cannot read none.txt"),
         (["--run.name", "../up"], "run.name is '../up'"),
         (["--run.fail_on_error", "1.5"], "run.fail_on_error is 1.5"),
-        (["--run.window_parallel", "0"], "run.window_parallel is 0: it divides"),
+        (["--run.window_parallel", "0"], "run.window_parallel is 0: it must divide"),
         (["--run.window_parallel", "2"], "which is 1 (trainer.devices times trainer.num_nodes)"),
         (
             ["--model.metrics", "[{class_path: StoryScores, init_args: {judgee: 3}}]"],

@@ -407,7 +407,7 @@ def test_families_of_arms(name, axis, family):
         (["first", "first"], "given twice"),
         (["first", "-o", "full"], "full has report.md: choose another folder, or --force"),
         (["first", "-o", "file"], "file is a file"),
-        (["first", "--prompts-shown", "-1"], "--prompts-shown -1: it is 0 or more"),
+        (["first", "--prompts-shown", "-1"], "--prompts-shown -1: it must be 0 or more"),
         (
             ["first", "--baseline", "fiffo"],
             "first has no arm 'fiffo': did you mean fifo? known: fifo, miga",

@@ -392,7 +392,7 @@ def test_wrong_input_is_one_line(tmp_path, capsys):
         ([str(tmp_path / "none")], "is no run: it has no run.yaml"),
         ([str(folder), "--uri", "mlruns"], "it is http://HOST:PORT"),
         ([str(folder), "--experiment", " "], "--experiment is empty"),
-        ([str(folder), "--videos-mib", "-1"], "it is 0 or more"),
+        ([str(folder), "--videos-mib", "-1"], "--videos-mib is -1: it must be 0 or more"),
     ):
         assert main(["sync", *arguments]) == 2
         out, err = capsys.readouterr()

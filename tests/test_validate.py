@@ -121,7 +121,7 @@ def test_a_run_that_would_be_refused(look, tmp_path, capsys):
         (["--model.settings.zigzag", 99], "settings", "zigzag is 99: it must be from 1 to"),
         (["--trainer.precision", "64-true"], "backbone", "trainer.precision 64-true"),
         (["--trainer.accelerator", "tpu"], "configuration", ""),
-        (["--run.window_parallel", 2], "configuration", "run.window_parallel is 2: it divides"),
+        (["--run.window_parallel", 2], "configuration", "run.window_parallel is 2: it must divide"),
         (
             ["--model.method", "freelong", "--model.settings", "null", "--data.prompts", TURNING],
             "settings",

@@ -180,7 +180,9 @@ class VideoCrafterUNet(UNet3DConditionModel):
         """
         batch, _, frames, rows, _ = latents.shape
         if not 0 <= cut <= frames:
-            raise ValueError(f"cut is {cut}: it lies between 0 and the window's {frames} frames")
+            raise ValueError(
+                f"cut is {cut}: it must lie between 0 and the window's {frames} frames"
+            )
         if timesteps.dim() == 1:
             timesteps = timesteps[:, None].expand(batch, frames)
         net: Any = self

@@ -37,10 +37,10 @@ class DenoiserChoice:
         near = close_names(kind, ("torch", "compile", "onnx", "tensorrt"), most=1)
         if kind not in ("torch", "compile", "onnx", "tensorrt"):
             hint = f"did you mean {near[0]}? " if near else ""
-            raise UserError(f"unknown denoiser {text!r}: {hint}it is {FORMS}")
+            raise UserError(f"unknown denoiser {text!r}: {hint}it must be {FORMS}")
         if kind in ("torch", "compile"):
             if colon or plus:
-                raise UserError(f"denoiser {text!r}: {kind} stands alone; it is {FORMS}")
+                raise UserError(f"denoiser {text!r}: {kind} stands alone; it must be {FORMS}")
             return cls(kind)
         if plus and (kind != "onnx" or provider not in PROVIDERS):
             raise UserError(

@@ -168,7 +168,7 @@ class Lora:
             if alpha is not None:
                 if alpha.numel() != 1:
                     raise UserError(
-                        f"--lora {self.path}: the alpha of {key} is {list(alpha.shape)}: it is one number"
+                        f"--lora {self.path}: the alpha of {key} is {list(alpha.shape)}: it must be one number"
                     )
                 tensor = tensor.float() * (float(alpha) / tensor.shape[1])
             if not (found and found[2]):

@@ -87,7 +87,7 @@ class OnnxRequest:
         ):
             unknown = [name for name in given if name not in names]
             if unknown:
-                raise UserError(f"{option} {unknown[0]}: it is a list of {', '.join(names)}")
+                raise UserError(f"{option} {unknown[0]}: it must be a list of {', '.join(names)}")
         if not self.parts:
             raise UserError(f"--parts is empty: name some of {', '.join(PARTS)}")
         for option, size, least in (
@@ -97,7 +97,7 @@ class OnnxRequest:
             ("--width", self.width, 1),
         ):
             if size is not None and size < least:
-                raise UserError(f"{option} {size}: it is at least {least}")
+                raise UserError(f"{option} {size}: it must be at least {least}")
         if self.lora is not None and not self.lora.is_file():
             raise UserError(f"--lora {self.lora}: there is no such file")
         check_output(self.output, self.overwrite)

@@ -44,7 +44,7 @@ def export_triton(
     sidecar.check()
     name = name or re.sub(r"[^\w.-]+", "-", str(sidecar.backbone["name"])).strip("-.")
     if not re.fullmatch(r"\w[\w.-]*", name):
-        raise UserError(f"--name {name!r}: it is made of letters, digits, '-', '_' and '.'")
+        raise UserError(f"--name {name!r}: it must be made of letters, digits, '-', '_' and '.'")
     model = repository / name
     if model.exists():
         if not overwrite:

@@ -51,12 +51,10 @@ class Run:
 
     def __init__(self, root: Path, name: str, fail_on_error: bool | float = True) -> None:
         if not NAME.fullmatch(name) or name == "items":
-            raise UserError(
-                f"run.name is {name!r}: a folder's name is {NAME_RULE}, and not 'items'"
-            )
+            raise UserError(f"run.name is {name!r}: it must be of {NAME_RULE}, and not 'items'")
         if not 0 <= fail_on_error <= 1:
             raise UserError(
-                f"run.fail_on_error is {fail_on_error}: it is true, false or a share between 0 and 1"
+                f"run.fail_on_error is {fail_on_error}: it must be true, false or a share between 0 and 1"
             )
         self.store, self.folder = Store(root), root / name
         self.fail_on_error = fail_on_error

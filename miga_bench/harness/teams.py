@@ -46,7 +46,7 @@ def check_size(size: int, world: int) -> None:
     if size < 1 or world % size:
         good = [str(k) for k in range(1, world + 1) if world % k == 0]
         raise UserError(
-            f"run.window_parallel is {size}: it divides the number of processes, which is {world}"
+            f"run.window_parallel is {size}: it must divide the number of processes, which is {world}"
             f" (trainer.devices times trainer.num_nodes); it may be {', '.join(good)}"
         )
 

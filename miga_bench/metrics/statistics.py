@@ -190,7 +190,9 @@ def _grouped(
 ) -> tuple[Groups, int]:
     """Return (weight, value) of each cluster without NaN values, and how many NaN there were."""
     if not 0 < level < 1:
-        raise UserError(f"a confidence level of {level}: it lies between 0 and 1; 0.95 is usual")
+        raise UserError(
+            f"a confidence level of {level}: it must lie between 0 and 1; 0.95 is usual"
+        )
     weights = [1.0] * len(numbers) if weights is None else weights
     if not len(numbers) == len(names) == len(weights):
         raise UserError(

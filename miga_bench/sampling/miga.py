@@ -174,7 +174,9 @@ def check_miga(s: MigaSettings, backbone: Backbone, length: int | None) -> None:
     # far above the exit, and must judge twice before that: the first time only records.
     above = GROWTH_ENDS + 2 if s.reflection == "growth" else 1
     lowest = clean + s.stage2_steps + s.reference_chunks + above
-    require(s.reference_chunks >= 1, f"reference_chunks is {s.reference_chunks}: at least 1")
+    require(
+        s.reference_chunks >= 1, f"reference_chunks is {s.reference_chunks}: it must be at least 1"
+    )
     require(s.candidates >= 1, f"candidates is {s.candidates}: a search needs at least 1")
     require(
         math.isfinite(s.reflection_threshold),

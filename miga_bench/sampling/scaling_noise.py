@@ -91,7 +91,7 @@ def check_scaling_noise(s: ScalingNoiseSettings, backbone: Backbone, length: int
     refuse_cache(s, "scaling-noise", "has several versions of the same frames in its beams")
     require(s.beams >= 1, f"beams is {s.beams}: at least 1 must be kept")
     require(s.candidates >= 1, f"candidates is {s.candidates}: each beam needs at least 1")
-    require(0 <= s.greedy <= 1, f"greedy is {s.greedy}: it is a probability, from 0 to 1")
+    require(0 <= s.greedy <= 1, f"greedy is {s.greedy}: it must be a probability, from 0 to 1")
     require(s.lag >= 0, f"lag is {s.lag}: it must be at least 0 latents")
     names = get_args(ProposalName)
     require(

@@ -360,7 +360,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
         (["tiny-wan", "-o", "out", "--precision", "int8"], "exported in fp32, fp16, bf16"),
         (["tiny-wan", "-o", "out", "--dynamic", "height"], "--dynamic height"),
         (["tiny-wan", "-o", "out", "--parts", "unet"], "--parts unet"),
-        (["tiny-wan", "-o", "out", "--frames", "1"], "--frames 1: it is at least 2"),
+        (["tiny-wan", "-o", "out", "--frames", "1"], "--frames 1: it must be at least 2"),
         (["tiny-wan", "-o", "out", "--height", "60"], "nearest size is"),
         (["tiny-wan", "-o", "out", "--lora", "none.safetensors"], "there is no such file"),
         (["tiny-wan", "-o", "taken"], "add --force"),

@@ -190,7 +190,7 @@ def test_a_build_can_be_interrupted(rtx, export):
         ),
         (options("sm89"), "--compute-capability 'sm89' is not of the form 8.9"),
         (options(refittable=True), "--refittable needs a GPU to build"),
-        (options(level=6), "--builder-level is 6: it is 0 (quick) to 5 (thorough)"),
+        (options(level=6), "--builder-level is 6: it must be from 0 (quick) to 5 (thorough)"),
         (options(profiles=("height=2",)), "no free size 'height': it has batch, frames"),
     ],
 )

@@ -232,7 +232,7 @@ def test_a_wrong_budget_is_one_line(tmp_path):
     with pytest.raises(UserError, match="build it with --weight-streaming"):
         TensorRTDenoiser(there, "cpu", fps=8, weight_budget=100)
     there.engine.streamable_weights_size = 1000
-    with pytest.raises(UserError, match="-1 bytes: it is 0 or more"):
+    with pytest.raises(UserError, match="-1 bytes: it must be 0 or more"):
         TensorRTDenoiser(there, "cpu", fps=8, weight_budget=-1)
 
 

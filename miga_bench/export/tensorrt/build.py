@@ -67,7 +67,9 @@ def build(folder: Path, library: Library, options: Options, say: Say) -> list[di
         ExportError: The library failed; engines built before remain.
     """
     if options.level not in LEVELS:
-        raise UserError(f"--builder-level is {options.level}: it is 0 (quick) to 5 (thorough)")
+        raise UserError(
+            f"--builder-level is {options.level}: it must be from 0 (quick) to 5 (thorough)"
+        )
     capabilities = _capabilities(library, options)
     sidecar = Sidecar.read(folder, GRAPH)
     profiles = [Profile.parse(text, sidecar.inputs) for text in options.profiles]

@@ -324,7 +324,7 @@ class TensorRTDenoiser:
                 )
             return
         if budget is not None and budget < 0:
-            raise UserError(f"the weight budget is {budget} bytes: it is 0 or more")
+            raise UserError(f"the weight budget is {budget} bytes: it must be 0 or more")
         chosen = engine.get_weight_streaming_automatic_budget() if budget is None else budget
         engine.weight_streaming_budget_v2 = min(chosen, engine.streamable_weights_size)
         # weights that come from main memory during a call cannot be part of a recorded graph

@@ -37,7 +37,7 @@ class ReportRequest:
             UserError: A number is out of range, a run is given twice, or the output exists.
         """
         if self.prompts_shown < 0:
-            raise UserError(f"--prompts-shown {self.prompts_shown}: it is 0 or more")
+            raise UserError(f"--prompts-shown {self.prompts_shown}: it must be 0 or more")
         seen = set()
         for run in self.runs:
             if run.resolve() in seen:

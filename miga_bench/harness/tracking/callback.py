@@ -49,7 +49,7 @@ class Tracking(Callback):
         if not experiment.strip():
             raise UserError("tracking.experiment is empty: give the group of runs a name")
         if videos_mib < 0:
-            raise UserError(f"tracking.videos_mib is {videos_mib}: it is 0 or more")
+            raise UserError(f"tracking.videos_mib is {videos_mib}: it must be 0 or more")
         self.enabled = uri is not None if enabled is None else enabled
         if self.enabled:
             tracking_uri(uri, Path())  # a wrong one is refused before anything is made
