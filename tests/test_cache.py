@@ -283,7 +283,7 @@ def test_a_call_that_does_not_fit_is_made_again_in_parts():
     tight, whole, parts = BlockBackbone(), [], []
     expected = small(cache=0.1, callback=whole.append)
     tight.denoiser.most = 3
-    with pytest.warns(Notice, match="with 3 a call"):
+    with pytest.warns(Notice, match="with 3 per call"):
         found = small(tight, cache=0.1, callback=parts.append)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert (parts[-1].skipped, parts[-1].nfe) == (whole[-1].skipped, whole[-1].nfe)
@@ -451,13 +451,13 @@ def test_methods_that_take_none_say_so_before_they_work(method):
 
 def test_denoisers_that_take_none_say_so_before_they_work(wan):
     foreign = AnalyticBackbone("wan", window=8)
-    with pytest.raises(UserError, match="takes none, one in PyTorch that is not compiled does"):
+    with pytest.raises(UserError, match="needs an uncompiled PyTorch denoiser"):
         estimate_windows(Fifo(FifoSettings(12, 3.0, cache=0.1)), foreign, 9)
     sampler = Fifo(settings("fifo", wan, cache=0.1))
     assert wan.can_cache
     wan.denoiser.network.compile(backend=lambda *_: pytest.fail("it was compiled"))
     try:
-        with pytest.raises(UserError, match="takes none, one in PyTorch that is not compiled does"):
+        with pytest.raises(UserError, match="needs an uncompiled PyTorch denoiser"):
             estimate_windows(sampler, wan, 9)
     finally:
         wan.denoiser.network._compiled_call_impl = None

@@ -455,7 +455,7 @@ def test_what_ranks_find_wrong_is_said_once_by_rank_0(tmp_path, lacking):
     assert [len(each) for each in lines] == [1, 0]
     expected = {
         "all": "miga-bench: prompt p001",
-        "odd": "miga-bench: process 1: it would make other videos than process 0",
+        "odd": "miga-bench: process 1: this process would make different videos from process 0",
     }.get(lacking, expected)
     assert lines[0][0].startswith(expected)
     assert not (tmp_path / "run" / "run.yaml").exists()

@@ -69,7 +69,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_video_is_the_same(tmp_path,
     assert [rows for rows in tight.asked if rows > 2] == [6, 3]
     lines = [str(one.message) for one in said if issubclass(one.category, Notice)]
     assert len(lines) == 2
-    assert "ran out at a denoiser call of 6 rows: the video goes on with 3 a call" in lines[0]
+    assert "in a denoiser call of 6 rows: the video goes on with 3 per call" in lines[0]
     assert result.record["cost"]["nfe"] == whole.record["cost"]["nfe"]
     tight.asked.clear()  # nor is it in the next video
     generate(request(tmp_path, lossless=True, overwrite=True), backbone=tight)
@@ -84,7 +84,7 @@ def test_not_even_a_row_fits(tmp_path, monkeypatch, capsys):
     out, err = capsys.readouterr()
     last = err.splitlines()[-1]
     assert (code, json.loads(out.splitlines()[-1])["status"]) == (1, "failed")
-    assert last.startswith("miga-bench: memory of cpu ran out at a denoiser call of a single row")
+    assert last.startswith("miga-bench: out of memory on cpu in a denoiser call of a single row")
     assert "choose a smaller --height" in last
     assert last.endswith("nothing was kept")
     assert list(tmp_path.iterdir()) == []
@@ -119,7 +119,7 @@ def test_memory_that_runs_out_while_decoding_keeps_the_video_so_far(
     video = tmp_path / "out.mp4"
     assert main(["generate", "a", "-o", str(video), "--frames", "45", "--quiet", *settings]) == 1
     out, err = capsys.readouterr()
-    assert err.startswith("miga-bench: memory of cpu ran out outside of the denoiser")
+    assert err.startswith("miga-bench: out of memory on cpu while ")
     assert err.endswith(f"; {video} keeps 9 frames\n")
     assert json.loads(out)["status"] == "failed"
     assert count_frames(video) == json.loads((tmp_path / "out.json").read_text())["frames"] == 9
@@ -129,9 +129,7 @@ def test_memory_that_runs_out_while_decoding_keeps_the_video_so_far(
 def test_memory_that_runs_out_for_the_texts_is_one_line(tmp_path, monkeypatch):
     backbone = SimpleBackbone()
     monkeypatch.setattr(backbone, "encode", lambda texts: ERRORS["gpu"]())
-    with pytest.raises(
-        DoesNotFitError, match="ran out outside of the denoiser, where texts"
-    ) as error:
+    with pytest.raises(DoesNotFitError, match="while encoding the text") as error:
         generate(request(tmp_path), backbone=backbone)
     assert "MIGA_BENCH_CACHE" in str(error.value)
     assert "--height" not in str(error.value), "which no text encoder minds"
@@ -143,7 +141,7 @@ def test_each_process_of_a_team_makes_its_own_rows_fit():
     backbone = TightBackbone(2)
     share = FittingDenoiser(backbone.denoiser)
     rows = torch.randn(7, 3, 2, 4, 4), torch.full((7, 2), 500.0), torch.zeros(7, 1, 1)
-    with pytest.warns(Notice, match="goes on with 2 a call"):
+    with pytest.warns(Notice, match="goes on with 2 per call"):
         found = share(*rows)
     assert backbone.asked == [7, 4, 2, 2, 2, 1]
     torch.testing.assert_close(found, TightBackbone(99).denoiser(*rows))

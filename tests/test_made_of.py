@@ -48,5 +48,5 @@ def test_processes_that_would_make_other_videos_are_refused(monkeypatch):
         if first == ["k1", "k2"]:
             ranks.same_everywhere(None, ["k1", "k2"])
         else:
-            with pytest.raises(UserError, match="it would make other videos than process 0"):
+            with pytest.raises(UserError, match="would make different videos from process 0"):
                 ranks.same_everywhere(None, ["k1", "k2"])

@@ -100,8 +100,8 @@ def ddpm_schedule(
             place = bisect(STOCK_STEPS, steps)
             near = " or ".join(map(str, STOCK_STEPS[max(place - 1, 0) : place + 1]))
             raise UserError(
-                f"steps is {steps}: the grid stock counts 1000 training steps by a whole number, so steps must"
-                f" divide them; take {near}, or grid=even"
+                f"steps is {steps}: grid=stock needs a number of steps that divides 1000; use {near}, or"
+                " grid=even"
             )
         training_steps = torch.arange(0, 1000, 1000 // steps) + 1
     scale = torch.cat([torch.linspace(1, 0.7, 400), torch.full((600,), 0.7)]).double()

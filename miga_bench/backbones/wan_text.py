@@ -239,7 +239,7 @@ def tell_crowded(device: torch.device) -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     warnings.warn(
-        f"memory of {device} ran out for the text encoder: it runs on the CPU, which takes longer",
+        f"out of memory on {device} for the text encoder: it runs on the CPU, which takes longer",
         Notice,
         stacklevel=2,
     )

@@ -115,8 +115,8 @@ def same_everywhere(trainer: Any, keys: Sequence[str]) -> None:
     def check() -> None:
         if first != list(keys):
             raise UserError(
-                "it would make other videos than process 0, of the same configuration: give all processes the"
-                " same weights, versions and kind of GPU, or set trainer.precision"
+                "this process would make different videos from process 0 with the same configuration: give all"
+                " processes the same weights, versions and kind of GPU, or set trainer.precision"
             )
 
     on_every_rank(trainer, check)

@@ -357,8 +357,8 @@ def check_cache(threshold: float, backbone: Backbone) -> None:
     """
     if not backbone.can_cache:
         raise UserError(
-            f"cache is {threshold:g}: the denoiser of {backbone.name} takes none, one in PyTorch that is "
-            "not compiled does; leave cache out"
+            f"cache needs an uncompiled PyTorch denoiser, which {backbone.name} does not have here: leave cache"
+            " out"
         )
     if backbone.team is not None:
         raise UserError(

@@ -28,16 +28,11 @@ def ran_out_elsewhere(device: str, texts: bool) -> DoesNotFitError:
         device: Where.
         texts: Whether texts were encoded, else frames decoded.
     """
-    where, helps = "frames are decoded", "choose a smaller --height and --width or --offload"
+    what, helps = "decoding frames", "choose a smaller --height and --width, or --offload"
     if texts:
-        where = "texts are encoded"
-        helps = (
-            "run the same command where there is more and let MIGA_BENCH_CACHE name a copy of its cache, which"
-            " holds the embeddings"
-        )
-    return DoesNotFitError(
-        f"memory of {device} ran out outside of the denoiser, where {where}: free some there, or {helps}"
-    )
+        what = "encoding the text"
+        helps = "encode on a larger machine and point MIGA_BENCH_CACHE to a copy of its cache"
+    return DoesNotFitError(f"out of memory on {device} while {what}: free some memory, or {helps}")
 
 
 # What holds the memory of denoisers that share it: a network of VideoCrafter2, a session, an engine.
@@ -102,14 +97,14 @@ class FittingDenoiser:
         frames, height, width = latents.shape[2:]
         if rows == 1:
             raise DoesNotFitError(
-                f"memory of {latents.device} ran out at a denoiser call of a single row ({frames} latent"
-                f" frames of {height}x{width}): free some there, choose a smaller --height and --width or"
+                f"out of memory on {latents.device} in a denoiser call of a single row ({frames} latent frames"
+                f" of {height}x{width}): free some memory, choose a smaller --height and --width or"
                 " --offload, or fewer frames where a method makes the whole video at once"
             )
         self.most[tuple(latents.shape[1:])] = most = -(-rows // 2)
         warnings.warn(
-            f"memory of {latents.device} ran out at a denoiser call of {rows} rows: the video goes on"
-            f" with {most} a call; a smaller batch (--set batch=N) begins so",
+            f"out of memory on {latents.device} in a denoiser call of {rows} rows: the video goes on with"
+            f" {most} per call; --set batch=N starts with fewer",
             Notice,
             stacklevel=2,
         )

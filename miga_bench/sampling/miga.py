@@ -145,7 +145,7 @@ def check_miga(s: MigaSettings, backbone: Backbone, length: int | None) -> None:
     )
     require(
         backbone.can_cut or not s.guidance_cut,
-        f"guidance_cut is true: {backbone.name} takes no cut, VideoCrafter2 in PyTorch does; leave it out",
+        f"guidance_cut works only with VideoCrafter2 in PyTorch, not with {backbone.name}: leave it out",
     )
     opening = window // s.zigzag
     room = s.steps - opening - clean - 1

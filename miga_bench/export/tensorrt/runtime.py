@@ -290,7 +290,7 @@ class TensorRTDenoiser:
             if rows > 1:
                 raise
             raise DoesNotFitError(
-                f"memory of {self.device} ran out at a single row of {frames} latent frames of"
+                f"out of memory on {self.device} in a call of a single row of {frames} latent frames of"
                 f" {height}x{width} ({' '.join(str(error).split())[:120]}): free some there, or build an engine"
                 f" for less: miga-bench export tensorrt DIR --profile batch=1,frames={frames}"
             ) from None
