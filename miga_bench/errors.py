@@ -24,7 +24,7 @@ class UserError(ValueError):
     Whatever names and answers from outside are in the text, it is one line, and a terminal shows it as it is.
 
     Attributes:
-        told: The user has heard it before, or of a process that is one of several hears it from another.
+        told: Whether the error was already shown to the user, by this process or by another one of the run.
     """
 
     told = False

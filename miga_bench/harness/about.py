@@ -14,7 +14,7 @@ NAMES = ("title", "question", "published", "axis", "baseline")
 
 
 def check_about(about: Mapping[str, str | None], arms: Iterable[str]) -> None:
-    """Refuse names that mean nothing to a report; one that is null is as one that is not there.
+    """Refuse names that mean nothing to a report; null counts as not given.
 
     Args:
         about: ``run.about``.

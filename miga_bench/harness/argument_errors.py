@@ -73,7 +73,7 @@ def _hint(near: list[str]) -> str:
 
 
 def _rule(text: str) -> str:
-    """Return what a value may be, where all of it can be said in words."""
+    """Return what a value may be, where that can be said in words."""
     told = re.search(r"Subtypes: (.*)", text) or re.search(r"Expected an? (<class '.*?'>)", text)
     names = re.findall(r"<class '([\w.]+)'>|\b(list|dict)\[", told[1]) if told else []
     kinds = dict.fromkeys(one or other for one, other in names)

@@ -1,8 +1,8 @@
-"""What runs the denoiser where the user leaves it open: PyTorch, or for much work on a CPU an export.
+"""What runs the denoiser if the user does not say: PyTorch, or an export for much work on a CPU.
 
-ONNX Runtime runs the embedded models sooner than PyTorch does, but they have to be exported first. That is
-done where it pays within the one video that is asked for, and kept for later ones. Whether it is done depends
-on what is asked alone and not on what is kept, so that the same command makes the same video.
+ONNX Runtime runs the embedded models faster than PyTorch, but they have to be exported first. That is done if
+it pays within the one video that is asked for, and the export is kept for later ones. The choice depends only
+on what is asked for, not on what is kept, so that the same command makes the same video.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ PAYS_FROM = {"tiny-wan": 2000, "tiny-videocrafter2": 3200}
 
 
 def faster(backbone: Any, sampler: Sampler[Any], latents: int | None) -> Backbone:
-    """Return the backbone, or one that runs on its export if that is done sooner.
+    """Return the backbone, or one that runs on its export if that finishes sooner.
 
     Args:
-        backbone: One by PyTorch, as it comes; returned if it is no embedded model.
+        backbone: In PyTorch; returned as it is if it is no embedded model.
         sampler: The method.
-        latents: To be made; None is without end, and then PyTorch's first frames are the sooner ones.
+        latents: How many to make; None is endless, where PyTorch shows its first frames sooner.
 
     Raises:
-        ExportError: The export is not what it is of.
+        ExportError: The export does not compute what the model does.
         UserError: A setting breaks a rule of the method.
     """
     if not _pays(backbone, sampler, latents):
@@ -97,7 +97,7 @@ def _open(backbone: Any, folder: Path) -> Backbone:
 
 
 def _kept(backbone: Any, folder: Path) -> Backbone | None:
-    """Return the backbone on an export that is there as it was written, None if there is none."""
+    """Return the backbone on an intact earlier export, None if there is none."""
     if not folder.is_dir():
         return None
     try:

@@ -40,10 +40,10 @@ class Description(ProgressColumn):
 
 
 class Bars(Progress):
-    """A rich progress display whose numbers stay where the terminal is narrow: its bar goes first.
+    """A rich progress display that keeps its numbers on a narrow terminal: its bar goes first.
 
     Args:
-        hidden: Show nothing; so it is where stderr is no terminal.
+        hidden: Show nothing; always so where stderr is no terminal.
     """
 
     def __init__(self, hidden: bool = False) -> None:
@@ -70,10 +70,10 @@ class Bars(Progress):
 
 
 class PlainLines:
-    """A line on stderr about every minute, for logs: work that takes less has none.
+    """A line on stderr about every minute, for logs; shorter work has none.
 
     Args:
-        shown: Whether there is to be any.
+        shown: Whether to print any.
         clock: Seconds.
     """
 
@@ -83,7 +83,7 @@ class PlainLines:
         self._loaded: float | None = None
 
     def begin(self) -> None:
-        """Judge what is left by the work since the first call: loading is no measure of it."""
+        """Estimate the time left from the work since the first call, so that loading does not count."""
         if self._loaded is None:
             self._loaded = self._clock()
 

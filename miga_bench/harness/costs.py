@@ -34,7 +34,7 @@ class ArmCost:
         seconds: By stage, per video frame.
         total_seconds: All stages, per video.
         seconds_per_frame: All stages.
-        memory_mib: Most of all videos, by where: the process's, the GPU's.
+        memory_mib: The highest of all videos, by place: the process's, the GPU's.
         judged: Passes that self-reflection judged; 0 where it is off.
         triggers: Those on which it began a search.
         triggered: Share of the judged passes on which self-reflection began a search.
@@ -69,8 +69,8 @@ def cost_of(run: Results, arm: str, seen: Callable[[int, Pass], None] | None = N
     Args:
         run: Holds the arm.
         arm: Its name.
-        seen: Called with each judged pass and its number among those of its video. With it, passes are read
-            of methods without self-reflection, too: ScalingNoise reports its search as one.
+        seen: Called with each judged pass and its number among those of its video. If given, passes of
+            methods without self-reflection are read too: ScalingNoise reports its search as one.
     """
     rows = [row for row in run.of(arm) if row.status == "done" and row.frames]
     frames = sum(row.frames for row in rows)
@@ -111,9 +111,9 @@ def cost_of(run: Results, arm: str, seen: Callable[[int, Pass], None] | None = N
 
 
 def machines(run: Results, arms: Iterable[str] | None = None) -> dict[str, int]:
-    """Return on what the videos that are done were made, and how many on each.
+    """Return the machines on which the finished videos were made, and how many on each.
 
-    Seconds and memory of several machines, or of teams of several sizes, say nothing of the arms.
+    Seconds and memory of several machines, or of teams of several sizes, cannot compare arms.
 
     Args:
         run: Holds the arms.

@@ -1,4 +1,4 @@
-"""What a run makes as Lightning data: wishes in, items out, dealt to the ranks by what they cost."""
+"""What a run makes, as Lightning data: wishes in, items out, dealt to the ranks by their cost."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class PromptDataModule(LightningDataModule):
             narrlv:tiny, narrlv:natural, narrlv:release, or narrlv: and a suite's folder.
         seeds: Each prompt is made once with each.
         frames: Video frames to make; by default 300, for short its clip.
-        limit: Only so many prompts, from the first; of a suite of narratives so many of each kind.
+        limit: Only the first so many prompts; of a suite of narratives so many of each kind.
         tna: Of a suite of narratives the stories with so many atoms.
         whole_stories: Give a story to all methods as one prompt, instead of its parts one after the other to
             those whose prompt can change.

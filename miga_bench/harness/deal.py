@@ -9,7 +9,8 @@ from collections.abc import Sequence
 def deal(costs: Sequence[float], ranks: int) -> list[list[int]]:
     """Deal work out, longest first, each piece to the rank that has the least so far.
 
-    Of ranks that have the same the one with the fewest pieces gets it: what costs nothing known is spread.
+    If several ranks have the same, the one with the fewest pieces gets it: pieces without a known cost are
+    spread.
 
     Args:
         costs: What each piece is expected to take.

@@ -1,12 +1,12 @@
-"""Endurance: a very long video takes the memory of its beginning, holds no more files, plays to its end.
+"""Endurance: a very long video takes no more memory and files than at its beginning, and plays to its end.
 
     python -m miga_bench.harness.endurance --backbone tiny-wan --frames 20000
     python -m miga_bench.harness.endurance --hours 1        (an endless run, stopped as by Ctrl-C)
 
-The video is made by ``miga-bench generate`` in a process of its own, which is looked at from outside. Memory is
-held against what the same process had taken when 500 frames were on disk: two processes that do the same
-differ by more than what is looked for. The table says what was asked for and what was seen; exit code 1 if they
-differ. The last line is one JSON document.
+The video is made by ``miga-bench generate`` in a process of its own, which is looked at from outside. Memory
+is compared with that of the same process when 500 frames were on disk: two processes that do the same differ
+by more than the growth that is looked for. The table says what was asked for and what was seen; exit code 1
+if they differ. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MEMORY_TARGET = 1.02
 
 @dataclass
 class Watched:
-    """What one process that made a video was seen to hold, and what it left.
+    """What a process that made a video was seen to take, and what it left behind.
 
     Attributes:
         record: What it says of the video.

@@ -42,7 +42,7 @@ class FlopMeter:
 
     @contextmanager
     def on(self, backbone: Backbone) -> Iterator[None]:
-        """Let samplers that begin on ``backbone`` while the context is entered be measured."""
+        """Measure samplers that begin on ``backbone`` while the context is entered."""
         before, backbone.meter = backbone.meter, self
         try:
             yield

@@ -195,7 +195,7 @@ def generate(
 
 
 def _faster(request: GenerateRequest, backbone: Backbone, sampler: Sampler[Any]) -> Backbone:
-    """Return the backbone, run by what is done with the video first."""
+    """Return the backbone, run by whatever finishes the video sooner."""
     from miga_bench.harness.automatic_export import faster
 
     frames = length(request, sampler, backbone)

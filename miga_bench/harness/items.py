@@ -32,7 +32,7 @@ class Item:
         width: Frame width in pixels.
         lossless: Whether the file keeps every pixel value.
         denoiser: What runs the denoiser, None where it is the family's own module.
-        configuration_hash: SHA-256 of what else the model is, None for one that has a name.
+        configuration_hash: SHA-256 of what else decides a video, None for a model that has a name.
         uncut: The texts as they were given, None where the model is told all of them.
     """
 
@@ -58,7 +58,10 @@ class Item:
         return self.uncut or tuple(prompt.text for prompt in self.prompts)
 
     def told(self, prompts: tuple[PromptAt, ...], wanted: Sequence[str]) -> Item:
-        """Return the item whose model is told ``prompts`` of the texts that are ``wanted``."""
+        """Return the item with ``prompts`` as the text for the model and ``wanted`` as the full text.
+
+        The text for the model may be shortened.
+        """
         uncut = tuple(wanted)
         whole = uncut == tuple(prompt.text for prompt in prompts)
         return replace(self, prompts=prompts, uncut=None if whole else uncut)

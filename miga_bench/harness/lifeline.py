@@ -1,10 +1,10 @@
-"""Ranks end by themselves when rank 0 is gone, which holds the run's lock and writes its books.
+"""Ranks end by themselves when rank 0 is gone, which holds the run's lock and writes its records.
 
 A rank is not told when another is killed until it next waits for it, which may be hours later, and nobody
 ends it if whoever killed rank 0 killed what started the ranks too. So each keeps a connection to rank 0 on
 which nothing is ever said: it breaks when rank 0's process ends, however it ends. The rank then stops as by
 SIGTERM, with its video unfinished; if it has not ended after ``GRACE`` seconds, say because it hangs in the
-driver, it is ended hard.
+driver, it is killed.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Lifeline:
         os._exit(1)
 
     def close(self) -> None:
-        """Do without it from now on; on rank 0 all others have to be without it before."""
+        """Close the connection; rank 0 has to be the last to do so."""
         self._closed = True
         if self._socket is not None:
             with suppress(OSError):

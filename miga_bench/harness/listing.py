@@ -50,7 +50,7 @@ def _methods() -> None:
 
 
 def meanings(settings: type) -> dict[str, tuple[str, str]]:
-    """Return by name what a setting may be and what it is, as its class' docstring has it.
+    """Return, by name, what a setting may be and what it means, from its class's docstring.
 
     Args:
         settings: A method's settings, a dataclass.

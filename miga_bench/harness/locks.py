@@ -23,7 +23,7 @@ class HeldError(Exception):
     """Another process holds the lock; the text says which.
 
     Attributes:
-        elsewhere: Whether it says that it is on another machine.
+        elsewhere: Whether the holder says that it is on another machine.
     """
 
     def __init__(self, told: bytes) -> None:
@@ -35,10 +35,10 @@ class HeldError(Exception):
 
 
 def check_lockable(folder: Path) -> None:
-    """Refuse a folder whose file system knows no locks (it need not exist yet); nothing is left there.
+    """Refuse a folder whose file system has no locks (it need not exist yet); nothing is left there.
 
     Raises:
-        UserError: It knows none.
+        UserError: It has none.
     """
     nearest = folder.absolute()
     while not nearest.exists():
@@ -57,7 +57,7 @@ def check_lockable(folder: Path) -> None:
 
 
 class FileLock:
-    """An exclusive lock; the operating system lets go of it when the holder dies.
+    """An exclusive lock; the operating system releases it when the holder dies.
 
     Args:
         path: The lock's file; it holds who has the lock, and stays when nobody has.

@@ -1,4 +1,4 @@
-"""What decides the videos of a run, as ``run.yaml`` holds it and as another command is held against it."""
+"""What decides a run's videos, as ``run.yaml`` records it and later commands are checked against it."""
 
 from __future__ import annotations
 

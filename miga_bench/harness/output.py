@@ -1,4 +1,4 @@
-"""Tables on stdout, into whatever reads it, for as long as it does."""
+"""Tables on stdout, for as long as somebody reads them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 
 
 class Output(Console):
-    """rich's console, which would end the process with 1 where nobody reads any more.
+    """rich's console, but it does not end the process with 1 when nobody reads any more.
 
     Args:
         width: Columns where stdout is no terminal.
@@ -28,7 +28,7 @@ class Output(Console):
 
 
 def hush() -> None:
-    """Let what is still to be printed go nowhere, or Python would stumble over it at its end."""
+    """Discard what is still to be printed, or Python would fail on it at its end."""
     with suppress(OSError, ValueError):  # a stdout that is no file
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -20,19 +20,19 @@ def each_done(
     begin: Callable[..., None] | None = None,
     *arguments: Any,
 ) -> Iterator[tuple[Item, Result]]:
-    """Yield every item with what ``work`` made of it, as they are done.
+    """Yield every item with its result, in the order in which they finish.
 
     However this ends, by an error, a stop, a reader that wants no more or a kill, no process is left.
 
     Args:
-        work: A function other processes can import; has one thread there.
+        work: A function that other processes can import; it gets one thread there.
         items: What to work on; begun in this order.
         processes: How many at a time.
         begin: What each process does first.
         *arguments: Of ``begin``.
 
     Raises:
-        Exception: ``work`` did, in the process it ran in; the other items are given up.
+        Exception: What ``work`` raised in its process; the other items are given up.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, _begin, (begin, *arguments)) as pool:

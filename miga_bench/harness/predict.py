@@ -50,7 +50,7 @@ class PredictCLI(LightningCLI):
         """Read options and configurations.
 
         Raises:
-            UserError: Something in them is unknown, or cannot be what it is.
+            UserError: Something in them is unknown, or has a value that it cannot have.
         """
         try:
             super().parse_arguments(parser, args)
@@ -58,10 +58,10 @@ class PredictCLI(LightningCLI):
             raise UserError(one_line(error, parser)) from None
 
     def instantiate_trainer(self, **changes: Any) -> Any:
-        """Make the trainer, of values that only Lightning knows the rules of.
+        """Make the trainer; only Lightning knows the rules of its values.
 
         Raises:
-            UserError: One breaks them.
+            UserError: A value breaks one.
         """
         precision = usual_precision(self.config)
         try:
@@ -193,7 +193,7 @@ def parse(arguments: Sequence[str], verb: str = "predict") -> PredictCLI:
 
 
 def _quieten() -> None:
-    """Leave out what Lightning tells of itself."""
+    """Silence what Lightning says of itself."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for about in (

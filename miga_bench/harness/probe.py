@@ -113,7 +113,7 @@ class Probe:
         return self._median(lambda: decoder.push(latent), DECODED)
 
     def _median(self, work: Callable[[], object], repeats: int = REPEATS) -> float:
-        """Return the median time of a piece of work, done once before."""
+        """Return the median time of a piece of work, after one run to warm up."""
         seconds = []
         for _ in range(1 + repeats):
             self._wait()

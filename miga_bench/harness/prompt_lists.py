@@ -37,8 +37,8 @@ class Wish:
         negative_prompt: None is the module's.
         frames: None is the run's.
         seeds: None is the run's.
-        kind: Of a story its part of the suite, which is its factor and number of atoms.
-        at_once: Of a story in parts the whole of it, for methods whose prompt cannot change.
+        kind: Of a story, its part of the suite: its factor and number of atoms.
+        at_once: Of a story in parts, all of it as one text, for methods whose prompt cannot change.
     """
 
     id: str
@@ -64,10 +64,10 @@ def read_wishes(
 
     Args:
         prompts: The list, the file's name, or ``narrlv:`` and a suite of narratives.
-        frames: Over which a story is told, each of its parts as long. Methods whose prompt cannot change get it
-            whole.
-        tna: Of a suite the stories with so many narrative atoms; none is all.
-        whole: A story is one prompt, as NarrLV gives it, instead of one after the other.
+        frames: Length over which a story is told, in parts of equal length. Methods whose prompt cannot
+            change get it whole.
+        tna: Of a suite, the stories with so many narrative atoms; empty is all.
+        whole: Give a story as one prompt, as NarrLV does, instead of one prompt after the other.
 
     Raises:
         UserError: The file or an entry is not what it must be; two entries are alike.

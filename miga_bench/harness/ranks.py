@@ -36,7 +36,7 @@ def _patient_group() -> Iterator[Any]:
 
 
 def part() -> None:
-    """End what this process has with the others; all of them have to be through.
+    """Leave the other processes' group; all of them have to be done with it.
 
     Torch's threads, left to the end of Python, may still hold a tensor of the last meeting. Letting go of
     it when Python has begun to end aborts the process, a few times in a thousand.
@@ -46,7 +46,7 @@ def part() -> None:
 
 
 def agree(trainer: Any, decide: Callable[[], T]) -> T:
-    """Return what ``decide`` returns on rank 0, on every rank; what it raises there, all raise.
+    """Return on every rank what ``decide`` returns on rank 0; if it raises there, all ranks raise.
 
     Args:
         trainer: Lightning's, with its strategy set up.
@@ -71,7 +71,7 @@ def agree(trainer: Any, decide: Callable[[], T]) -> T:
 
 
 def on_every_rank(trainer: Any, work: Callable[[], None]) -> None:
-    """Do the same on every rank; if it fails on one, all raise, and rank 0 has the reason to tell.
+    """Do the same on every rank; if it fails on one, all raise, and rank 0 knows the reason.
 
     Args:
         trainer: Lightning's, with its strategy set up.
@@ -101,14 +101,14 @@ def on_every_rank(trainer: Any, work: Callable[[], None]) -> None:
 
 
 def same_everywhere(trainer: Any, keys: Sequence[str]) -> None:
-    """Refuse ranks that would make other videos than rank 0 does.
+    """Refuse ranks that would make different videos from rank 0.
 
     Args:
         trainer: Lightning's, with its strategy set up.
         keys: Of this rank's items, all of the run.
 
     Raises:
-        UserError: Those of a rank are others.
+        UserError: The keys of a rank differ.
     """
     first = agree(trainer, lambda: list(keys))
 
@@ -132,7 +132,7 @@ def _trouble(error: Exception | None) -> tuple[type[UserError | FailedError], st
 
 
 def _told(error: Exception) -> Exception:
-    """Note that rank 0 tells of it."""
+    """Mark an error as shown to the user, which rank 0 does."""
     if isinstance(error, (UserError, FailedError)):
         error.told = True
     return error
@@ -193,7 +193,7 @@ class Together:
             work.wait()
 
     def gather(self, mine: Iterable[str]) -> set[str]:
-        """Return what all ranks give, on every one; all have to have come, see ``wait``.
+        """Return on every rank what all of them give; all must have come, see ``wait``.
 
         Raises:
             LostError: A rank has died.
@@ -208,7 +208,7 @@ class Together:
 
 @contextmanager
 def _all_alive() -> Iterator[None]:
-    """Say in our words what a group says when one of it has died."""
+    """Turn a group's error about a member that has died into ours."""
     try:
         yield
     except RuntimeError as error:

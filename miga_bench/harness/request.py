@@ -51,7 +51,7 @@ class GenerateRequest:
         device: As torch names it; None lets the backbone choose.
         dtype: Precision of the denoiser; None is the family's policy.
         offload: Keep only the part in use on the GPU.
-        denoiser: What runs it, see ``DenoiserChoice``; None is what is done first, see ``automatic_export``.
+        denoiser: What runs it, see ``DenoiserChoice``; None is what finishes first, see ``automatic_export``.
         height: Frame height in pixels; None is the backbone's own.
         width: Frame width in pixels; None is the backbone's own.
         overwrite: Replace files that exist.
@@ -79,7 +79,7 @@ class GenerateRequest:
 
     @property
     def leaves_denoiser_open(self) -> bool:
-        """Whether anything may run the denoiser that gives the same video but for rounding."""
+        """Whether the denoiser may be run by anything that makes the same video, up to rounding."""
         changed = (self.denoiser, self.dtype, self.height, self.width)
         return not self.offload and all(value is None for value in changed)
 
@@ -116,15 +116,15 @@ class GenerateRequest:
 
 
 def check_characters(text: str, where: str, spaces: str = "\t\n\r") -> None:
-    """Refuse what controls a terminal, or would show a reader other words than a model is told.
+    """Refuse characters that control a terminal, or show a reader other words than the model gets.
 
     Args:
         text: Any.
         where: What it is, for the message.
-        spaces: Control characters that may be in it all the same.
+        spaces: Control characters that are allowed nevertheless.
 
     Raises:
-        UserError: There is another one.
+        UserError: It has a character that is refused.
     """
     for character in text:
         controls = unicodedata.category(character) in ("Cc", "Cs") or character in _TURNING

@@ -142,7 +142,7 @@ def read_results(
 
     Args:
         folder: With ``run.yaml`` in it.
-        store: The items below the folder's root; one that is given again reads no video twice.
+        store: The items below the folder's root; a store that is passed again reads no video twice.
         reading: Called before each video, since large ones take their time.
 
     Raises:
@@ -219,10 +219,10 @@ def _mapping(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _check_names(names: Sequence[object]) -> None:
-    """Refuse what would name a file elsewhere.
+    """Refuse names that would lead to a file elsewhere.
 
     Raises:
-        ValueError: A name is none of a file.
+        ValueError: A name cannot be a file's.
     """
     for name in names:
         if not isinstance(name, str) or not NAME.fullmatch(name):

@@ -65,12 +65,13 @@ class Run:
         self._began, self._clock = datetime.now(UTC), time.monotonic()
 
     def acquire(self) -> None:
-        """Become the run's only writer; a holder on another machine is given ``PATIENCE`` to be gone.
+        """Become the run's only writer; wait up to ``PATIENCE`` for a holder on another machine to be gone.
 
-        A file server keeps the lock of a machine that went down for a while, say of a job that was requeued.
+        After a machine went down, a file server keeps its lock for a while; its job may have been requeued by
+        then.
 
         Raises:
-            UserError: Another process is, or the folder holds something else.
+            UserError: Another process is the run's writer, or the folder holds something else.
         """
         if self.folder.exists():
             self._check_ours()
@@ -123,7 +124,7 @@ class Run:
             items: By name, which is prompt and seed.
             configuration: The whole configuration, for the record; the last one is kept.
             device: Where the items are made.
-            scorers: Of the videos; other ones than before are welcome.
+            scorers: Of the videos; they may differ from the last command's.
 
         Returns:
             The names of the items that are still to be made or scored.
@@ -230,8 +231,8 @@ class Run:
     def wait_for(self, keys: Iterable[str], scorers: Sequence[ItemScorer]) -> None:
         """Wait until items that other processes have finished are seen here, at most for ``LATE`` seconds.
 
-        A machine that has looked for a file before it was there may not see it for up to a minute, where
-        the folder is on a file server.
+        On a file server, a machine that looked for a file before it was there may not see it for up to a
+        minute.
 
         Args:
             keys: Of items that are made and scored.
@@ -261,8 +262,8 @@ class Run:
 
         Args:
             items: All of the run's, by name.
-            signal: What stopped it; None is nothing. Who stops it may give seconds only: then no video
-                is read, and items count as their manifests say.
+            signal: What stopped it; None is nothing. A stop may leave only seconds: then no video is read,
+                and items count as their manifests say.
             scorers: Of the videos.
         """
         look = self.store.manifest if signal is None else self.store.told

@@ -166,7 +166,7 @@ def _whole_lines(journal: Path) -> bytes:
 
 
 def _cut_broken_line(journal: Path) -> None:
-    """Or the next line would be lost to it."""
+    """Cut off an unfinished last line, or the next line would be lost with it."""
     if journal.exists():
         os.truncate(journal, len(_whole_lines(journal)))
 
@@ -213,7 +213,7 @@ def _scores(plan: Plan, device: str) -> list[Any]:
 def score_video(source: Source, plan: Plan, device: str) -> Row:
     """Return one video's values, or why it has none; see ``_whole`` and ``_by_clips``.
 
-    ``passing`` tells that the reason may be none of the video's own, such as memory that ran out.
+    ``passing`` tells that the reason may not lie in the video, for example if memory ran out.
     """
     scores = _scores(plan, device)
     try:

@@ -78,7 +78,7 @@ class Source:
             raise TruncatedError(f"breaks off after {read} of {self.frames} frames")
 
     def _lacks(self, read: int) -> bool:
-        """Tell whether frames are gone; those that a trimmed file holds and does not show are not."""
+        """Tell whether frames are missing; those that a trimmed file holds but does not show are not."""
         stored = count_frames(self.path, hidden=True)
         return stored < (self.frames or 0) or read < count_frames(self.path)
 
@@ -230,9 +230,9 @@ def with_prompts(sources: Sequence[Source], prompts: Path | None) -> list[Source
 
 
 def _named(source: Source, table: Mapping[str, str]) -> list[str]:
-    """Return the names in a table that mean a video, by the first way that finds some.
+    """Return the names in a table that mean a video, by the first rule that finds any.
 
-    Beside its own name it is the end of its path, for the table of a folder above; or a name that ends in its
+    The rules: its own name; the end of its path, for the table of a folder above; a name that ends in its
     own, for the table of the folder it was copied from.
     """
     for name in (source.name, Path(source.name).stem):

@@ -1,4 +1,4 @@
-"""Documents that tell whether they are as they were written: where a bit has flipped, the seal does not fit."""
+"""Documents with a seal, which no longer fits if a bit has flipped since they were written."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class StopSignals:
         self.rest()
 
     def listen(self) -> None:
-        """Take over the two signals, also where somebody took them meanwhile; no-op outside the main thread."""
+        """Take over the two signals, again if somebody took them meanwhile; no-op outside the main thread."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 before = signal.signal(number, self._handle)
@@ -58,7 +58,7 @@ class StopSignals:
                     self._previous[number] = before
 
     def rest(self) -> None:
-        """Give the signals back to who had them when they were last taken; doing it twice does nothing."""
+        """Give the signals back to their last holders; a second call does nothing."""
         while self._previous:
             signal.signal(*self._previous.popitem())  # type: ignore[arg-type]
 
@@ -68,7 +68,7 @@ class StopSignals:
         return self._waiting
 
     def follow(self, number: int) -> NoReturn:
-        """Stop as another process was asked to, shields or not.
+        """Stop as another process was asked to, even behind a shield.
 
         Raises:
             StopRequested: Always.
@@ -78,7 +78,7 @@ class StopSignals:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold a stop back, past the block's end too: to be asked for by ``waiting``, or for a shield's end."""
+        """Hold a stop back, even past the block's end: ``waiting`` tells of it, and a shield's end obeys it."""
         self._shields += 1
         try:
             yield

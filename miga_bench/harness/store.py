@@ -139,7 +139,7 @@ class Store:
             return None
 
     def damage(self, key: str) -> str | None:
-        """Return what is broken in an item that was finished, None if nothing is or it never was."""
+        """Return what is broken in a finished item; None if nothing is, or it was never finished."""
         try:
             self._manifest(self.folder(key))
         except FileNotFoundError as error:
@@ -165,7 +165,7 @@ class Store:
         return manifest
 
     def _sha256(self, path: Path) -> str:
-        """Return a file's hash; each is read once by a process, as long as it is not written anew."""
+        """Return a file's hash; a process reads each file once, unless it is written anew."""
         stamp, known = _stamp(path), _HASHED.get(path.absolute())
         if known is None or known[0] != stamp:
             with open(path, "rb") as file:

@@ -41,7 +41,7 @@ def check_size(size: int, world: int) -> None:
     """Refuse teams that the processes cannot form.
 
     Raises:
-        UserError: They do not divide the processes.
+        UserError: Their size does not divide the number of processes.
     """
     if size < 1 or world % size:
         good = [str(k) for k in range(1, world + 1) if world % k == 0]
@@ -72,7 +72,7 @@ class Trouble:
     Attributes:
         text: The error's message.
         trace: Its traceback.
-        heard: Whether it is but another rank's error.
+        heard: Whether it only repeats another rank's error.
     """
 
     text: str
@@ -113,7 +113,7 @@ class Teamwork:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Be at work in the block; a rank that does not lead holds stops back until its team meets."""
+        """Work in the block; a rank that does not lead holds stops back until its team meets."""
         self._waits = self.size > 1
         if self.leads:
             yield
@@ -222,7 +222,7 @@ class Teamwork:
         """Return what the leader says of the next item.
 
         Args:
-            word: The same, where this rank leads.
+            word: What to say, where this rank leads.
 
         Raises:
             LostError: Another rank is gone.

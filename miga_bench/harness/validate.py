@@ -85,7 +85,7 @@ class Preflight:
         return OK, f"{told}, {ranks} process{'es' if ranks > 1 else ''} on {where}"
 
     def prompts(self) -> tuple[str, str]:
-        """Count the prompts; the reader has refused what is empty or there twice."""
+        """Count the prompts; empty and repeated ones were refused when they were read."""
         wishes, seeds = self.data.wishes, self.data.seeds
         videos = sum(len(wish.seeds or seeds) for wish in wishes)
         longest = max(
@@ -137,7 +137,7 @@ class Preflight:
         return OK, f"every arm keeps its method's rules; videos of {lengths} frames"
 
     def texts(self) -> tuple[str, str]:
-        """Hold what the methods are told, stories whole or in parts, against what the model reads."""
+        """Check the methods' texts, stories whole or in parts, against what the model reads."""
         backbone = self.model.backbone
         texts = list({prompt.text: None for item in self.items.values() for prompt in item.prompts})
         against = {item.negative_prompt: None for item in self.items.values()}
@@ -159,7 +159,7 @@ class Preflight:
         return OK, ", ".join(files) or "none asked for"
 
     def run_folder(self) -> tuple[str, str]:
-        """Hold the run against what lies on disk."""
+        """Compare the run with what lies on disk."""
         run, data = self.writer.run, self.data
         begun = run.look(self.model.made_of(data.wishes, data.seeds, self.items), self.items)
         store = run.store
@@ -231,7 +231,7 @@ class Preflight:
         return OK, f"{told}; what a search adds is not in it{self._saved()}"
 
     def _saved(self) -> str:
-        """Say what of the missing videos' work may be left out, as far as settings tell."""
+        """Say what part of the counted work the missing videos may skip, as far as their settings tell."""
         arms = {name.rpartition("/")[0] for name in self.todo}
         cached = any(self.model.samplers[arm].settings.cache for arm in arms)
         return ", nor what a cache saves: arms that have one take less" if cached else ""

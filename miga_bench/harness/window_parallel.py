@@ -1,4 +1,4 @@
-"""Several processes make one video: each denoises a part of a pass's rows, all end it with all of them.
+"""Several processes make one video: each denoises a part of a pass's rows, and all of them get all rows.
 
 Every process runs the same sampler on the same noise, so everything but the denoiser is done by each of
 them, and none ever has to be told what another's queue holds. A denoiser call is cut into one share of
@@ -6,11 +6,11 @@ rows per process; a window's row and its unconditional half are rows like any ot
 single window of a short clip or of a whole-video method is spread over two processes. A share
 without rows costs nothing but waiting.
 
-The predictions travel as float32, which holds float16 and bfloat16 exactly. A row's result does not depend
-on what its neighbors hold, but its last bits may depend on how many there are (matrix products treat the
-edge of a batch differently), so the video equals that of one process bit for bit where that one's calls
-hold the same rows, and to float tolerance otherwise, but where a search or the cache decides by a number so
-near to another that the last bits part them. All processes have the same bits, and so decide alike.
+The predictions travel as float32, which holds float16 and bfloat16 exactly. A row's result does not depend on
+what its neighbors hold, but its last bits may depend on how many there are (matrix products treat the edge of
+a batch differently), so the video equals that of one process bit for bit where its calls hold the same rows,
+and to float tolerance otherwise, unless a search or the cache has to choose between numbers that differ only
+in their last bits. All processes have the same bits, and so decide alike.
 
 Before predictions are exchanged, processes say in a few numbers what they are doing. One that fails or
 leaves early says so instead, and all others stop with one error; so they do if their inputs are not the
@@ -98,7 +98,7 @@ class WindowParallel:
         return _Share(self, denoiser)
 
     def capacity(self, windows: int) -> int:
-        """Return how many windows a call of all may hold: as many each as the tightest can take."""
+        """Return how many windows a call of all may hold: each as many as fit where memory is tightest."""
         return self.size * min(int(words[1]) for words in self._meet(_BEGINS, windows))
 
     def exchange(self, own: Tensor, rows: int, inputs: list[Tensor]) -> Tensor:
@@ -143,7 +143,7 @@ class WindowParallel:
             For every process what it does and its numbers.
 
         Raises:
-            TeamError: They do not do the same; a process that leaves itself is not told.
+            TeamError: They do not do the same; not raised in a process that is leaving.
             StopRequested: One was asked to stop, while all go on.
         """
         asked = (self.stop and self.stop.waiting) or 0

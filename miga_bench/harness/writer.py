@@ -35,15 +35,15 @@ class Making:
 
 
 class RunWriter(BasePredictionWriter):
-    """Makes a run's items and keeps its books.
+    """Makes a run's items and its records.
 
     Args:
         name: The run's folder below root. The same name goes on with the same run.
         root: The folder above all runs; runs below it share their items.
         fail_on_error: Whether failed videos make the run a failed one: true, false, or the share of
             videos above which they do. The others are made in any case.
-        window_parallel: Processes that make each video together, every one a part of each denoising pass;
-            it divides the number of processes. 1 is a video for each.
+        window_parallel: Processes that make each video together, every one a part of each denoising pass; it
+            must divide the number of processes. With 1, each makes its own videos.
         about: What reports say of it: title, question, published (a table of the paper), axis (the setting
             that a curve is drawn over), baseline (the arm that others are compared with).
         quiet: Show no progress.
@@ -118,7 +118,7 @@ class RunWriter(BasePredictionWriter):
 
         Args:
             items: All of the run's, by name.
-            costs: The windows that each of those takes that are not there yet.
+            costs: The windows that each item takes that is not there yet.
             scorers: Of the videos.
         """
         self._scorers = list(scorers)
@@ -248,7 +248,7 @@ class RunWriter(BasePredictionWriter):
 
     @property
     def stopped_by(self) -> int:
-        """The signal that asked to stop; Ctrl-C's where it came before this heard any."""
+        """The signal that asked to stop; Ctrl-C's if that came before signals were listened to."""
         return self._stop.signal or signal.SIGINT
 
     def _cut_lifeline(self) -> None:

@@ -138,7 +138,7 @@ def paired(first: Values, second: Values, clusters: Clusters, level: float = 0.9
 
 
 def compared(differences: Values, clusters: Clusters, level: float = 0.95) -> Paired:
-    """Return what ``paired`` does of differences that are known, or of other sums of what belongs together.
+    """Like ``paired``, but for differences (or other weighted sums) that are already computed.
 
     Args:
         differences: ``[N]``; None and NaN are left out.

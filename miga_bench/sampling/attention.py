@@ -34,11 +34,11 @@ def full_attention(
 
     Args:
         query: ``[B, F, P, heads, a]``.
-        key: ``[B, G, P, heads, a]``, G frames that need not be as many.
+        key: ``[B, G, P, heads, a]``; G may differ from F.
         value: As ``key``.
         joint: Whether a token attends to all places or only to its own.
-        sharpness: Factor on the scores, above 1 for keys more than the network was trained on.
-        mask: ``[F, G]``, of joint attention ``[F * P, G * P]``; where it is False is not looked.
+        sharpness: Factor on the scores; above 1 for more keys than the network was trained on.
+        mask: ``[F, G]``, for joint attention ``[F * P, G * P]``; False hides a key from a query.
 
     Returns:
         ``[B, F, P, heads, a]``.
@@ -59,8 +59,8 @@ def full_attention(
 def local_attention(query: Tensor, key: Tensor, value: Tensor, reach: int, joint: bool) -> Tensor:
     """Attend over the frames ``|i - j| <= reach``, fewer at the ends.
 
-    The result is exact; the frames go through in runs, so that no score or mask of all frames by
-    all frames is ever made.
+    The result is exact; frames are processed in runs, so that no score or mask of all frames by all frames is
+    ever made.
 
     Args:
         query: ``[B, F, P, heads, a]``.

@@ -22,22 +22,22 @@ LATER = {"later": True}
 
 @dataclass(frozen=True)
 class CommonSettings:
-    """What every method is told.
+    """Settings that every method has.
 
     Attributes:
         steps: T, levels above clean.
         guidance_scale: Classifier-free guidance; 1 is without.
-        batch: Windows in one denoiser call; 0 chooses from free memory. Processes that share a call
-            hold as many each.
-        grid: Training steps that the levels stand at, ``even`` or ``stock``; see ``ddpm_schedule``. Of
-            VideoCrafter2, as the next two; None leaves them to the backbone.
+        batch: Windows in one denoiser call; 0 chooses from free memory. Processes that share a call hold this
+            many each.
+        grid: Training steps at which the levels stand, ``even`` or ``stock``; see ``ddpm_schedule``. Like the
+            next two, for VideoCrafter2 only; None leaves it to the backbone.
         rescale: Whether the schedule shrinks clean latents as the network was trained.
         fps: Frame rate that the network is told.
-        guidance_from: Lowest level with guidance; the denoiser's prediction for the prompt stands alone
-            below it. 0 is all levels.
-        guidance_to: Highest level with guidance, likewise; None is the top.
-        cache: Change of a frame, in what the denoiser's first block makes of it, below which the other
-            blocks are not run again; see ``cache.py``. 0 always runs them. Of short, fifo and miga.
+        guidance_from: Lowest level with guidance; below it, the prediction for the prompt is used alone. 0
+            sets no lower limit.
+        guidance_to: Highest level with guidance; None sets no upper limit.
+        cache: How much a frame may change, in what the denoiser's first block adds to it, before the other
+            blocks are run again; see ``cache.py``. 0 always runs them. For short, fifo and miga.
     """
 
     steps: int
@@ -58,11 +58,11 @@ class CommonSettings:
         )
 
     def reading(self, backbone: Backbone) -> Backbone:
-        """Return the backbone with these settings' answers to what its weights leave open."""
+        """Return the backbone with the grid, rescale and frame rate of these settings."""
         return backbone.reading(self.grid, self.rescale, self.fps)
 
     def opening_reading(self, backbone: Backbone) -> Backbone:
-        """Return the reading that the opening clip of a queue as released is made in.
+        """Return the backbone as the released queues use it for their opening clip.
 
         The released queues of VideoCrafter2 leave the dynamic rescale out (``rescale`` is false in the
         preset ``release``), but the plain clip that they are seeded with is sampled with it.
@@ -72,7 +72,7 @@ class CommonSettings:
 
 @dataclass(frozen=True)
 class PromptSchedule:
-    """Which text holds for which latent frames: the text may change along the video.
+    """Which prompt applies to which latent frames: it may change along the video.
 
     Attributes:
         text: ``[K, S, D]`` embeddings of the K prompts, in order.
@@ -93,13 +93,13 @@ class PromptSchedule:
             raise ValueError(f"{self.text.shape[0]} prompts need as many starts: {self.starts}")
 
     def segment(self, frame: int) -> int:
-        """Return which prompt holds at a latent frame (negative frames are the warm-up's)."""
+        """Return which prompt applies at a latent frame (negative frames are the warm-up's)."""
         return max(k for k, start in enumerate(self.starts) if start <= max(frame, 0))
 
 
 @dataclass
 class PassReport:
-    """What happened in one denoising pass; progress bars and logs hang on it.
+    """What happened in one denoising pass, for progress bars and logs.
 
     Attributes:
         stage: ``base``, ``growth``, ``stage1``, ``stage2`` or ``queue``.
@@ -111,11 +111,11 @@ class PassReport:
             ScalingNoise, if there was one.
         triggered: Whether the score's drop started a search.
         accepted: Whether the search's best candidate was adopted.
-        search_windows: Windows spent on searches so far (part of ``windows``); what is left is as many
-            as without a search.
-        nfe: Denoiser evaluations so far: one for every window, and another for each with guidance.
+        search_windows: Windows spent on searches so far (part of ``windows``); the others are as many as
+            without searches.
+        nfe: Denoiser evaluations so far: one per window, two with guidance.
         nfe_latents: Latents in all of these.
-        skipped: Evaluations, part of ``nfe``, of which the cache left out all but the first block.
+        skipped: Evaluations (part of ``nfe``) in which the cache skipped all blocks but the first.
     """
 
     stage: str
@@ -183,14 +183,14 @@ class Sampler(ABC, Generic[SettingsT]):
         """
 
     def prepare(self) -> None:
-        """Have what the method needs besides the backbone; ``stream`` does so before its first window.
+        """Load what the method needs besides the backbone; ``stream`` does this before its first window.
 
         Raises:
-            UserError: It cannot be had.
+            UserError: It cannot be loaded.
         """
 
     def without_search(self) -> Sampler[SettingsT]:
-        """Return a sampler that takes as many windows as this one, its searches left out."""
+        """Return a sampler that takes as many windows as this one without its searches."""
         return self
 
     def sample(

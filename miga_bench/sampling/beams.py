@@ -17,7 +17,7 @@ class Beam:
 
     Attributes:
         queue: All slots but the newest, which is being searched for.
-        marks: A number per slot; equal numbers hold equal slots, in whichever beam.
+        marks: A number per slot; slots with the same number are equal, in any beam.
         waiting: (mark, latent ``[C, H, W]``) of what left the queue and is not handed out yet.
         anchor: ``[C, H, W]``, what left the queue last.
         score: Reward of the newest slot.
@@ -36,18 +36,18 @@ def best(beams: Sequence[Beam]) -> Beam:
 
 
 def select(scores: Tensor, keep: int, greedy: bool, released: bool) -> list[tuple[int, int, int]]:
-    """Return what survives, as (beam, other beam, candidate): a beam's queue and another's newest slots.
+    """Return the survivors as (beam, other beam, candidate): one beam's queue, the other's newest slots.
 
-    The newest slots are those of the last window, denoised with the candidate at its end. The two beams
-    are the same one, but where the released code pairs what does not belong together. Equal scores leave
-    the earlier beam, then the earlier candidate, ahead.
+    The newest slots are those of the last window, denoised with the candidate at its end. The two beams are
+    the same, except where the released code pairs what does not belong together. Of equal scores the earlier
+    beam wins, then the earlier candidate.
 
     Args:
         scores: ``[m, k]``.
         keep: Survivors of a greedy choice, the best first.
-        greedy: The best of all candidates; else the best candidate of every beam, in the beams' order.
-        released: Not greedy, survivor j has the queue of the beam that the j-th best candidate of all is
-            of, and the newest slots of beam j's own best candidate.
+        greedy: Keep the best of all candidates; else the best candidate of every beam, in the beams' order.
+        released: If not greedy, survivor j gets the queue of the beam that has the j-th best of all
+            candidates, and the newest slots of beam j's own best candidate.
     """
     width = scores.shape[1]
     order = scores.flatten().argsort(descending=True, stable=True).tolist()
@@ -62,13 +62,13 @@ def select(scores: Tensor, keep: int, greedy: bool, released: bool) -> list[tupl
 
 
 def agreed(beams: Sequence[Beam], lag: int, left: int | None) -> tuple[list[Tensor], list[Beam]]:
-    """Take out of the beams the latents that are final.
+    """Remove the latents that are final from the beams, and return them.
 
-    A latent is final when all beams have it; or when more than ``lag`` wait or the video ends: then the
-    best beam is right, and those that differ from it give way to copies of it.
+    A latent is final when all beams have it. When more than ``lag`` wait, or the video ends, the best beam
+    decides, and beams that differ from it are replaced by copies of it.
 
     Args:
-        beams: All beams, as many latents waiting in each.
+        beams: All beams, each with the same number of latents waiting.
         lag: Latents that may wait.
         left: Latents still to be handed out; None if there is no end.
 

@@ -1,28 +1,28 @@
-"""First-block cache: where the first block says that little changed, the rest of the network is not run.
+"""First-block cache: where the first block's output has hardly changed, the rest of the network is not run.
 
-On the way down the levels most of what the depths of a network add to a frame hardly changes from one pass
-to the next. First-block caching (FBCache of ParaAttention, ``FirstBlockCacheConfig`` in diffusers; the idea
-is TeaCache's, Liu et al., CVPR 2025, arXiv 2411.19108) runs the first block, and if what it adds has changed
-by less than a threshold since the rest was last run, adds what the rest added then.
+From one pass to the next, most of what a network's deeper blocks add to a frame hardly changes. First-block
+caching (FBCache of ParaAttention, ``FirstBlockCacheConfig`` in diffusers; the idea is TeaCache's, Liu et al.,
+CVPR 2025, arXiv 2411.19108) runs the first block; if what it adds has changed by less than a threshold since
+the other blocks were last run, what they added then is reused.
 
-There a clip on one level is all there is. Here windows slide over frames on many levels, so what is kept
-belongs to a frame and to a branch of guidance, not to a place in a window:
+In these works all frames of the clip stand on one level. Here windows slide over frames on many levels, so an
+entry belongs to a frame and a branch of guidance, not to a place in a window:
 
-* A row, one window under its prompt or its unconditional half, is decided upon as a whole, since its frames
-  see each other. It is cut short if every frame that it writes was computed before under the same prompt, and
-  has changed by less than the threshold.
-* A change is always measured against the pass in which the rest was run, not against the last one. So
-  changes cannot add up unseen, and the number of skips in a row needs no limit.
-* Frames that are only read, guidance frames and context, neither have nor need an entry for the row: what comes
-  out of them is thrown away. They still bear on the decision, for the first block attends to them.
+* A row (one window with its prompt, or its unconditional half) is decided as a whole, since its frames see
+  each other. It is cut short if every frame that it writes was computed before under the same prompt and has
+  changed by less than the threshold.
+* A change is always measured against the pass in which the other blocks were last run, not against the
+  previous pass. So changes cannot add up unseen, and the number of consecutive skips needs no limit.
+* Frames that are only read (guidance frames and context) neither have nor need an entry for the row: their
+  output is thrown away. They still affect the decision, since the first block attends to them.
 * Candidates of a search are other versions of frames that the queue holds: they are computed in full and
-  leave no trace. A frame is forgotten when other noise takes its place, and when it leaves.
+  leave no entries. A frame's entries are dropped when other noise takes its place, and when it leaves.
 
-Windows of one pass write different frames, and read entries of their own only. So the video does not depend
-on how rows are batched, but for a change that equals the threshold to the last bits.
+Windows of one pass write different frames, and read only their own entries. So the video does not depend on
+how rows are batched, unless a change equals the threshold to the last bits.
 
-A frame on its way takes two of the network's hidden states, twice that with guidance: 19 MB on Wan2.1 1.3B
-at 480x832 in bfloat16.
+A frame that is being denoised takes the memory of two hidden states of the network, twice that with guidance:
+19 MB on Wan2.1 1.3B at 480x832 in bfloat16.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from miga_bench.backbones.base import Rows
 
 @dataclass(frozen=True)
 class CachedRow:
-    """What the cache knows a row of a denoiser call by.
+    """How the cache identifies a row of a denoiser call.
 
     Attributes:
         frames: Numbers of the frames that it writes.
@@ -57,17 +57,17 @@ class CachedRow:
 
     @property
     def keys(self) -> list[tuple[int, bool]]:
-        """Return what the frames' entries are found by."""
+        """Return the keys of the frames' entries."""
         return [(frame, self.segment is None) for frame in self.frames]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A frame in the pass in which the whole network was run for it.
+    """A frame in the last pass in which the whole network was run for it.
 
     Attributes:
         segment: Number of the prompt, None for the unconditional half.
-        first: What the first block added, ``[...]`` of the network's inside.
+        first: What the first block added, ``[...]`` in the network's own layout.
         deep: What all further blocks added, likewise.
     """
 
@@ -77,11 +77,11 @@ class Entry:
 
 
 class BlockCache:
-    """The entries of one video: at most two a frame that is on its way.
+    """The entries of one video: at most two for each frame that is being denoised.
 
     Args:
-        threshold: Change of a frame below which it is not computed again, above 0: the mean of the absolute
-            difference of what the first block adds, over the mean of its absolute value.
+        threshold: Change below which a frame is not computed again, above 0: the mean absolute difference of
+            what the first block adds, divided by its mean absolute value.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -89,7 +89,7 @@ class BlockCache:
         self.entries: dict[tuple[int, bool], Entry] = {}
 
     def forget(self, frames: Iterable[int]) -> None:
-        """Drop what is known of frames: they are gone, or begin anew from other noise."""
+        """Drop the entries of frames that are gone, or begin anew from other noise."""
         for frame in frames:
             for unconditional in (False, True):
                 self.entries.pop((frame, unconditional), None)
@@ -125,7 +125,7 @@ class CachedCall:
         return sum(not entries for entries in self._found.values())
 
     def settle(self) -> int:
-        """Keep what was computed; return how many rows were not."""
+        """Keep what was computed; return how many rows were cut short."""
         for number, entries in self._found.items():
             row = self._rows[number]
             assert row is not None

@@ -1,4 +1,4 @@
-"""What is to be known of every method: the one place that help, tables and README take it from."""
+"""The facts about every method: the one place that help, tables and README take them from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class MethodCard:
 
     Attributes:
         what: What it does.
-        wan: How it stands on the Wan family: ``paper``, or whose reading it is.
+        wan: What it follows on the Wan family: ``paper``, or whose reading it is.
         videocrafter2: The same on the VideoCrafter2 family.
         source: Paper, and the authors' code where there is some.
         license: Of the authors' code. None of it is used here.

@@ -35,7 +35,7 @@ class Anchors:
     sets: dict[int, Tensor] = field(default_factory=dict)
 
     def of(self, segment: int) -> Tensor:
-        """Return the anchors of a prompt, or, as long as it has none, of the one before."""
+        """Return the anchors of a prompt, or of the prompt before as long as it has none."""
         return self.sets[max((k for k in self.sets if k <= segment), default=min(self.sets))]
 
 
@@ -46,10 +46,11 @@ class Work:
     Attributes:
         queue: What they read.
         windows: At least one.
-        whole: Whether the predictions for all frames that a window reads are wanted, context
-            included, not only those for the slots it writes.
-        cached: Whether the cache is about these slots. Of candidates for the same frames at most one may be.
-        segment: Number of the prompt that all windows are told; None is each window's own.
+        whole: Whether to predict all frames that a window reads, context included, and not only the slots it
+            writes.
+        cached: Whether the cache may keep these slots. Of candidates for the same frames at most one may have
+            it.
+        segment: Number of the prompt that all windows get; None gives each window its own.
     """
 
     queue: Queue
@@ -76,8 +77,8 @@ class WindowDenoiser:
 
     Attributes:
         guided_levels: Levels with guidance. A window has an unconditional half if any slot that it writes
-            stands at one of them; frames that do not take the conditional prediction alone.
-        clip_solver: Steps clips instead of ``solver``, at the same timesteps; None is the same.
+            stands at one of them; its frames at other levels take the conditional prediction alone.
+        clip_solver: Steps clips in place of ``solver``, at the same timesteps; None is ``solver`` itself.
         anchors: Guidance frames of anchored windows.
         cut: Whether the denoiser is told how many frames of a window are guidance frames, so that
             they are no temporal neighbors of the others.
@@ -123,15 +124,15 @@ class WindowDenoiser:
         callback: PassCallback | None,
         opening: Backbone | None = None,
     ) -> WindowDenoiser:
-        """Return the denoiser of one video: a method's settings, the backbone's solver, no cost yet.
+        """Return the denoiser of one video: a method's settings, the backbone's solver, costs at zero.
 
         Args:
             settings: The method's.
-            backbone: In the settings' reading.
+            backbone: As the settings' ``reading`` returns it.
             prompts: The text over the video.
             noise: For solvers that draw.
             callback: Told of every pass.
-            opening: Another reading, whose solver steps clips (see ``short_clip``); None is the same.
+            opening: Another reading, whose solver steps clips (see ``short_clip``); None is ``backbone``.
 
         Raises:
             UserError: The settings ask for a cache, and the backbone's denoiser takes none.
@@ -319,14 +320,14 @@ class WindowDenoiser:
     ) -> Tensor:
         """Denoise one clip of pure noise on shared levels, ``[frames, C, H, W]`` clean.
 
-        This is what the model was trained for: the plain short clip, and the opening every queue
-        is seeded with. Methods that make a long video as one clip bring noise and contexts. It shows the
-        first prompt, even where a later one begins within it: the queue tells its frames their own.
+        This is what the model was trained for: the plain short clip, and the opening that seeds every queue.
+        Methods that make a long video as one clip pass ``start`` and ``around``. It shows the first prompt,
+        even where a later one begins within it: the queue then gives each frame its own.
 
         Args:
             frames: Latents of the clip.
             start: ``[frames, C, H, W]`` noise to start from; None draws it frame by frame.
-            around: Returns the context that a step at a timestep is made in.
+            around: Returns the context for a step at a timestep.
         """
         numbers = list(range(frames))
         if start is None:
@@ -344,7 +345,7 @@ class WindowDenoiser:
         return queue.latents
 
     def forget(self, frames: Iterable[int]) -> None:
-        """Say that frames, by number, are gone, or go on from other noise."""
+        """Note that frames, by number, are gone, or continue from other noise."""
         if self.cache is not None:
             self.cache.forget(frames)
 

@@ -1,4 +1,4 @@
-"""What denoiser calls a video will take, by walking its queue with nothing in it."""
+"""Which denoiser calls a video will take, found by walking its queue without the network."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class _Hollow(Backbone):
 def estimate_windows(
     sampler: Sampler[Any], backbone: Backbone, length: int | None, starts: tuple[int, ...] = (0,)
 ) -> int:
-    """Return how many windows ``length`` latents take; see ``estimate``, of which it is the mere count."""
+    """Return how many windows ``length`` latents take; see ``estimate``."""
     return estimate(sampler, backbone, length, BATCH, starts).windows
 
 
@@ -144,9 +144,9 @@ def estimate(
     """Return what ``length`` latents take, searches left out.
 
     Args:
-        sampler: Is itself run, on latents of one number.
-        backbone: Lends its geometry.
-        length: Latents to make; None is endless, of which what comes before the first latent is counted.
+        sampler: The method, which is run on latents of one number.
+        backbone: Gives the geometry.
+        length: Latents to make; None is endless, where only what comes before the first latent is counted.
         batch: Windows in a call where the settings do not say; None is as many as the backbone chooses now.
         starts: Latent frames at which the video's prompts begin.
 

@@ -32,12 +32,11 @@ class FifoSettings(CommonSettings):
 
     Attributes:
         lookahead: Whether a window writes only its noisier half.
-        released: Make all windows of every pass, and tell all of them the prompt of the frame that leaves
-            behind it, as the released code does. By default those of the last passes that nothing handed
-            out depends on are left out, with the same video, and each window is told the prompt of the
-            middle frame it writes.
+        released: Run all windows of every pass, with the prompt of the frame that leaves after it, as the
+            released code does. By default, windows of the last passes on which no frame of the video depends
+            are left out, and each window gets the prompt of the middle frame it writes.
         growth: Let the queue grow out of the opening clip, as MIGA's does, instead of putting clones of the
-            clip's first frame before it: no latent is made that is not handed out. Ours.
+            clip's first frame before it: every latent that is made is handed out. Ours.
     """
 
     lookahead: bool = True
@@ -60,7 +59,7 @@ def check_fifo(s: CommonSettings, backbone: Backbone, length: int | None) -> Non
 
 
 def seed_queue(denoiser: WindowDenoiser, window: int, context: int) -> Queue:
-    """Return FIFO's first queue: the opening clip up the levels, clones of its first frame before.
+    """Return FIFO's first queue: clones of the opening clip's first frame, then the clip, up the levels.
 
     Args:
         denoiser: Makes the opening clip.
@@ -73,12 +72,12 @@ def seed_queue(denoiser: WindowDenoiser, window: int, context: int) -> Queue:
 
 
 def growing_queue(denoiser: WindowDenoiser, window: int) -> Queue:
-    """Return ``seed_queue``'s without its clones: the opening clip on the levels next to the top."""
+    """Return ``seed_queue`` without its clones: the opening clip on the topmost levels."""
     return _seeded(denoiser, window, range(window))
 
 
 def _seeded(denoiser: WindowDenoiser, window: int, frames: range) -> Queue:
-    """Return the opening clip under noise, each frame a level above the last; it ends at the top level."""
+    """Return the noised opening clip, each frame one level above the frame before, the last at the top."""
     opening = denoiser.short_clip(window)
     levels = [max(0, denoiser.schedule.steps - window + 1 + frame) for frame in frames]
     sources = torch.tensor([max(0, frame) for frame in frames])
@@ -102,9 +101,9 @@ class Fifo(Sampler[FifoSettings]):
     ) -> Iterator[Tensor]:
         """Yield finished latents; see ``Sampler.stream``.
 
-        The first ``steps - window`` latents that leave the queue are a warm-up, grown from the opening
-        clip's first frame, and are not handed out. None of its windows is idle: what they write is
-        context of the frames behind. With ``growth`` there is no warm-up.
+        The first ``steps - window`` latents that leave the queue are a warm-up, grown from the opening clip's
+        first frame, and are not handed out. None of its windows is wasted: what they write is context for the
+        frames behind. With ``growth`` there is no warm-up.
         """
         s = self.settings
         opening = s.opening_reading(backbone) if s.released else None

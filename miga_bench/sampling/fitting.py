@@ -1,9 +1,10 @@
-"""Denoiser calls that run out of memory are made again in smaller ones.
+"""Denoiser calls that run out of memory are repeated as smaller ones.
 
 How many rows fit is an estimate on a GPU, and another program may take memory meanwhile. Rows do not depend
-on each other, so a call that fails is made in halves, and no later call of such rows is larger, in this video
-or another by the same denoiser. The numbers are those of the whole call to float tolerance, as with any other
-batch (see ``reflection.py``). Processes that share a call each do so with their own rows.
+on each other, so a call that fails is repeated in halves, and no later call with rows of this shape is
+larger, in this video or another by the same denoiser. The results are those of the whole call to float
+tolerance, as with any other batch (see ``reflection.py``). Processes that share a call each do so with their
+own rows.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from miga_bench.errors import DoesNotFitError, Notice, is_out_of_memory
 
 
 def ran_out_elsewhere(device: str, texts: bool) -> DoesNotFitError:
-    """Return what to say when memory ran out in no denoiser call: there is nothing to make smaller.
+    """Return the error for memory that ran out outside denoiser calls, where no batch can be made smaller.
 
     Args:
         device: Where.
@@ -49,7 +50,8 @@ class FittingDenoiser:
         arithmetic: Returns the context of each call; see ``Backbone``.
 
     Attributes:
-        most: Rows that a call may have by a row's shape, as far as some did not fit.
+        most: Largest number of rows that fits, by row shape; only shapes that once ran out of memory are
+            listed.
     """
 
     def __init__(

@@ -39,12 +39,11 @@ class FreeLongSettings(CommonSettings):
 
     Attributes:
         blend: ``lowpass`` (FreeLong) or ``bands`` (FreeLong++).
-        start: Noise to start from: ``shuffled`` reorders the first window's noise for the frames
-            after it, ``specmix`` mixes that with noise of each frame's own, ``independent`` is none
-            but the latter.
+        start: Noise to start from: ``shuffled`` reorders the first window's noise for the frames after it,
+            ``specmix`` mixes that with noise of each frame's own, ``independent`` is the latter alone.
         cut: Temporal frequency, as a share of the highest, up to which the wide branches count: the
             standard deviation of ``lowpass``, the upper edge of ``bands``.
-        spatial_cut: The same for spatial frequencies; of ``lowpass`` only.
+        spatial_cut: The same for spatial frequencies; for ``lowpass`` only.
         branches: Branches of ``bands``; 0 takes as many as it needs for the widest to cover the
             video.
         shuffle: Frames that are reordered among themselves, at most a window.
@@ -70,8 +69,8 @@ def _coordinates(size: int) -> Tensor:
 def low_pass(frames: int, height: int, width: int, cut: float, spatial_cut: float) -> Tensor:
     """Return FreeLong's Gaussian low-pass for ``rfftn``, ``[frames, height, width // 2 + 1]``.
 
-    ``exp(-((f / cut)^2 + (y / spatial_cut)^2 + (x / spatial_cut)^2) / 2)``. The release takes the
-    real part of what it filters, which is to filter by the mean of the filter and its mirror.
+    ``exp(-((f / cut)^2 + (y / spatial_cut)^2 + (x / spatial_cut)^2) / 2)``. The release takes the real part
+    of what it filters, which amounts to filtering by the mean of the filter and its mirror.
     """
     sizes = ((frames, cut), (height, spatial_cut), (width, spatial_cut))
     with torch.inference_mode(mode=False):  # a later call may train
@@ -124,7 +123,7 @@ def band_blend(local: Tensor, wider: Iterable[Tensor], keep: Tensor) -> Tensor:
 
     Args:
         local: ``[B, F, P, heads, a]``, branch 0.
-        wider: The other branches; one at a time is held.
+        wider: The other branches; only one is held at a time.
         keep: See ``bands``.
     """
     spectrum: Tensor | None = None
@@ -137,7 +136,7 @@ def band_blend(local: Tensor, wider: Iterable[Tensor], keep: Tensor) -> Tensor:
 
 
 def shuffled_noise(noise: NoiseSource, window: int, frames: int, shuffle: int) -> Tensor:
-    """Return one window's noise, then again and again the noise of a window before, reordered.
+    """Return one window's noise, followed by the noise of one window earlier, reordered, again and again.
 
     Each run of ``shuffle`` frames is a permutation of the run one window earlier, as FreeLong starts
     (from FreeNoise, Qiu et al. 2024). The order is that of numbers drawn for those frames.
@@ -158,9 +157,9 @@ def shuffled_noise(noise: NoiseSource, window: int, frames: int, shuffle: int) -
 def mixed_noise(shared: Tensor, own: Tensor) -> Tensor:
     """Return slow frequencies of shared noise, fast ones of each frame's own (FreeLong++, SpecMix).
 
-    At distance d of a temporal frequency from zero, 1 at the highest, the spectra are summed with
-    weights ``cos(pi d / 2)`` and ``sin(pi d / 2)``, whose squares sum to one. The paper writes d by
-    the index of the shifted spectrum; for odd lengths this is the same.
+    The spectra are summed with weights ``cos(pi d / 2)`` and ``sin(pi d / 2)``, whose squares sum to one; d
+    is a temporal frequency's distance from zero, 1 at the highest. The paper writes d by the index of the
+    shifted spectrum; for odd lengths this is the same.
 
     Args:
         shared: ``[F, C, H, W]``, see ``shuffled_noise``.
@@ -188,7 +187,7 @@ class LowPassAttention:
     spatial_cut: float
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, site: AttentionSite) -> Tensor:
-        """Attend; see ``FrameAttention``. Tokens of one pixel, a U-Net's finest, stay local."""
+        """Attend; see ``FrameAttention``. A U-Net's finest level, of tokens of one pixel, stays local."""
         local = local_attention(query, key, value, self.reach, site.joint)
         if site.scale == 1:
             return local

@@ -1,10 +1,10 @@
 """FreePCA (Tan et al., CVPR 2025, arXiv 2505.01172): what stays from all frames, motion from windows.
 
-The whole video is denoised as one clip. Wherever the network attends over frames, overlapping
-windows of the trained length attend within themselves. In each, principal components along time
-are found of attention over all frames; the few in which both attentions are most alike carry what
-stays the same and are taken from that over all frames, the others, motion, from the window. Windows
-are averaged where they overlap.
+The whole video is denoised as one clip. Wherever the network attends over frames, overlapping windows of the
+trained length attend within themselves. In each, principal components along time are found from the attention
+over all frames. The few in which both attentions are most alike carry what stays the same, and are taken from
+the attention over all frames; the others carry motion, and are taken from the window. Windows are averaged
+where they overlap.
 
 On VideoCrafter2, whose tokens attend over time at their own place, this is the method as released,
 at any length. On Wan, whose tokens attend to all places of all frames, it is our adaptation: windows
@@ -36,9 +36,9 @@ class FreePcaSettings(CommonSettings):
 
     Attributes:
         stride: Frames from one window to the next, at most a window.
-        components: Most components that a window takes from the attention over all frames; window
-            number w takes ``min(w, components)``.
-        above: Timestep, of 1000, above which they are taken; at and below it windows stay local.
+        components: The most components that a window takes from the attention over all frames; window number
+            w takes ``min(w, components)``.
+        above: Timestep, from 0 to 1000, above which they are taken; at and below it windows stay local.
     """
 
     stride: int
@@ -49,8 +49,8 @@ class FreePcaSettings(CommonSettings):
 def window_starts(frames: int, window: int, stride: int) -> list[int]:
     """Return the first frames of the windows, ``stride`` apart.
 
-    Where the stride does not lead to the end, a last window ends there, so that every length is
-    covered and no frame is made to be thrown away.
+    If the windows do not reach the end exactly, a last one is placed there, so that every length is covered
+    and no frame is made only to be thrown away.
 
     Args:
         frames: Frames to cover, at least a window.
@@ -71,12 +71,11 @@ def _centered(x: Tensor) -> tuple[Tensor, Tensor]:
 def borrow_consistency(
     local: Sequence[Tensor], wide: Tensor, starts: Sequence[int], components: int
 ) -> list[Tensor]:
-    """Return windows with the components most alike taken from the attention over all frames.
+    """Return windows whose most similar components are taken from the attention over all frames.
 
-    Rows are (place, channel) pairs, columns the w frames of a window; rows have their mean over the
-    window taken off. With E the eigenvectors of the wide rows' covariance, a component is a column
-    of rows times E. Those whose cosine between wide and local is largest come from wide, and so
-    does the mean.
+    Rows are (place, channel) pairs, columns the w frames of a window; each row's mean over the window is
+    subtracted. With E the eigenvectors of the wide rows' covariance, a component is a column of rows times E.
+    The components whose cosine between wide and local is largest are taken from wide, and so is the mean.
 
     Args:
         local: Windows ``[B, w, P, heads, a]``; the first, which has none before it, stays as it is.
@@ -111,7 +110,7 @@ def borrow_consistency(
 
 
 def overlap_mean(windows: Sequence[Tensor], starts: Sequence[int], frames: int) -> Tensor:
-    """Return the mean of overlapping windows ``[B, w, ...]``, all weights alike, ``[B, F, ...]``."""
+    """Return the equally weighted mean of overlapping windows ``[B, w, ...]``, as ``[B, F, ...]``."""
     first, window = windows[0], windows[0].shape[1]
     total = first.new_zeros(first.shape[0], frames, *first.shape[2:], dtype=torch.float32)
     times = first.new_zeros(frames, *[1] * (first.ndim - 2), dtype=torch.float32)
@@ -122,10 +121,10 @@ def overlap_mean(windows: Sequence[Tensor], starts: Sequence[int], frames: int) 
 
 
 def matched_noise(noise: NoiseSource, window: int, frames: int) -> Tensor:
-    """Return noise whose every window has the first one's mean over its frames.
+    """Return noise in which every window has the first one's mean over its frames.
 
-    The noise of the last window is made whole before it is cut to length: the mean of a few frames
-    alone would leave them hardly any noise of their own.
+    The last window's noise is drawn in full before it is cut to length: matching the mean over only a few
+    frames would leave them hardly any noise of their own.
 
     Returns:
         ``[frames, C, H, W]``; the first window is the plain clip's noise.

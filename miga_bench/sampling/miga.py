@@ -56,8 +56,8 @@ class MigaSettings(CommonSettings):
         reflection_level: Level of the judged chunk.
         reference_chunks: Chunks the judged one is compared with.
         candidates: n_samp, tails drawn in a search.
-        guidance_cut: Keep guidance frames from being the temporal neighbors of the window's first
-            frame in convolutions and norms (VideoCrafter2); they are still attended to.
+        guidance_cut: Keep guidance frames from being temporal neighbors of the window's first frame in
+            convolutions and norms (VideoCrafter2); they are still attended to.
         released: Follow the released code of the backbone's family, quirks included.
     """
 
@@ -78,7 +78,7 @@ class MigaSettings(CommonSettings):
 
 @dataclass(frozen=True)
 class Quirks:
-    """Where the released code of a family leaves the paper; the defaults are the paper's reading.
+    """Where a family's released code departs from the paper; the defaults follow the paper.
 
     Attributes:
         in_place_growth: Passes of the growing queue update it window by window, front to back.
@@ -86,9 +86,9 @@ class Quirks:
         growth_from_opening: Chunks that enter while the queue grows are the opening clip's last latent
             at the top level, not pure noise.
         stage1_from_opening: The same for the chunks that enter afterwards.
-        appends: Whether chunks enter stage 1 as ``needed`` for the length, ``always``, or only next
-            to a ``full`` queue, one whose back is one level below the top.
-        stage2_late: Levels above their own at which stage 2 steps its latents.
+        appends: When chunks enter stage 1: as ``needed`` for the length, ``always``, or only behind a
+            ``full`` queue, one whose back is one level below the top.
+        stage2_late: How many levels above their own stage 2 steps its latents.
         dropped: Windows at the end of the video that are made but not handed out.
         pooling: See ``reflection.similarity``.
     """
@@ -283,9 +283,9 @@ class _Video:
             yield from run.latents
 
     def _reanchor(self, run: Queue) -> None:
-        """Make a prompt's own anchors of the first window of clean latents made under it.
+        """Make a prompt's own anchors from the first window of clean latents made under it.
 
-        Until there are as many, its windows keep the anchors of the prompt before.
+        Until that window is complete, its windows keep the anchors of the prompt before.
         """
         anchors = self.denoiser.anchors
         assert anchors is not None
@@ -318,7 +318,7 @@ class _Video:
             d.anchors.sets[0] = self._anchors_from(self.opening, list(range(self.window)))
 
     def _anchors_from(self, clip: Tensor, frames: list[int]) -> Tensor:
-        """Return evenly spaced latents of a clean clip at one step from clean."""
+        """Return evenly spaced latents of a clean clip, noised to one level above clean."""
         schedule = self.denoiser.schedule
         count = self.settings.guidance_frames
         chosen = torch.linspace(0, len(clip) - 1, count).round().long()

@@ -1,10 +1,10 @@
 """Stage 2 as a pipeline behind stage 1 (MIGA, section 3.2 and algorithm 5), at constant memory.
 
-The paper collects all latents that left stage 1 on one level and then denoises them in sliding
-windows, level by level. Here every such pass is a stage of a pipeline: a latent moves on as soon as the
-latents its window reads are there. The windows are those of the collected computation, so the
-result is the same; a stage holds about one window of latents, whatever the video's length. Where its cuts lie
-is known from the start, so a window need not wait for more than it reads.
+The paper collects all latents that left stage 1 on one level and then denoises them in sliding windows, level
+by level. Here every such pass is a stage of a pipeline: a latent moves on as soon as the latents its window
+reads are there. The windows are those of the collected computation, so the result is the same; a stage holds
+about one window of latents, whatever the video's length. The window boundaries are known from the start, so a
+window need not wait for more than it reads.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class PassPlan:
 class PipelinePass:
     """One unified pass over a row of latents on one level, endless or of a known length.
 
-    It sees the row through a queue that begins at the start of its next window: what lies before
-    that is written and, since windows read only from their start on, never read again.
+    It sees the row through a queue that begins at the start of its next window: what lies before that has
+    been written and is never read again, since windows read only from their start on.
 
     Args:
         index: Number of the pass, which shifts its windows; see ``partition``.
         plan: Geometry of its windows.
         length: Latents of the whole row; None is endless.
-        early: Whether a window runs as soon as what it reads is there, or when as much as it reads is there
-            behind what it writes.
+        early: If true, a window runs as soon as its inputs have arrived; if false, it also waits until a
+            further ``local`` latents have arrived after its last written slot.
     """
 
     def __init__(self, index: int, plan: PassPlan, length: int | None, early: bool) -> None:
@@ -137,7 +137,7 @@ class Pipeline:
         self._enter(0, run)
 
     def _enter(self, number: int, run: Queue) -> None:
-        """Hand latents to a pass, prepared as it takes them, or to the output behind the last."""
+        """Hand latents to a pass, in the form it takes, or to the output after the last pass."""
         if number in (len(self.passes), self.renoise_at):
             self.denoiser.forget(run.frames)
         if number == len(self.passes):
@@ -158,7 +158,7 @@ class Pipeline:
         return "renoise step" if late else "stage 2 step"
 
     def run(self) -> Iterator[Queue]:
-        """Denoise whatever can be, all passes' windows in one batch, and yield what is finished."""
+        """Denoise whatever is ready, the windows of all passes in one batch, and yield what is finished."""
         yield from self._take_finished()
         while work := [(k, w) for k, p in enumerate(self.passes) if (w := p.ready())]:
             works = []
@@ -184,7 +184,7 @@ class Pipeline:
 def renoised(
     run: Queue, level: int, schedule: Schedule, noise: NoiseSource, solver: Solver
 ) -> Queue:
-    """Take clean latents back to ``level`` by fresh noise; their history starts anew."""
+    """Take clean latents back to ``level`` with fresh noise; their solver history starts anew."""
     levels = [level] * len(run)
     latents = schedule.add_noise(run.latents, levels, noise(run.frames, "renoise"))
     return Queue.fresh(latents, levels, run.frames, solver)

@@ -1,4 +1,4 @@
-"""The values of the presets, and of which method on which family."""
+"""The values of the presets, by family and method."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
 """Presets: named, complete sets of a method's settings on a backbone.
 
-``paper`` is what the MIGA paper describes (arXiv 2605.18233, section 4.1; FIFO: arXiv 2405.11473); ``release``
-what the authors' code does, quirks included; ``anchored`` is ours: the backbone's default preset with
-guidance frames kept for the whole video; ``tiny`` is tuned for the embedded models. Where paper and
-release are silent (FIFO on Wan), the number of steps is MIGA's. On VideoCrafter2 ``paper`` honors the
-dynamic rescale the network was trained with, which the released queues leave out, their opening clip not.
+``paper`` is what the MIGA paper describes (arXiv 2605.18233, section 4.1; FIFO: arXiv 2405.11473);
+``release`` what the authors' code does, quirks included; ``anchored`` is ours: the backbone's default preset
+with guidance frames kept for the whole video; ``tiny`` is tuned for the embedded models. Where paper and
+release are silent (FIFO on Wan), the number of steps is MIGA's. On VideoCrafter2 ``paper`` applies the
+dynamic rescale the network was trained with; the released code leaves it out in its queues, but not in its
+opening clip.
 
 Two choices of ``paper`` for MIGA. It has no re-noise pass (``renoise`` 0): the paper's algorithm 5 ends with
 stage 2, and without the pass MIGA takes 1.00 times FIFO's windows for each further frame of VideoCrafter2, as
@@ -13,8 +14,8 @@ frames are those of the released code (``guidance_reach`` chunks), on which pape
 the paper's formula are ``head``. On Wan stage 2 has the released code's 10 steps; the paper, whose latents
 leave one level below tau_e = 10, can be read as 9.
 
-``release`` follows the released loops, not all that they do inside of Wan's network: its last layer there
-shifts and scales all slots of a window as its first one, ours each by its own level.
+``release`` follows the released loops, but not all of their changes inside Wan's network: there, its last
+layer shifts and scales all slots of a window as the first one; ours takes each slot's own level.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class ModelKind(Protocol):
 
 
 def near(name: str, known: typing.Iterable[str]) -> str:
-    """Return the end of an error line: the near names, and all of them."""
+    """Return the end of an error line: similar names, and all known ones."""
     known = sorted(known)
     close = close_names(name, known)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
@@ -169,7 +170,7 @@ def describe(settings: object) -> dict[str, Any]:
 
 
 def left_out(method: str) -> dict[str, Any]:
-    """Return what a method's settings are where ``describe`` leaves them out."""
+    """Return the values of a method's settings that ``describe`` leaves out."""
     if method not in METHODS:
         return {}
     settings = dataclasses.fields(settings_class(METHODS[method]))

@@ -1,10 +1,9 @@
 """Where ScalingNoise's candidates come from (arXiv 2503.16400): noises that remember the last frame.
 
 A candidate for the newest slot is made of fresh noise and of u, the slot before it, which stands one level
-below the top and so is nearly noise itself. Four proposals are mixed, each as likely as the others;
-all are of variance 1 where u is. Everything is a function of injected standard normal draws: numbers
-in [0, 1] are normal draws through their distribution function, so that a video depends on its noise
-source only.
+below the top and so is nearly noise itself. Four proposals are mixed, each as likely as the others; all have
+variance 1 where u has. Everything is a function of injected standard normal draws: numbers in [0, 1] are
+normal draws put through their distribution function, so that a video depends on nothing but its noise source.
 """
 
 from __future__ import annotations
@@ -49,9 +48,9 @@ def renoised(before: Tensor, fresh: Tensor, schedule: Schedule) -> Tensor:
 def frequency_mixed(before: Tensor, fresh: Tensor, released: bool = False) -> Tensor:
     """Keep u's low spatial frequencies and take the high ones from fresh noise, frame by frame.
 
-    The low-pass is ``L(f) = exp(-|f|^2 / (2 * 0.25^2))`` with f from -1 to 1 along each side. The noise
-    is weighted by ``sqrt(1 - L^2)``, which keeps every frequency at its power; by ``1 - L`` as
-    released, which loses up to half of it where the two meet.
+    The low-pass is ``L(f) = exp(-|f|^2 / (2 * 0.25^2))`` with f from -1 to 1 along each side. The noise is
+    weighted by ``sqrt(1 - L^2)``, which keeps the power of every frequency; the released ``1 - L`` loses up
+    to half of it where the two meet.
 
     Args:
         before: u, ``[N, C, H, W]``.

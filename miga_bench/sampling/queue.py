@@ -75,7 +75,7 @@ class Queue:
         return front
 
     def write(self, slots: slice, run: Queue) -> None:
-        """Replace a run of slots; the tensors of a pass in flight are left as they were."""
+        """Replace a run of slots; tensors that a running pass holds are left as they were."""
         if (slots.start, slots.stop) == (0, len(self)):
             self.latents, self.levels, self.state = run.latents, list(run.levels), run.state
             return

@@ -1,13 +1,13 @@
 """Self-reflection (MIGA, section 3.4): watch a similarity while frames are noisy, search when it drops.
 
-The judged chunk is compared with the cleaner chunks right before it, all of them still in the queue.
-When the score falls by more than ``threshold`` from one pass to the next, ``candidates`` new tails are
-drawn and denoised behind the frozen reference; the best one replaces the judged chunk and what is behind
-it, if it scores higher.
+The judged chunk is compared with the cleaner chunks right before it, all of them still in the queue. When the
+score falls by more than ``threshold`` from one pass to the next, ``candidates`` new tails are drawn and
+denoised behind the frozen reference; if the best one scores higher, it replaces the judged chunk and what is
+behind it.
 
-These are decisions by numbers whose last bits depend on how many rows a denoiser call has. With another
-batch, or another number of processes, a video is the same to float tolerance only as long as no drop is
-that near the threshold, and no two scores are that near each other.
+The last bits of these scores depend on how many rows a denoiser call has. With another batch, or another
+number of processes, a video is the same to float tolerance only as long as no drop comes that close to the
+threshold, and no two scores that close to each other.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class Reflection:
         denoiser: Runs the search.
         fresh_chunk: ``(frames, purpose, draw) -> Queue``, new slots of pure noise at the top level.
         level: Level of the judged chunk.
-        reference: Chunks compared with, right before the judged one.
+        reference: Chunks to compare with, right before the judged one.
         zigzag: L_zig, latents of a chunk.
-        window: f0, frames a window of the search sees.
+        window: f0, frames that a window of the search sees.
         stride: Slots a window of the search writes.
         threshold: delta, the drop of the score from one pass to the next that starts a search.
         candidates: n_samp, tails drawn in a search.
@@ -122,7 +122,7 @@ class Reflection:
     def _search(self, reference: Queue, frames: list[int], number: int) -> list[Queue]:
         """Draw and denoise new tails behind the frozen reference, all candidates in one batch.
 
-        A chunk enters before each step, as long as there is one (near the video's end the tail is short), and
+        A chunk enters before each step, as long as the tail has one (it is short near the video's end), and
         the first of them is taken down to the judged level.
         """
         frozen = len(reference)

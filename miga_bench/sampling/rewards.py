@@ -58,7 +58,7 @@ class Consistency(ABC):
 
     @abstractmethod
     def features(self, latents: Tensor) -> Tensor:
-        """Return what is compared of latents ``[N, C, H, W]``: ``[N, D]``, of any length."""
+        """Return the vectors to compare for latents ``[N, C, H, W]``: ``[N, D]``, of any length."""
 
     @torch.inference_mode()
     def __call__(self, clean: Tensor, anchor: Tensor) -> Tensor:
@@ -160,10 +160,10 @@ class DinoSimilarity(DecodedConsistency):
 
 @functools.cache
 def fetch_dino() -> Any:
-    """Return DINO's network in main memory, loaded once however many videos look through it.
+    """Return DINO's network in main memory, loaded once for all videos.
 
     Raises:
-        UserError: It is neither on this machine nor within reach.
+        UserError: It is not on this machine and cannot be fetched.
     """
     # transformers takes seconds to import, and only this reward needs it.
     from transformers import ViTModel
@@ -181,7 +181,7 @@ def fetch_dino() -> Any:
 
 
 def _dino_on(device: str) -> Any:
-    """Return a network of a video's own, which leaves the device's memory with it."""
+    """Return the network for one video; a copy on a GPU is freed with the video."""
     network = fetch_dino()
     return network if torch.device(device).type == "cpu" else copy.deepcopy(network).to(device)
 
@@ -198,7 +198,7 @@ REWARDS: dict[str, Callable[[Backbone, Frames], Reward]] = {
 
 
 def make_reward(name: str, backbone: Backbone, frames: Frames = "all") -> Reward:
-    """Return a reward by its name; its network, see ``need_reward``, comes when it is first used.
+    """Return a reward by its name; its network (see ``need_reward``) is loaded when it is first used.
 
     Raises:
         UserError: There is no such reward.
@@ -209,10 +209,10 @@ def make_reward(name: str, backbone: Backbone, frames: Frames = "all") -> Reward
 
 
 def need_reward(name: str) -> None:
-    """Have a reward's network in memory, fetched if need be, before there is work that could be lost.
+    """Load a reward's network, fetched if need be, before there is work that could be lost.
 
     Raises:
-        UserError: It cannot be had.
+        UserError: It cannot be loaded.
     """
     if name == "dino":
         fetch_dino()

@@ -32,10 +32,10 @@ def refuse_changes(prompts: PromptSchedule, method: str, length: int) -> None:
     Args:
         prompts: The text over the video.
         method: For the message.
-        length: Latents to make; a text that begins behind them is no change.
+        length: Latents to make; a text that begins after them does not count.
 
     Raises:
-        UserError: A text begins on the way.
+        UserError: A later text begins within the video.
     """
     require(
         all(not 0 < start < length for start in prompts.starts),

@@ -5,16 +5,15 @@ m beams are FIFO queues with a history each. In a pass every beam draws k candid
 scored against an anchor, the beam's last finished frame (``rewards.py``): a look ahead at what the noise
 will become, not at what it is. The best m of the m k candidates are the next beams.
 
-Beams that descend from the same one share what they share. Every slot carries a mark, equal marks hold
-equal slots, and a window that two beams read alike is denoised once: since survivors are relatives, only
-the last few windows are paid for more than once. The same marks tell which latents are final: a
-latent is handed out when all beams have it in their history. If they do not agree within ``lag`` latents,
-the beams that differ from the best one give way to copies of it, so that an endless video needs no
-more memory than its queues.
+Beams that descend from the same beam share work. Every slot carries a mark, slots with equal marks are equal,
+and a window that two beams read alike is denoised only once: since survivors are relatives, only the last few
+windows are computed more than once. The same marks tell which latents are final: a latent is handed out when
+all beams have it in their history. If they do not agree within ``lag`` latents, the beams that differ from
+the best one are replaced by copies of it, so that an endless video needs no more memory than its queues.
 
-Which candidates are best is decided by numbers whose last bits depend on how many rows a denoiser call has.
-With another batch, or another number of processes, a video is the same to float tolerance only as long as
-no two scores between which a choice is made are that near each other.
+The last bits of the scores depend on how many rows a denoiser call has. With another batch, or another number
+of processes, a video is the same to float tolerance only as long as no choice is made between scores that
+close to each other.
 """
 
 from __future__ import annotations
@@ -63,12 +62,12 @@ class ScalingNoiseSettings(CommonSettings):
         lookahead: Whether a window writes only its noisier half, as in FIFO.
         lag: Latents that may wait for the beams to agree before the best beam decides.
         released: Follow the released code: the reward is the cosine of anchor and last frame (DINO's of
-            pictures squashed to a square); all beams share one anchor, which each of them overwrites with
-            the frame it has just finished, so that a beam is held against the beam before it, and the
-            first against the last one's frame of the pass before; a pass that is not greedy may give one
-            beam's queue another one's newest slots, see ``select``; the first pass is without guidance;
-            and see ``frequency_mixed``. Two things stay ours: beams share the solver's noise, which the
-            release draws for each, and frame 0 is handed out, which the release drops as warm-up's last.
+            pictures squashed to a square); all beams share one anchor, which each of them overwrites with the
+            frame it has just finished, so that a beam is compared with the beam before it, and the first one
+            with the last beam's frame of the pass before; a pass that is not greedy may give one beam's queue
+            another one's newest slots, see ``select``; the first pass is without guidance; and see
+            ``frequency_mixed``. Two things stay ours: beams share the solver's noise, which the release draws
+            for each, and frame 0 is handed out, which the release drops as warm-up's last.
     """
 
     beams: int
@@ -118,7 +117,7 @@ class ScalingNoise(Sampler[ScalingNoiseSettings]):
         self.reward = reward
 
     def prepare(self) -> None:
-        """Have the network of the settings' reward, if there is anything to choose by it."""
+        """Load the network of the settings' reward, if there is anything to choose by it."""
         s = self.settings
         if self.reward is None and s.beams * s.candidates > 1:
             need_reward(s.reward)
@@ -137,8 +136,8 @@ class ScalingNoise(Sampler[ScalingNoiseSettings]):
     ) -> Iterator[Tensor]:
         """Yield finished latents; see ``Sampler.stream``.
 
-        FIFO's warm-up applies. At the length's end what is not agreed upon is the best beam's. Where the
-        text changes, candidates are still held against the anchor of the text before it, for as long as a frame
+        FIFO's warm-up applies. At the end of the video, the best beam decides what is not agreed upon. After
+        a change of the text, candidates are compared with an anchor of the text before for as long as a frame
         takes through the queue.
         """
         s = self.settings
@@ -240,7 +239,7 @@ class Search:
         self.similarity = None if scores.numel() == 1 else best(self.beams).score
 
     def final(self, left: int | None) -> list[Tensor]:
-        """Take out what is final; ``left`` latents are still to come, None for ever."""
+        """Remove and return what is final; ``left`` latents are still to come, None without end."""
         latents, self.beams = agreed(self.beams, self.settings.lag, left)
         return latents
 
@@ -302,7 +301,7 @@ class Search:
         Args:
             rows: Each beam's last window with each of its candidates.
             predictions: For them.
-            anchors: What each beam's are held against, ``[C, H, W]``; none is needed without a choice.
+            anchors: What each beam's are compared with, ``[C, H, W]``; none is needed without a choice.
         """
         if len(rows) * len(rows[0]) == 1:
             return torch.zeros(1, 1)

@@ -17,7 +17,7 @@ from miga_bench.sampling.rules import check_common, refuse_changes
 
 @dataclass(frozen=True)
 class ShortSettings(CommonSettings):
-    """Settings of the short clip: only what every method is told."""
+    """Settings of the short clip: only those that every method has."""
 
 
 class Short(Sampler[ShortSettings]):

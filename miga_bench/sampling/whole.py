@@ -87,7 +87,7 @@ def check_memory(
         length: Latents of the clip.
         rows: Rows of a denoiser call: 2 with guidance.
         copies: See ``WholeVideo.copies``.
-        available: Free bytes; None is not known, and refuses nothing.
+        available: Free bytes; None if not known, which refuses nothing.
 
     Raises:
         UserError: It does not fit; the message says what it takes and how long a clip may be.

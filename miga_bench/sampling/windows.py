@@ -34,8 +34,8 @@ class Window:
 def partition(length: int, stride: int, local: int, shift: int) -> list[range]:
     """Cut ``length`` slots into write ranges of at most ``stride``, the last one of ``local``.
 
-    A rotating ``shift`` moves the cuts from pass to pass, lest a fixed trajectory of windows show
-    as jitter. What does not fill a stride stands before the last range.
+    A rotating ``shift`` moves the cuts from pass to pass, since cuts that stay in place would show as jitter.
+    What does not fill a stride stands before the last range.
 
     Args:
         length: Slots in the queue.
@@ -133,18 +133,17 @@ def fifo_windows(length: int, window: int, context: int, front: int | None = Non
 
 
 def windows_of_last_passes(plan: list[Window], front: int) -> list[int]:
-    """Return how many windows, from the front, the last passes of a queue take; no result changes.
+    """Return how many windows, from the front, each of a queue's last passes needs; no result changes.
 
-    The queue moves up one slot behind every pass and slot ``front`` is handed out. So nothing that comes
-    out of the last pass matters but that slot, nothing of the pass before but that slot and what the last
-    pass reads, and so on.
+    After every pass the queue moves up one slot, and slot ``front`` is handed out. So of the last pass only
+    that slot matters, of the pass before only that slot and what the last pass reads, and so on.
 
     Args:
         plan: The windows of every pass, front to back.
-        front: Slot that is handed out behind a pass.
+        front: Slot that is handed out after a pass.
 
     Returns:
-        Counts by the number of passes that are still to come; where they end, all windows are needed.
+        Counts by the number of passes that are still to come; beyond their end, all windows are needed.
     """
     counts: list[int] = []
     wanted = {front}

@@ -21,10 +21,10 @@ from miga_bench.harness.writer import RunWriter
 
 
 class Tracking(Callback):
-    """Tells MLflow of a run and of each of its arms.
+    """Logs a run and each of its arms in MLflow.
 
     Args:
-        enabled: Whether to; by default where a uri is given (experiments do in any case).
+        enabled: Whether to log; by default if a uri is given (experiments log in any case).
         uri: http://HOST:PORT of a server, sqlite:///FILE or another database; by default what
             MLFLOW_TRACKING_URI says, or else the file mlflow.db in the run's root.
         experiment: MLflow's name for a group of runs.
@@ -60,14 +60,14 @@ class Tracking(Callback):
         self._said = False
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
-        """Show the run as running; nobody waits for that."""
+        """Show the run as running, without waiting for that."""
         if self.enabled and trainer.is_global_zero:
             (writer,) = (c for c in trainer.callbacks if isinstance(c, RunWriter))
             self._start(writer.run.folder, follow=True)
 
     @contextmanager
     def following(self, trainer: Any, writer: RunWriter) -> Iterator[None]:
-        """Log the run when the block has ended, however it ended."""
+        """Log the run when the block has ended, in whatever way."""
         status = "FAILED"
         try:
             yield
@@ -116,7 +116,7 @@ class Tracking(Callback):
                 print("miga-bench: tracking works again: the run is logged", file=sys.stderr)
 
     def _say(self, what: str, folder: Path) -> None:
-        """Say what failed, once for a run; how it ended stands in ``outcome``."""
+        """Say what failed, once for a run; ``outcome`` has how it ended."""
         if self._said:
             return
         self._said = True

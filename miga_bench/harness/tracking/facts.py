@@ -1,4 +1,4 @@
-"""What there is to say of an arm: parameters, metrics, curves over the video and a table; no MLflow here."""
+"""What there is to log of an arm: parameters, metrics, curves over the video and a table; no MLflow here."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _scores(rows: Sequence[Row]) -> Metrics:
 
 
 def _cost(cost: ArmCost) -> Metrics:
-    """Return what was measured; keys are MLflow's, where a judged pass has always been a watched one."""
+    """Return what was measured, by MLflow's keys, in which a judged pass is called watched."""
     known = {
         "cost/nfe_per_video": cost.nfe,
         "cost/nfe_per_frame": cost.nfe_per_frame,

@@ -1,6 +1,6 @@
 """A run in MLflow: the run is the parent, its arms are children; what is there already is not made twice.
 
-All comes from the run's folder, so that it can be told again at any time and to any server. The folder's
+All comes from the run's folder, so that it can be logged again at any time and to any server. The folder's
 ``tracking.json`` remembers MLflow's ids, by URI and experiment; where it is lost, tags find the runs again.
 """
 
@@ -74,7 +74,7 @@ class RunLog:
 
     Args:
         target: Where and how.
-        told: Called after every step, so that somebody can see that it goes on.
+        told: Called after every step, as a sign of progress.
         reading: Called before every video that is read, which needs no server.
 
     Raises:
@@ -180,7 +180,7 @@ class RunLog:
         return _Remembering(self)
 
     def open_experiment(self) -> None:
-        """Find MLflow's experiment, or make it.
+        """Find MLflow's experiment, or create it.
 
         Raises:
             UserError: It was deleted.
@@ -214,7 +214,7 @@ class RunLog:
             self._ids = {"run": "", "arms": {}}
 
     def keep(self) -> None:
-        """Write the ids to the folder; tags find the runs where that cannot be."""
+        """Write the ids to the folder; if that fails, tags still find the runs."""
         path = self.target.folder / MEMORY
         known: Any = {}
         with suppress(*_UNREADABLE):
@@ -295,7 +295,7 @@ class RunLog:
         return _texts({name: value for name, value in tags.items() if value is not None})
 
     def _key(self) -> str:
-        """Return what is the same for this run wherever its folder is copied, and for no other."""
+        """Return a key that only this run has, wherever its folder is copied."""
         about = [self.results.name, self.results.provenance.get("started")]
         keys = [row.key for row in self.results.rows]
         return hashlib.sha256(json.dumps([about, keys]).encode()).hexdigest()[:16]

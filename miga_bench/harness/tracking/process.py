@@ -1,7 +1,7 @@
-"""The process that talks to MLflow, seen from the one that makes videos: it waits for nothing for long.
+"""The process that talks to MLflow, seen from the one that makes videos, which never waits long.
 
-MLflow lives in a process of its own, so that a server that hangs costs a run no video, that what the run
-measures of itself holds nothing of MLflow, and that a run which is killed is still marked as killed.
+MLflow lives in a process of its own, so that a server that hangs costs a run no video, the run's own
+measurements include nothing of MLflow, and a run that is killed is still marked as killed.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ class TrackingProcess:
         self._messages.put(None)
 
     def finish(self, status: str | None = None) -> Message:
-        """Have everything logged; return the last word: ``done``, or ``failed`` and ``what``.
+        """Log everything; return how it ended: ``done``, or ``failed`` and ``what``.
 
-        A run that is followed is given ``PATIENCE`` to be shown at all, and again for its end, where
-        what its files fairly take comes on top; more on a machine so busy that the process hardly gets
-        to compute. Otherwise each step is given that, however many there are.
+        A run that is followed has ``PATIENCE`` seconds to be shown at all, and again for its end, plus what
+        its files should take; more on a machine so busy that the process hardly gets to compute. Otherwise
+        each step has that long, however many there are.
 
         Args:
             status: MLflow's word for how the run ended; None reads the folder.
@@ -112,7 +112,7 @@ class TrackingProcess:
                 until = time.monotonic() + message.get("seconds", PATIENCE)
 
     def end(self) -> None:
-        """End the process, whatever it is at."""
+        """End the process, whatever it is doing."""
         with suppress(OSError):
             assert self._process.stdin is not None
             self._process.stdin.close()

@@ -1,4 +1,4 @@
-"""Where MLflow keeps what it is told: the URI's rule, its default, and how it is shown."""
+"""Where MLflow keeps what is logged: the rule for the URI, its default, and how it is shown."""
 
 from __future__ import annotations
 

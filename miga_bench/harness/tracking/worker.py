@@ -98,13 +98,13 @@ def _track(told: dict[str, Any], orders: queue.Queue[dict[str, Any]], answer: An
 
 
 class _Busy:
-    """How much longer things take than on a machine that does nothing else: time passed by time computed."""
+    """How much longer things take than on an idle machine: elapsed time over computing time."""
 
     def __init__(self) -> None:
         self._began = time.monotonic(), time.process_time()
 
     def stretched(self, seconds: float) -> float:
-        """Return what is given for something that takes so many seconds elsewhere."""
+        """Return how long to allow for something that takes so many seconds on an idle machine."""
         passed, computed = time.monotonic() - self._began[0], time.process_time() - self._began[1]
         return seconds * min(MOST_STRETCH, max(1.0, passed / max(computed, 0.1)))
 
@@ -145,7 +145,7 @@ def _fair_seconds(log: Any) -> float:
 
 
 def _make_database(file: Path) -> None:
-    """Make MLflow's tables aside, if there are none: a file with half of them would be of no use."""
+    """Make MLflow's tables, if there are none, in another file first: half of them would be of no use."""
     from mlflow import MlflowClient
 
     if file.exists() and file.stat().st_size:
