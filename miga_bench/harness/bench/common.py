@@ -34,7 +34,7 @@ class Row:
     Attributes:
         measurement: What was measured.
         value: Its median.
-        spread: Least and most of the rounds.
+        spread: Minimum and maximum of the rounds.
         target: What it should be.
     """
 
@@ -72,7 +72,7 @@ class TimeMeter:
     largest: int = 0
 
     def metered(self, network: Denoiser, denoiser: Denoiser) -> Denoiser:
-        """Return a denoiser that does as ``denoiser`` does and is timed."""
+        """Return a denoiser that does what ``denoiser`` does and is timed."""
         call: Any = denoiser
 
         def measured(latents: Tensor, timesteps: Tensor, text: Tensor, **more: Any) -> Tensor:

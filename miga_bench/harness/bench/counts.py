@@ -1,23 +1,23 @@
-"""Windows that an endless video takes, by arithmetic on its settings; tests hold it against the samplers.
+"""Windows that an endless video takes, by arithmetic on its settings; tests check it against the samplers.
 
 T are the steps, f the window's latents, c the level at which sampling ends (0, or 1 on VideoCrafter2's
-grid). The opening clip takes ``T - c`` windows. A pass is the denoising of all of the queue, so no
-frame leaves before the queue is filled; searches come on top of what stands here.
+grid). The opening clip takes ``T - c`` windows. A pass denoises the whole queue, so no frame
+leaves before the queue is filled; searches come on top of these counts.
 
 * FIFO, x slots of context: frame 0 stands at level ``T - f + 1`` and goes down one level in every
   pass of ``ceil(T / (f - x))`` windows, so the first frame takes
   ``T - c + (T - f + 1) * ceil(T / (f - x))``, and every further latent ``ceil(T / (f - x))``. With
   ``growth`` pass p (from 0) of these has ``f + p`` slots and takes ``1 + ceil(p / (f - x))``.
 * ScalingNoise, m beams of k candidates: as FIFO, with the last window of each pass but the first made for
-  ``m * k`` candidates. This is the least: beams that differ before their last window pay for that, too.
+  ``m * k`` candidates. This is the minimum: beams that differ before their last window take more.
 * MIGA, L slots a chunk, s slots written a window, l read besides guidance frames, stage 2 from level e:
   ``o = f // L`` chunks of the opening are in the queue, pass p (from 0) has ``n = min(o + 1 + p, T - e)``
-  chunks and takes about ``1 + ceil((n * L - l) / s)`` windows. The first chunk leaves behind ``T - o - e``
-  passes, one more behind each pass that follows. The passes of stage 2 and of the re-noise pass are
+  chunks and takes about ``1 + ceil((n * L - l) / s)`` windows. The first chunk leaves after ``T - o - e``
+  passes, one more after each pass that follows. The passes of stage 2 and of the re-noise pass are
   counted backwards from the one latent that the last of them has to give: to write N latents one takes
   the windows whose cuts (``a, a + s, ...``, a its shift) reach N, and reads up to the last one's end,
   which is the N of the pass before it. What the first of them reads must have left the queue.
-  A further latent takes the mean windows of a full queue's pass ``/ L``, and ``1 / s`` for each pass behind.
+  A further latent takes the mean windows of a full queue's pass ``/ L``, and ``1 / s`` for each later pass.
 """
 
 from __future__ import annotations

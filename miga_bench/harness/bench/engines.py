@@ -19,7 +19,7 @@ from miga_bench.harness.bench.rounds import in_turns, timed
 
 
 def measure(say: Say, repeats: int) -> Part:
-    """Make a video by each in turns; what comes before (export, compilation) is told apart."""
+    """Make a video by each in turns; what comes before (export, compilation) is reported apart."""
     eager = load_backbone(MODEL, device="cpu")
     length, prompts = eager.window + eager.window // 2, prompts_of(eager)
     with tempfile.TemporaryDirectory() as name:

@@ -1,8 +1,8 @@
 """What exporting gains on this machine's CPU: eager, torch.compile and ONNX Runtime side by side.
 
 All contenders of a model are timed in turns within one process and on one thread, by the processor time that
-a call takes, so that other work on the machine counts little; ratios are of medians. Exporting, start-up
-and compilation are told apart, in processor time, too. Whole videos are MIGA's, by its default settings.
+a call takes, so that other work on the machine has little effect; ratios are of medians. Exporting, start-up
+and compilation are reported apart, also in processor time. Whole videos are MIGA's, by its default settings.
 
     python -m miga_bench.harness.bench.export [--model NAME] [--repeats N] [--videos]
 """
@@ -52,8 +52,8 @@ class Contender:
     Attributes:
         name: In the table.
         backbone: With its denoiser.
-        start_seconds: Until it could be called: loading, compiling.
-        export_seconds: What came before that, once for all time.
+        start_seconds: Until it can be called: loading, compiling.
+        export_seconds: What comes before that, and only once.
     """
 
     name: str
@@ -174,8 +174,8 @@ def _calls(contenders: list[Contender], rows: int, repeats: int) -> dict[str, An
 def _videos(contenders: list[Contender], folder: Path) -> dict[str, Any]:
     """Make a video by each, text, decoding and file included, once to warm up and once timed.
 
-    ``pays_from`` tells from how many denoiser evaluations on a contender is done before eager, all that
-    comes before its first call included: exporting, loading, compiling. None is never.
+    ``pays_from`` is the number of denoiser evaluations from which a contender finishes before eager PyTorch,
+    exporting, loading and compiling included. None is never.
     """
     frames = contenders[0].backbone.frames_of(VIDEO_WINDOWS * contenders[0].backbone.window)
     taken, ahead = {}, {}

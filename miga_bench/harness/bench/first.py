@@ -1,7 +1,7 @@
-"""How long an endless video keeps one waiting: what is denoised before its first frame leaves.
+"""How long one waits for an endless video: what is denoised before its first frame leaves.
 
-A real run of the default preset, without guidance, so that a window is one denoiser evaluation, on one
-thread by processor time. ``counts.py`` says how the least is derived. Windows of searches are told apart where
+A real run of the default preset, without guidance, so that a window is one denoiser evaluation, on one thread
+by processor time. ``counts.py`` says how the least is derived. Windows of searches are counted apart where
 they come on top of it (MIGA's self-reflection); ScalingNoise's candidates are part of its least.
 """
 

@@ -9,9 +9,9 @@ Text and decoding are left out.
 
 A frame takes ``w / p`` windows, w the windows of a further latent of an endless video (preset ``paper``,
 searches left out; formula in ``bench/counts.py``), p the frames it decodes to (Wan 4, VideoCrafter2 1). So
-seconds a frame are ``seconds a window * w / p``. A plain clip takes its steps times a window.
-Time outside the denoiser is measured in a pass of a full queue, with the GPU awaited before and
-after each denoiser call: nothing overlaps, so the share is the largest there is.
+seconds a frame are ``seconds a window * w / p``. A plain clip takes its steps times a window. Time outside
+the denoiser is measured in a pass of a full queue, waiting for the GPU before and after each denoiser call:
+nothing overlaps, so the share is an upper bound.
 """
 
 from __future__ import annotations

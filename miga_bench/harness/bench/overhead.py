@@ -1,6 +1,6 @@
 """Time that samplers spend outside the denoiser, on a random Wan of 100M parameters, one thread.
 
-Without guidance, so that a window is one evaluation, and the share the largest there is.
+Without guidance, so that a window is one evaluation and the share is largest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Our MIGA against the loop as one writes it down first (``plain_loop.py``): same weights, same video."""
+"""Our MIGA against the loop as one would first write it (``plain_loop.py``): same weights, same video."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MIGA as one writes it down first: the yardstick of the speed measurement, and a second opinion.
+"""MIGA as one would first write it: the yardstick of the speed measurement, and a second opinion.
 
 One window at a time, two denoiser calls for guidance, one timestep per token through diffusers' own
 forward, diffusers' own solver called once per frame with a state of its own, every video collected

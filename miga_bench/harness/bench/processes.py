@@ -1,4 +1,4 @@
-"""What several processes gain: videos of their own, or windows of one video between them.
+"""What several processes gain: by videos of their own, or by sharing the windows of one video.
 
 * by items, as ``miga-bench predict`` deals them: independent processes of one thread make a video each, all
   begin at the same time, and what counts is videos per wall time;

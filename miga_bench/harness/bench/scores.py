@@ -123,7 +123,7 @@ def row(name: str, frames: int, their: Cost, our: Cost) -> dict[str, Any]:
 
 
 def cost(work: Callable[[], dict[str, float]]) -> Cost:
-    """Run something and return what it took. Peak memory is the kernel's, in this process."""
+    """Run something and return what it took; peak memory is this process's, by the kernel."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # what earlier work freed is not this one's

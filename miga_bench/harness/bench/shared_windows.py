@@ -1,4 +1,4 @@
-"""What it gains and costs on this machine that several processes share a video's windows.
+"""What is gained and lost on this machine when several processes share a video's windows.
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m miga_bench.harness.bench.shared_windows [ROUNDS]
 
