@@ -14,12 +14,12 @@ from report_runs import RunFolder, reflective_passes
 
 from miga_bench.cli import main
 from miga_bench.harness.report.claims import all_claims
-from miga_bench.harness.report.comparisons import _verdict, compare
+from miga_bench.harness.report.comparisons import _verdict
 from miga_bench.harness.report.curves import _family, along_axis
 from miga_bench.harness.report.measures import measure_of
 from miga_bench.harness.report.pictures import axis_curves
 from miga_bench.harness.report.published import published_table, published_tables
-from miga_bench.harness.results import Arm, Results, Row, read_results
+from miga_bench.harness.results import Arm, Results, Row
 from miga_bench.harness.shipped import shipped
 from miga_bench.metrics.statistics import estimate, sign_test
 
@@ -147,43 +147,6 @@ def test_numbers_of_the_tables(tmp_path, capsys):
     triggers = sum(one["triggered"] for one in passes)
     assert f"| {100 * triggers / judged:.1f} % |" in markdown
     assert "| miga | 480 | 20.00 |" in markdown
-
-
-def test_equal_motion_is_the_lines_height(tmp_path):
-    """Scores that only follow motion leave nothing at equal motion; a gain of their own stays."""
-    run = RunFolder(tmp_path, "line", ARMS, {f"p{i}": f"x {i}" for i in range(8)})
-    for i in range(8):
-        shift = (i - 2) * 0.1  # on both sides of zero
-        noise = 0.001 * (-1) ** (i // 2)
-        low = {"a": 0.5, "b": 0.5, "world/path": 0.6}
-        run.item("fifo", f"p{i}", 0, low)
-        high = {
-            "a": 0.5 - 0.2 * shift + noise,
-            "b": 0.6 - 0.2 * shift + noise,
-            "world/path": 0.6 + shift,
-        }
-        run.item("miga", f"p{i}", 0, high)
-    results = read_results(run.close())
-    motion = measure_of("world/path")
-    follows = compare(results, {"miga": 1, "fifo": -1}, measure_of("a"), motion)
-    own = compare(results, {"miga": 1, "fifo": -1}, measure_of("b"), motion)
-    assert follows.difference == pytest.approx(-0.2 * 0.15)
-    assert follows.equal.difference == pytest.approx(0, abs=1e-3)
-    assert follows.equal.verdict == "no difference shown"
-    assert own.equal.difference == pytest.approx(0.1, abs=1e-3)
-    assert own.equal.verdict == "better"
-
-
-def test_motion_on_one_side_only_says_nothing_at_equal_motion(tmp_path):
-    run = RunFolder(tmp_path, "side", ARMS, {f"p{i}": f"x {i}" for i in range(8)})
-    for i in range(8):
-        run.item("fifo", f"p{i}", 0, {"a": 0.5, "world/path": 0.6})
-        run.item("miga", f"p{i}", 0, {"a": 0.6 + i / 1e4, "world/path": 0.5 - i / 100})
-    results = read_results(run.close())
-    found = compare(results, {"miga": 1, "fifo": -1}, measure_of("a"), measure_of("world/path"))
-    assert found.verdict == "better"
-    assert found.equal.difference is None
-    assert "moves less in every pair" in found.equal.verdict
 
 
 def test_seconds_of_several_machines_compare_no_arms_and_are_said(tmp_path, capsys):

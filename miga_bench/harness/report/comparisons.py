@@ -6,6 +6,8 @@ At equal motion: scores of consistency reward a video that stands still. So the 
 each pair is fitted by a straight line over the difference of its motion, ``score = a + b motion``; ``a`` is
 the difference that is left where both videos move alike, and its interval is clustered by prompt too
 (Cameron and Miller 2015, the factor ``G / (G - 1) * (N - 1) / (N - 2)``, t with G - 1 degrees of freedom).
+A measure of motion that is the same for both videos of every pair, as a dynamic degree of 0 or 1 often is,
+does not say that they move alike: there is no line then, and no verdict.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ import numpy as np
 from miga_bench.harness.costs import machines
 from miga_bench.harness.report.measures import Measure, value_of
 from miga_bench.harness.results import Results
-from miga_bench.metrics.statistics import compared, estimate
+from miga_bench.metrics.statistics import compared
 
 FEWEST = 6  # prompts: the sign test of five alike is at 0.06
 BETTER, WORSE, MORE, LESS = "better", "worse", "moves more", "moves less"
 OTHER_MACHINES = "made on different hardware, or by teams of different size"
 MEASURED = ("cost/seconds_per_frame", "cost/peak_memory")  # which are also the machine's
 NOT_SHOWN, TOO_FEW, NO_PAIRS = "no difference shown", "too few prompts", "no pairs"
+UNTOLD = "cannot be said: the measure of motion does not tell these videos apart"
 
 
 @dataclass(frozen=True)
@@ -162,9 +165,8 @@ def _at_equal_motion(pairs: Sequence[tuple[str, float, float]], measure: Measure
     if shifts.min() > 0 or shifts.max() < 0:
         less = "less" if shifts.max() < 0 else "more"
         return EqualMotion(None, None, None, f"cannot be said: it moves {less} in every pair")
-    if np.ptp(shifts) == 0:  # all move alike: the line is its height
-        found = estimate(scores, [prompt for prompt, _, _ in pairs])
-        return _equal(measure, found.mean, found.low, found.high, len(names))
+    if not shifts.any():
+        return EqualMotion(None, None, None, UNTOLD)
     table = np.stack([np.ones_like(shifts), shifts], axis=1)
     bread = np.linalg.inv(table.T @ table)
     line = bread @ table.T @ scores
@@ -178,10 +180,5 @@ def _at_equal_motion(pairs: Sequence[tuple[str, float, float]], measure: Measure
 
     reach = float(stdtrit(groups - 1, 0.975)) * error
     height = float(line[0])
-    return _equal(measure, height, height - reach, height + reach, groups)
-
-
-def _equal(
-    measure: Measure, height: float | None, low: float | None, high: float | None, prompts: int
-) -> EqualMotion:
-    return EqualMotion(height, low, high, _verdict(measure, low, high, prompts))
+    low, high = height - reach, height + reach
+    return EqualMotion(height, low, high, _verdict(measure, low, high, groups))

@@ -269,7 +269,9 @@ def _differences(facts: RunFacts, prefix: str) -> list[Block]:
             " At equal motion: a straight line is fitted to the pairs, difference of the score over"
             f" difference of {motion.title}; what it gives where both move alike is what is left, with an"
             f" interval clustered by prompt. It is not given below {FEWEST} prompts, nor where one arm moves"
-            " more in every pair."
+            " more in every pair, nor where motion is the same number in every pair. Where motion is measured"
+            " coarsely, as by a 0 or 1 for a video, the line is too flat (regression dilution), and a part of"
+            " what motion explains is still in what is left."
         )
     else:
         words += (
