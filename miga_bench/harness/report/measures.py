@@ -11,6 +11,7 @@ from miga_bench.harness.results import Results, Row
 Better = Literal["higher", "lower"] | None
 
 MINUS = "-"
+FINEST = 3  # digits more than a measure's, where an interval would seem to reach zero
 SAME = 1e-6  # of scores in [0, 1]: what summing in another order leaves
 _ONE_ENCODER = (
     "background consistency is the same number here, of the same encoder, and is not shown"
@@ -61,12 +62,27 @@ class Measure:
         """Return what stands in the label's brackets; empty for none."""
         return self.label.partition("[")[2].rstrip("]")
 
-    def number(self, value: float | None, sign: bool = False) -> str:
-        """Return a value as tables print it; no value is a dash, never a number."""
+    def number(self, value: float | None, sign: bool = False, finer: int = 0) -> str:
+        """Return a value as tables print it; no value is a dash, never a number.
+
+        Args:
+            value: As the score is stored.
+            sign: Of a difference: shown, and kept where the digits are all zero.
+            finer: Digits more than usual.
+        """
         if value is None:
             return MINUS
-        shown = round(value * self.factor, self.digits) + 0.0  # no negative zero
-        return f"{shown:{'+' if sign else ''}.{self.digits}f}"
+        digits = self.digits + finer
+        shown = round(value * self.factor + 0.0, digits)
+        return f"{shown:+.{digits}f}" if sign else f"{shown + 0.0:.{digits}f}"
+
+    def finer(self, low: float | None, high: float | None) -> int:
+        """Return the digits more, at most three, that show that an interval is on one side of zero."""
+        if low is None or high is None or low <= 0 <= high:
+            return 0
+        decides = min(abs(low), abs(high)) * self.factor
+        enough = (more for more in range(FINEST) if round(decides, self.digits + more))
+        return next(enough, FINEST)
 
 
 def _vbench(name: str, meaning: str, better: Better = "higher") -> Measure:

@@ -122,16 +122,26 @@ def _arm_row(
     return cells
 
 
-def interval(
-    measure: Measure, low: float | None, high: float | None, prompts: int, sign: bool = False
-) -> str:
+def interval(measure: Measure, low: float | None, high: float | None, prompts: int) -> str:
     """Return an interval as tables print it; none is an empty text.
 
     That of two prompts is no more than wide: it begins below what the score can be and ends above it.
     """
     if low is None or high is None or prompts < SURE_FROM:
         return ""
-    return f"{measure.number(low, sign)} to {measure.number(high, sign)}"
+    return f"{measure.number(low)} to {measure.number(high)}"
+
+
+def signed(
+    measure: Measure, value: float | None, low: float | None, high: float | None, prompts: int
+) -> tuple[str, str]:
+    """Return a difference and its interval, which may be empty, with digits enough to bear out a verdict."""
+    if low is None or high is None or prompts < SURE_FROM:
+        return measure.number(value, sign=True), ""
+    shown, start, end = (
+        measure.number(one, sign=True, finer=measure.finer(low, high)) for one in (value, low, high)
+    )
+    return shown, f"{start} to {end}"
 
 
 def _difference_group(
@@ -154,14 +164,11 @@ def _difference_group(
                 cells.append(Cell(MINUS))
                 continue
             off = target / measure.factor
-            detail = ""
-            if alike and found.low is not None and found.high is not None:
-                detail = interval(
-                    measure, found.low - off, found.high - off, found.clusters, sign=True
-                )
-            cells.append(
-                Cell(measure.number(found.mean - off, sign=True), detail, "" if alike else "quiet")
+            low, high = (
+                end - off if alike and end is not None else None for end in (found.low, found.high)
             )
+            shown, detail = signed(measure, found.mean - off, low, high, found.clusters)
+            cells.append(Cell(shown, detail, "" if alike else "quiet"))
         rows.append([Cell(arm), Cell(""), *cells])
     return Group(f"Ours minus {backbone}" + ("" if alike else " (not comparable)"), rows)
 
@@ -181,9 +188,8 @@ def verdict_table(
         measure = of_measure[0].measure
         cells = [Cell(measure.title, _unit(measure))]
         for found in of_measure:
-            detail = f"{measure.number(found.difference, sign=True)}"
-            if reach := interval(measure, found.low, found.high, found.prompts, sign=True):
-                detail += f"\n{reach}"
+            numbers = signed(measure, found.difference, found.low, found.high, found.prompts)
+            detail = "\n".join(number for number in numbers if number)
             if found.verdict == BETTER and found.equal is not None:
                 detail += f"\n{what_remains(found.equal)}"
             cells.append(Cell(found.verdict, detail, _TONES.get(found.verdict, "quiet")))
@@ -209,22 +215,17 @@ def difference_table(comparisons: Sequence[Comparison], caption: str) -> Table:
     for found in comparisons:
         measure, equal = found.measure, found.equal
         at_equal = Cell(MINUS)
-        if equal is not None:
+        if equal is not None and equal.difference is None:
+            at_equal = Cell(equal.verdict, "", "quiet")
+        elif equal is not None:
             at_equal = Cell(
-                measure.number(equal.difference, sign=True)
-                if equal.difference is not None
-                else equal.verdict,
-                interval(measure, equal.low, equal.high, found.prompts, sign=True),
-                "quiet" if equal.difference is None else "",
+                *signed(measure, equal.difference, equal.low, equal.high, found.prompts)
             )
         detail = f"{found.dropped} without a score" if found.dropped else ""
         rows.append(
             [
                 Cell(measure.title, measure.unit),
-                Cell(
-                    measure.number(found.difference, sign=True),
-                    interval(measure, found.low, found.high, found.prompts, sign=True),
-                ),
+                Cell(*signed(measure, found.difference, found.low, found.high, found.prompts)),
                 Cell(f"{found.n} ({found.prompts})", detail),
                 Cell(f"{found.wins} / {found.losses}"),
                 Cell(f"{found.p:.3f}" if found.n else MINUS),
@@ -256,8 +257,13 @@ def claim_table(findings: Sequence[Finding], caption: str) -> Table:
                 Cell(found.claim.text, measure.title),
                 Cell(found.verdict, remains, _TONES.get(found.verdict, "quiet")),
                 Cell(
-                    measure.number(compared.difference, sign=True),
-                    interval(measure, compared.low, compared.high, compared.prompts, sign=True),
+                    *signed(
+                        measure,
+                        compared.difference,
+                        compared.low,
+                        compared.high,
+                        compared.prompts,
+                    )
                 ),
                 Cell(f"{compared.n} ({compared.prompts})"),
                 Cell(paper[0], "\n".join(paper[1:])) if paper else Cell(MINUS),
