@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 NO_VALUE = "-"
+ROUNDING = 1e-9  # what summing in another order leaves of a mean of scores
+_NO_INTERVAL = {
+    "low": None,
+    "high": None,
+    "standard_error": None,
+    "reason": "an interval is of the mean over videos, which this score is not",
+}
 
 
 def summary(
@@ -120,7 +128,7 @@ def _of_clips(
     # the interval is of the mean over videos, which is the score in the exact reading
     document |= {"mean": whole.total, "aggregate": "clip" if reading == "reference" else "video"}
     if reading == "reference":
-        document |= {"low": None, "high": None, "standard_error": None}
+        document |= _NO_INTERVAL
     return document, values
 
 
@@ -149,6 +157,10 @@ def _add_overall(
     means = [document["scores"][labels[name]]["mean"] for name in OVERALL]
     mean = None if None in means else sum(means) / len(means)
     document["scores"][label] = {**asdict(found), "mean": mean, "aggregate": "mean of the four"}
+    # where clips or frames weigh in the four, or a video lacks one of them, theirs is another mean
+    if mean is not None and found.mean is not None:
+        own = math.isclose(mean, found.mean, abs_tol=ROUNDING)
+        document["scores"][label] |= {} if own else _NO_INTERVAL
 
 
 def show(document: Row) -> None:

@@ -107,6 +107,11 @@ def test_vbench_long_on_embedded_networks(folder):
     # three clips of long.mp4 and one of each other
     assert other["scores"]["temporal_flickering"]["mean"] != pytest.approx(sum(flicker) / 4)
     assert other["scores"]["temporal_flickering"]["aggregate"] == "clip"
+    # a mean over clips has no interval, and a mean of such means has none either
+    for found, whole in ((document, True), (other, False)):
+        overall = found["scores"]["overall_score[tiny,dis]"]
+        assert (overall["low"] is not None) is whole
+        assert (overall["reason"] is None) is whole
 
 
 class Agrees(VideoTextEncoder):
