@@ -42,6 +42,9 @@ FEW = {
 }
 
 
+PUBLIC = ["wan2.1-1.3b", "videocrafter2"]
+
+
 @pytest.fixture(scope="module")
 def one_layer_folder(tmp_path_factory):
     whole = BACKBONES["tiny-wan"].where
@@ -173,7 +176,8 @@ def test_the_depth_of_stage_2_is_all_that_its_arms_differ_in(place):
         for name, plan in arms.items()
     }
     # The preset of the embedded models has a re-noise pass; the papers', which is for the others, has none.
-    name, more = ("preset", {}) if place.startswith("tiny-") else ("renoised", {"renoise": 10})
+    more = {"renoise": 10, "zigzag": 1, "guidance_frames": 0}
+    name, more = ("preset", {}) if place.startswith("tiny-") else ("renoised", more)
     renoised = values.pop(name)
     assert renoised == dataclasses.asdict(
         resolve("miga", backbone, arms[name].preset, {"reflection": "off", **more})
@@ -265,7 +269,7 @@ def test_a_story_is_told_in_parts_or_whole():
         assert at_once.prompts[0].text.startswith(told.prompts[0].text)
 
 
-@pytest.mark.parametrize("place", ["wan2.1-1.3b", "videocrafter2"])
+@pytest.mark.parametrize("place", PUBLIC)
 def test_drift_on_public_models_holds_subject_and_background_against_the_opening(place):
     plans = [
         SuiteScores(**one["init_args"]).plan
@@ -290,6 +294,34 @@ def test_efficiency_has_texts_enough_for_a_verdict_and_public_models_a_thousand_
     (told,) = {frozenset(of_text) for of_text in lengths.values()}
     assert len(told) == 3
     assert max(told) >= 1000 or place.startswith("tiny-")
+
+
+@pytest.mark.parametrize("place", PUBLIC)
+def test_efficiency_on_public_models_measures_the_methods_alone(place):
+    """Breaks if what is measured is how many windows fit into a GPU, or the networks of scores."""
+    document = shipped("efficiency", place)
+    assert LongVideoModule(**document["model"]).metrics == []
+    assert {str(plan.settings["batch"]) for plan in arms_of(document).values()} == {"1"}
+
+
+@pytest.mark.parametrize("place", PUBLIC)
+def test_the_papers_ablations_begin_at_one_row(place):
+    """Tables 4 and 5, and those of reflection and of stage 2, share the row in which all is off."""
+    arms = {
+        f"{name} {arm}": plan
+        for name in ("zigzag", "guidance", "reflection", "stage2")
+        for arm, plan in arms_of(shipped(name, place)).items()
+    }
+
+    def settings_of(arm, **more):
+        plan = arms[arm]
+        return resolve(plan.method, Place(place), plan.preset, {**plan.settings, **more})
+
+    row = settings_of("zigzag zigzag-1")
+    assert settings_of("guidance none") == settings_of("reflection off") == row
+    assert settings_of("stage2 stage2_steps-0", stage2_steps=row.stage2_steps) == row
+    judged = settings_of("reflection reflection_threshold-0.01", reflection="off")
+    assert judged == dataclasses.replace(row, reflection_threshold=0.01)
 
 
 @pytest.mark.parametrize("place", places())

@@ -1,6 +1,8 @@
 """Numbers as reports print them: none contradicts the verdict beside it."""
 
 import pytest
+from report_runs import RunFolder
+from test_report import ARMS, made
 
 from miga_bench.harness.report.comparisons import _verdict
 from miga_bench.harness.report.measures import measure_of
@@ -29,3 +31,19 @@ def test_a_printed_interval_bears_out_its_verdict(value, low, high, shown):
 
 def test_means_have_no_negative_zero():
     assert measure_of("world/path").number(-0.001) == "0.00"
+
+
+def test_a_run_without_scorers_is_reported_by_its_cost(tmp_path, capsys):
+    """Breaks if an experiment that scores nothing, as the public `efficiency`, has no report."""
+    about = {"published": "efficiency", "baseline": "fifo", "axis": "frames"}
+    run = RunFolder(tmp_path, "bare", ARMS, {f"p{i}": f"x {i}" for i in range(6)}, about=about)
+    for i in range(6):
+        for arm, more in (("fifo", 0), ("miga", 1)):
+            run.item(arm, f"p{i}", seconds={"stage1": 3.0 + more + i / 100})
+    (told,) = made(capsys, run.close(), "-o", tmp_path / "out", "--prompts-shown", "0")["runs"]
+    assert ("FIFO needs fewer seconds per frame than MIGA", "holds") in [
+        (claim["claim"], claim["verdict"]) for claim in told["claims"]
+    ]
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "No video has been scored yet" in page
+    assert "What a video took, by arm" in page
