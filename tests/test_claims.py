@@ -10,7 +10,9 @@ from miga_bench.harness.report.claims import OF_PROCESS, check_claims
 from miga_bench.harness.report.comparisons import compare
 from miga_bench.harness.report.measures import measure_of, measures_of
 from miga_bench.harness.report.section import CHANGING, gather, section
+from miga_bench.harness.report.tables import claim_table
 from miga_bench.harness.results import Arm, Results, Row, _changes, read_results
+from miga_bench.harness.scorers import SuiteScores
 
 SUBJECT = measure_of("subject_consistency")
 MIGA = {"miga": Arm("miga", "miga", {}, {})}
@@ -112,6 +114,26 @@ def test_claims_on_scores_are_of_runs_beside_their_own_table(tmp_path):
     found = judged(filled(tmp_path, about={"published": "table_2_narrlv"}))
     assert subject not in found
     assert any(text.startswith(seconds) for text in found)  # costs are costs
+
+
+@pytest.mark.parametrize(
+    ("suite", "frames", "shown"),
+    [("vbench-long", 128, True), ("vbench-long", 1000, False), ("vbench", 128, False)],
+)
+def test_the_papers_difference_stands_beside_videos_as_long_and_scored_alike(suite, frames, shown):
+    """Breaks if whole-video scores of 1,000 frames have the paper's difference of 128 beside them."""
+    arms = {name: Arm(name, name, {}, {}) for name in ("fifo", "miga")}
+    rows = [
+        Row(arm, f"p{n}", f"x {n}", 0, "k", "done", Path(), frames, scores={SUBJECT.label: s})
+        for arm, s in (("fifo", 0.9), ("miga", 0.95))
+        for n in range(6)
+    ]
+    scorers = [SuiteScores(suite).identity()]
+    run = Results(Path(), "r", {}, {}, arms, rows, {}, {}, scorers)
+    found = check_claims(run, [SUBJECT])
+    (subject,) = (f for f in found if f.claim.text == "MIGA keeps the subject better than FIFO")
+    assert subject.paper == ({"videocrafter2": pytest.approx(4.74)} if shown else {})
+    assert ("the paper's difference" in claim_table(found, "Claims").head) is shown
 
 
 def test_claims_of_consistency_are_not_judged_where_prompts_change_and_that_is_said(tmp_path):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
@@ -33,6 +33,7 @@ from miga_bench.harness.report.measures import (
     value_of,
 )
 from miga_bench.harness.report.published import published_table
+from miga_bench.harness.report.scoring import how_scored
 from miga_bench.harness.results import Results, Row
 from miga_bench.metrics.statistics import compared
 
@@ -84,11 +85,13 @@ class Finding:
         claim: The claim.
         comparison: The run's own pairs.
         verdict: ``holds``, ``does not hold`` or ``not shown``, with the reason.
+        paper: The paper's own difference by backbone, where its videos are as long and scored as the run's.
     """
 
     claim: Claim
     comparison: Comparison
     verdict: str
+    paper: Mapping[str, float] = field(default_factory=dict)
 
 
 @functools.cache
@@ -127,8 +130,25 @@ def check_claims(run: Results, measures: Sequence[Measure]) -> list[Finding]:
                 continue
             comparison = compare(run, claim.weights, measure, motion)
             if comparison.n:
-                out.append(Finding(claim, comparison, _verdict(comparison)))
+                paper = _beside(run, claim)
+                out.append(Finding(claim, comparison, _verdict(comparison), paper))
     return out
+
+
+def _beside(run: Results, claim: Claim) -> dict[str, float]:
+    """Return the paper's difference by backbone, where lengths and scorers are the paper's."""
+    if claim.published is None:
+        return {}
+    table = published_table(claim.published)
+    if how_scored(run, table):
+        return {}
+    rows = [row for arm in claim.weights for row in run.of(arm)]
+    frames = {row.frames for row in rows if row.status == "done"}
+    return {
+        backbone: difference
+        for backbone, difference in claim.paper().items()
+        if frames == {table.frames.get(backbone)} or not table.frames
+    }
 
 
 def _over_length(run: Results, claim: Claim, measure: Measure) -> list[Finding]:
