@@ -2,7 +2,7 @@
 
 import pytest
 from report_runs import RunFolder
-from test_report import ARMS, made
+from test_report import ARMS, fill, made
 
 from miga_bench.harness.report.comparisons import _verdict
 from miga_bench.harness.report.measures import measure_of
@@ -47,3 +47,9 @@ def test_a_run_without_scorers_is_reported_by_its_cost(tmp_path, capsys):
     page = (tmp_path / "out" / "report.md").read_text()
     assert "No video has been scored yet" in page
     assert "What a video took, by arm" in page
+
+
+def test_intervals_are_said_to_hold_for_these_seeds(tmp_path, capsys):
+    made(capsys, fill(tmp_path).close(), "-o", tmp_path / "out", "--prompts-shown", "0")
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "for the noise of these seeds, which all prompts share" in page

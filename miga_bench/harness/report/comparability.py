@@ -1,10 +1,14 @@
-"""Can a run's scores be set beside the paper's? Only arms that the published table has are looked at."""
+"""Can a run's scores be set beside the paper's? Only arms that the published table has are looked at.
+
+What we chose where the paper is silent, or where its text and its code differ, makes nothing incomparable: it
+is named beside. ``CHOICES`` has it all.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from miga_bench.backbones import BACKBONES
@@ -18,6 +22,34 @@ from miga_bench.sampling.presets import left_out, resolve
 
 NAMED = 6  # settings that a sentence names
 NO_MATTER = ("batch",)  # how many windows share a call changes no video
+AUTHORS_PRECISION = {"videocrafter2": "32-true"}
+QUEUES = ("fifo", "scaling-noise", "miga")
+# The family of the model, which arms have made the choice, and the words.
+CHOICES: Sequence[tuple[str, Callable[[Arm], bool], str]] = (
+    (
+        "videocrafter",
+        lambda arm: arm.method in QUEUES and arm.settings.get("rescale") is not False,
+        "queues with VideoCrafter2's dynamic rescale, which no author's queue has",
+    ),
+    (
+        "",
+        lambda arm: arm.method == "miga" and not arm.settings.get("renoise"),
+        "MIGA without the re-noise pass of its code",
+    ),
+    (
+        "",
+        lambda arm: (
+            bool(arm.settings.get("guidance_frames"))
+            and arm.settings.get("guidance_reach") == "chunks"
+        ),
+        "guidance frames by the chunks of its code, not by the paper's formula",
+    ),
+    (
+        "wan",
+        lambda arm: arm.method == "miga" and arm.settings.get("stage2_steps") == 10,
+        "10 steps in stage 2, as its code, where the paper may mean 9",
+    ),
+)
 
 
 def paper_backbones(run: Results, table: PublishedTable) -> list[str]:
@@ -38,7 +70,26 @@ def comparability(run: Results, paper: PublishedTable, columns: Sequence[Measure
             if why
             else f"Made as {backbone} was, as far as the paper says."
         )
+        if run.model["backbone"] == backbone and (ours := our_choices(run, paper, backbone)):
+            out.append(f"Ours where the paper is silent or its code differs: {'; '.join(ours)}.")
     return " ".join([*out, f"Paper: {paper.conditions}."])
+
+
+def our_choices(run: Results, table: PublishedTable, backbone: str) -> list[str]:
+    """Return what we chose where the paper leaves it open, as far as the run's arms of the table have it."""
+    arms = [arm for name, arm in run.arms.items() if name in table.of(backbone)]
+    out = [
+        words
+        for family, chosen, words in CHOICES
+        if family in backbone and any(chosen(arm) for arm in arms)
+    ]
+    if table.toolkit == "vbench-long" and arms:
+        seeds = len({row.seed for arm in arms for row in run.of(arm.name)})
+        out.append(
+            f"every score on all prompts with {seeds} seed{'s' * (seeds > 1)} each and no static filter, where"
+            " VBench-Long can take each on its own prompts, five videos a prompt, flickering without still ones"
+        )
+    return out
 
 
 def why_not_comparable(
@@ -67,6 +118,9 @@ def why_not_comparable(
     if None not in size and size != table.sizes.get(backbone, size):
         height, width = table.sizes[backbone]
         out.append(f"the videos have {size[1]} x {size[0]} pixels, the paper's {width} x {height}")
+    precision = run.model.get("precision")
+    if precision is not None and precision != AUTHORS_PRECISION.get(backbone, precision):
+        out.append(f"computed in {precision}, by its authors in {AUTHORS_PRECISION[backbone]}")
     return out + _other_settings(arms, _paper_arms(table.key, backbone))
 
 

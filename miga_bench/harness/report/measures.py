@@ -101,7 +101,7 @@ KNOWN = [
     _vbench("background_consistency", "does the scene stay itself"),
     _vbench("motion_smoothness", "does motion agree with interpolation"),
     _vbench("temporal_flickering", "how little do successive frames differ"),
-    _vbench("dynamic_degree", "does anything move: share of videos that do", None),
+    _vbench("dynamic_degree", "does anything move: share of videos, or of clips, that do", None),
     _vbench("aesthetic_quality", "do frames look good"),
     _vbench("imaging_quality", "are frames sharp and clean"),
     _vbench("overall_consistency", "does the video show its prompt"),

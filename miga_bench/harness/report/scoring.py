@@ -102,6 +102,10 @@ def _not_narrlv(story: Mapping[str, Any]) -> list[str]:
     judge = str(story.get("judge_model") or story.get("judge"))
     if JUDGE not in judge:
         out.append(f"judged by {judge}, not {JUDGE}")
+    if str(story.get("judge")).startswith(("http://", "https://")):
+        out.append(
+            "the judge behind a URL is shown pictures, NarrLV's a video at 10 frames a second"
+        )
     if story.get("votes") != VOTES:
         out.append(f"answers to a question: {story.get('votes')}, not {VOTES}")
     if story.get("variant") != "code":

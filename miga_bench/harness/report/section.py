@@ -236,8 +236,8 @@ def _scores(facts: RunFacts) -> list[Block]:
         Heading(3, "Scores"),
         Paragraph(
             "Mean over videos; below it the 95 % interval (Student's t, clustered by prompt; from three prompts"
-            " on). Motion stands beside consistency, for every score of consistency rewards a video that"
-            " stands still.",
+            " on). It holds for the noise of these seeds, which all prompts share. Motion stands beside"
+            " consistency, for every score of consistency rewards a video that stands still.",
             "small",
         ),
     ]

@@ -1,7 +1,8 @@
 """A judge behind HTTP: any server of the OpenAI chat protocol that takes images.
 
-The frames travel as pictures in data URLs, after the question, as in the original's message. Servers name
-the repetition penalty differently, which is why it has a dialect: vLLM, SGLang and llama.cpp take
+The frames travel as single pictures in data URLs, after the question. The original's judge is shown them as a
+video of 10 frames a second, as is ``QwenJudge``; the protocol has no part for that, and answers may be others.
+Servers name the repetition penalty differently, which is why it has a dialect: vLLM, SGLang and llama.cpp take
 ``repetition_penalty``; ``transformers serve`` takes ``frequency_penalty`` and adds 1 to it; others have none.
 """
 
