@@ -13,7 +13,7 @@ from miga_bench.harness.report.measures import measure_of
 from miga_bench.harness.report.pictures import drift_curves
 from miga_bench.harness.report.published import published_tables
 from miga_bench.harness.report.scoring import collapses, scored_by_clips
-from miga_bench.harness.report.tables import GROUPS, glossary
+from miga_bench.harness.report.tables import caption_of, glossary
 from miga_bench.harness.results import Arm, Results, Row
 from miga_bench.harness.scorers import SuiteScores
 from miga_bench.harness.shipped import experiments, shipped
@@ -87,6 +87,11 @@ def test_narrlv_scores_lack_the_quality_term_and_say_so():
     here = {**STORY, "judge": STORY["judge_model"], "judge_model": None}
     run = dataclasses.replace(run_of("table2"), scorers=[here])
     assert PICTURES not in why_not_comparable(run, table, "wan2.1-1.3b", [measure_of(CELL)])
+    assert why_not_comparable(rated(run), table, "wan2.1-1.3b", [measure_of(CELL)]) == []
+
+
+def rated(run):
+    return dataclasses.replace(run, scorers=[{**run.scorers[0], "quality": "abc"}])
 
 
 def test_our_own_choices_are_named_beside_what_the_paper_says():
@@ -190,7 +195,8 @@ def test_the_glossary_names_the_rule_that_makes_one_number_of_three():
     told = [row[1].text for row in group.rows]
     assert told[0].endswith("as one number, by: mean")
     assert told[1].startswith("coverage: ")
-    assert "without its quality term" in GROUPS["narrlv"]
+    assert caption_of(run_of("table2"), "narrlv").endswith("without its quality term (Q-Align)")
+    assert caption_of(rated(run_of("table2")), "narrlv") == "NarrLV's scores"
 
 
 def test_few_stories_in_a_cell_are_named():

@@ -260,6 +260,8 @@ def test_short_clips_of_prompts_that_begin_alike_are_videos_of_their_own(run, tm
         (lambda: StoryScores(judge="http://localhost/v1"), "go together"),
         (lambda: StoryScores("natural"), "the reader judges stories of the embedded world"),
         (lambda: StoryScores(votes=0), "votes is 0"),
+        (lambda: StoryScores(quality="nowhere"), "cannot read qualities from nowhere"),
+        (lambda: StoryScores(quality="a", variant="paper"), "the variant paper has no term for it"),
         (lambda: StoryScores(votes=6), "votes is 6: NarrLV counts 5 answers at most"),
     ],
 )

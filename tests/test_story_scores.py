@@ -1,5 +1,6 @@
 """Stories scored in a run: a judge with weights of its own is looked at early, and loaded once."""
 
+import json
 import random
 
 import pytest
@@ -86,3 +87,24 @@ def test_a_story_of_which_the_model_was_told_the_beginning_is_scored_as_that_sto
     assert found.scores
     assert begun.key != whole.key
     assert not scorer.score(tmp_path / "a.mp4", item_of(begun.prompts, 64)).scores
+
+
+def test_qualities_of_the_videos_are_a_term_of_their_scores(tmp_path):
+    """Breaks if one quality serves the videos of a story in all arms, or a video without one is scored."""
+    story = a_story()
+    true, _ = render_narrative(parse_narrative(story.prompt), random.Random(1), 64)
+    video = write(tmp_path / "a.mp4", true)
+    first, second, third = (item_of([PromptAt(story.prompt)], 64 + n) for n in range(3))
+    rated = tmp_path / "rated.jsonl"
+    lines = [{"item": one.key, "quality": q} for one, q in ((first, 5), (second, 2))]
+    rated.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    bare, scorer = StoryScores(), StoryScores(quality=str(rated))
+    for one in (bare, scorer):
+        one.use(None)
+    assert "quality" not in bare.identity()
+    assert scorer.file != bare.file
+    plain = bare.score(video, first).scores["narrlv/cov"]
+    found = [scorer.score(video, item).scores["narrlv/cov"] for item in (first, second)]
+    assert found == pytest.approx([(plain + 1) / 2, (plain + 0.4) / 2])
+    with pytest.raises(UserError, match=f"has no quality of items/{third.key}"):
+        scorer.score(video, third)

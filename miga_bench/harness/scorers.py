@@ -241,9 +241,13 @@ class StoryScores(ItemScorer):
         device: Of a Qwen2.5-VL in this process: ``auto`` spreads it over all GPUs; or one device. Each
             process of a run loads its own beside the model that makes videos: a large one is better
             asked behind a URL.
+        quality: File of Q-Align's scores of the videos' first frames, 1 to 5, in a form that ``miga-bench
+            score --quality`` takes, each under the name of the video's folder below ``items/``. The variant
+            ``code`` has a term for it, left out without a file; with one, a video that is not in it has no
+            scores. Another file scores anew.
 
     Raises:
-        UserError: The suite cannot be read, or a name is unknown.
+        UserError: The suite or the file cannot be read, or a name is unknown.
     """
 
     name = "story"
@@ -257,8 +261,10 @@ class StoryScores(ItemScorer):
         collapse: str = "mean",
         votes: int | None = None,
         device: str = "auto",
+        quality: str | None = None,
     ) -> None:
         from miga_bench.harness.score_narrlv import open_suite
+        from miga_bench.metrics.narrlv.quality import read_quality
         from miga_bench.metrics.narrlv.scorer import VOTES
 
         _check_choice("variant", variant, ("code", "paper"))
@@ -275,6 +281,12 @@ class StoryScores(ItemScorer):
             raise UserError(f"metrics: votes is {votes}: each question is asked at least once")
         if votes is not None and votes > VOTES:
             raise UserError(f"metrics: votes is {votes}: NarrLV counts {VOTES} answers at most")
+        if quality is not None and variant == "paper":
+            raise UserError(
+                f"metrics: quality is {quality}: the variant paper has no term for it, code does"
+            )
+        self._quality = None if quality is None else read_quality(quality)
+        self._quality_file = quality
         self._suite = open_suite(narratives)
         self._stories: Mapping[Sequence[str], Any] = {
             texts: story
@@ -308,7 +320,15 @@ class StoryScores(ItemScorer):
             "votes": self._votes,
             "variant": self._variant,
             "collapse": self._collapse,
+            **self._rated(),
         }
+
+    def _rated(self) -> dict[str, str]:
+        """Return the hash of what the videos' qualities are; nothing without, as before there were any."""
+        if self._quality is None:
+            return {}
+        told = json.dumps(self._quality, sort_keys=True)
+        return {"quality": hashlib.sha256(told.encode()).hexdigest()}
 
     def labels(self) -> frozenset[str]:
         """Return what all of them begin with."""
@@ -329,6 +349,12 @@ class StoryScores(ItemScorer):
         story = self._stories.get(item.wanted)
         if story is None:
             return Found()
+        quality = None if self._quality is None else self._quality.get(item.key)
+        if self._quality is not None and quality is None:
+            raise UserError(
+                f"{self._quality_file} has no quality of items/{item.key}, which tells {story.key}: rate the"
+                " first frame of its video"
+            )
         if self._judge is None:
             self._judge = self._open_judge()
         one: Any = replace(self._suite, items=(story,))
@@ -338,7 +364,8 @@ class StoryScores(ItemScorer):
             pass
         _, told = read_answers(answers)
         variant: Any = self._variant
-        found = score_video(story, answers_to(story, told, self._votes), variant=variant)
+        answered = answers_to(story, told, self._votes)
+        found = score_video(story, answered, quality=quality, variant=variant)
         cell = f"tna{story.tna}_{SHORT[story.factor]}"
         collapse: Any = self._collapse
         one_number = collapse_to(found.fid, found.cov, found.coh, collapse, story.tna)

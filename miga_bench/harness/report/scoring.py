@@ -70,6 +70,11 @@ def collapses(run: Results) -> list[str]:
     return sorted({str(one.get("collapse")) for one in _of(run, "story")})
 
 
+def lacks_quality(run: Results) -> bool:
+    """Tell whether NarrLV's scores of the run are without its quality term, of all its videos or of some."""
+    return not all(one.get("quality") for one in _of(run, "story")) or not _of(run, "story")
+
+
 def scored_by_clips(run: Results) -> bool:
     """Tell whether VBench-Long's clips scored the run's videos."""
     plans = [one.get("plan") for one in _of(run, "suite")]
@@ -114,7 +119,7 @@ def _not_narrlv(story: Mapping[str, Any]) -> list[str]:
         out.append(
             f"one number by {story.get('collapse')}, where the mean is taken for the paper's"
         )
-    return [*out, f"NarrLV's scores are {NO_QUALITY}"]
+    return out if story.get("quality") else [*out, f"NarrLV's scores are {NO_QUALITY}"]
 
 
 @functools.cache

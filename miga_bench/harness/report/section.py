@@ -242,7 +242,7 @@ def _scores(facts: RunFacts) -> list[Block]:
         ),
     ]
     for group, columns in tables.columns_by_group(facts.measures).items():
-        caption = tables.GROUPS.get(group, f"Other scores: {group}")
+        caption = tables.caption_of(run, group)
         blocks.append(tables.score_table([run], columns, caption, paper))
         if paper is not None and any(m.column in paper.columns for m in columns):
             blocks.append(Paragraph(comparability(run, paper, columns), "small"))

@@ -24,14 +24,14 @@ from miga_bench.harness.report.measures import (
     value_of,
 )
 from miga_bench.harness.report.published import PublishedTable
-from miga_bench.harness.report.scoring import NO_QUALITY
+from miga_bench.harness.report.scoring import NO_QUALITY, lacks_quality
 from miga_bench.harness.results import Results
 from miga_bench.metrics.statistics import SURE_FROM, Estimate, estimate
 
 GROUPS = {
     "vbench": "VBench's scores",
     "world": "What the embedded world's reader says",
-    "narrlv": f"NarrLV's scores, {NO_QUALITY}",
+    "narrlv": "NarrLV's scores",
 }
 _TONES: dict[str, Tone] = {BETTER: "good", HOLDS: "good", WORSE: "bad", DOES_NOT_HOLD: "bad"}
 
@@ -40,6 +40,12 @@ def mean_of(run: Results, arm: str, label: str) -> Estimate:
     """Return an arm's mean with its interval over prompts; videos without a score are counted out."""
     rows = run.of(arm)
     return estimate([value_of(row, label) for row in rows], [row.cluster for row in rows])
+
+
+def caption_of(run: Results, group: str) -> str:
+    """Return what stands above a group's table."""
+    caption = GROUPS.get(group, f"Other scores: {group}")
+    return f"{caption}, {NO_QUALITY}" if group == "narrlv" and lacks_quality(run) else caption
 
 
 def columns_by_group(measures: Sequence[Measure]) -> dict[str, list[Measure]]:

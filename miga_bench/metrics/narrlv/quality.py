@@ -35,14 +35,14 @@ def rate(
         yield item.key, _checked(value, f"quality of {item.key}")
 
 
-def read_quality(path: str | Path, suite: Suite) -> dict[str, float]:
+def read_quality(path: str | Path, suite: Suite | None = None) -> dict[str, float]:
     """Read stored values.
 
     Args:
         path: JSON lines ``{"item": KEY, "quality": 4.2}``; or one JSON object from key to value; or to
             the record that the original writes. A key is an item's key or, where no two items of
             the suite share it, the name of its video.
-        suite: Whose items they are.
+        suite: Whose items they are; without one names are what they are, of whatever videos.
 
     Returns:
         1 to 5 by item's key; items without a value are left out.
@@ -54,11 +54,14 @@ def read_quality(path: str | Path, suite: Suite) -> dict[str, float]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read qualities from {path} ({error}): check --quality") from None
-    keys = _keys(suite)
+        raise UserError(
+            f"cannot read qualities from {path} ({error}): check the name given as quality"
+        ) from None
+    records = dict(_records(path, text))
+    keys = _keys(suite) if suite is not None else {name: name for name in records}
     found: dict[str, float] = {}
-    for name, value in _records(path, text):
-        if name not in keys:
+    for name, value in records.items():
+        if suite is not None and name not in keys:
             raise UserError(f"{path} rates {name!r}, which is no item of {suite.source}; remove it")
         found[keys[name]] = _checked(_value(value), f"{path}: quality of {name!r}")
     return found
