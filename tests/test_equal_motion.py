@@ -62,4 +62,6 @@ def test_motion_that_tells_no_videos_apart_says_nothing_at_equal_motion(tmp_path
     page = (tmp_path / "out" / "report.md").read_text()
     assert "also at equal motion" not in page
     assert "does not tell these videos apart" in page
+    assert "At equal motion it cannot be said in a." in page
+    assert "the gain is not shown" not in page
     assert "regression dilution" in page

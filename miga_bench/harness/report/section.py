@@ -174,12 +174,14 @@ def _verdicts_in_words(arm: str, baseline: str, found: Sequence[Comparison], nam
         parts.append(f"no difference shown in {open_ones} of {len(found)}")
     if not parts:
         parts = [f"nothing can be said: below {FEWEST} prompts with both"]
-    lost = [
-        _short(one.measure)
-        for one in found
-        if one.verdict == BETTER and one.equal is not None and one.equal.verdict != BETTER
+    gains = [
+        (_short(one.measure), one.equal) for one in found if one.verdict == BETTER and one.equal
     ]
+    unsaid = [name for name, equal in gains if equal.difference is None]
+    lost = [name for name, equal in gains if equal.verdict != BETTER and name not in unsaid]
     more = f" At equal motion the gain is not shown in {', '.join(lost)}." if lost else ""
+    if unsaid:
+        more += f" At equal motion it cannot be said in {', '.join(unsaid)}."
     return f"{arm} against {baseline}: {'; '.join(parts)}.{more}"
 
 
