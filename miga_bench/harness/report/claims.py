@@ -8,8 +8,8 @@ seed, lies within a share of the shortest's mean, and does not where the whole i
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
@@ -85,13 +85,13 @@ class Finding:
         claim: The claim.
         comparison: The run's own pairs.
         verdict: ``holds``, ``does not hold`` or ``not shown``, with the reason.
-        paper: The paper's own difference by backbone, where its videos are as long and scored as the run's.
+        alike: The paper's backbones whose videos are as long as the run's, and scored as they are.
     """
 
     claim: Claim
     comparison: Comparison
     verdict: str
-    paper: Mapping[str, float] = field(default_factory=dict)
+    alike: Collection[str] = ()
 
 
 @functools.cache
@@ -130,25 +130,24 @@ def check_claims(run: Results, measures: Sequence[Measure]) -> list[Finding]:
                 continue
             comparison = compare(run, claim.weights, measure, motion)
             if comparison.n:
-                paper = _beside(run, claim)
-                out.append(Finding(claim, comparison, _verdict(comparison), paper))
+                out.append(Finding(claim, comparison, _verdict(comparison), _alike(run, claim)))
     return out
 
 
-def _beside(run: Results, claim: Claim) -> dict[str, float]:
-    """Return the paper's difference by backbone, where lengths and scorers are the paper's."""
+def _alike(run: Results, claim: Claim) -> list[str]:
+    """Return the paper's backbones whose lengths and scorers are the run's."""
     if claim.published is None:
-        return {}
+        return []
     table = published_table(claim.published)
     if how_scored(run, table):
-        return {}
+        return []
     rows = [row for arm in claim.weights for row in run.of(arm)]
     frames = {row.frames for row in rows if row.status == "done"}
-    return {
-        backbone: difference
-        for backbone, difference in claim.paper().items()
+    return [
+        backbone
+        for backbone in claim.paper()
         if frames == {table.frames.get(backbone)} or not table.frames
-    }
+    ]
 
 
 def _over_length(run: Results, claim: Claim, measure: Measure) -> list[Finding]:

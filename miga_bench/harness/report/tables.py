@@ -252,13 +252,15 @@ def difference_table(comparisons: Sequence[Comparison], caption: str) -> Table:
 def claim_table(findings: Sequence[Finding], caption: str) -> Table:
     """Return what the run says of each claim."""
     rows = []
-    beside = any(found.paper for found in findings)
     for found in findings:
         measure, compared = found.comparison.measure, found.comparison
         remains = ""
         if found.verdict == HOLDS and compared.equal is not None:
             remains = what_remains(compared.equal)
-        paper = [f"{value:+.2f} ({name})" for name, value in found.paper.items()] or [MINUS]
+        paper = [
+            f"{value:+.2f} ({name}{'' if name in found.alike else ', not comparable'})"
+            for name, value in found.claim.paper().items()
+        ]
         rows.append(
             [
                 Cell(found.claim.text, measure.title),
@@ -273,7 +275,7 @@ def claim_table(findings: Sequence[Finding], caption: str) -> Table:
                     )
                 ),
                 Cell(f"{compared.n} ({compared.prompts})"),
-                *([Cell(paper[0], "\n".join(paper[1:]))] if beside else []),
+                Cell(paper[0], "\n".join(paper[1:])) if paper else Cell(MINUS),
             ]
         )
     head = [
@@ -281,7 +283,7 @@ def claim_table(findings: Sequence[Finding], caption: str) -> Table:
         "here",
         "difference, 95 % interval",
         "pairs, (prompts)",
-        *(["the paper's difference"] if beside else []),
+        "the paper's difference",
     ]
     return Table(caption, head, [Group("", rows)])
 
