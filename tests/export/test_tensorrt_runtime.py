@@ -159,7 +159,7 @@ def test_too_little_memory_is_less_rows_and_then_one_line(engine, monkeypatch, w
     with pytest.raises(DoesNotFitError) as error:
         engine(*arguments(1, 5))
     line = str(error.value)
-    assert f"at a single row of 5 latent frames of 8x8 ({reason}" in line
+    assert f"in a call of a single row of 5 latent frames of 8x8 ({reason}" in line
     assert "miga-bench export tensorrt DIR --profile batch=1,frames=5" in line
 
 
