@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from miga_bench.errors import UserError, close_names
-
-EXPERIMENTS = Path(__file__).parent / "experiments"
+from miga_bench.harness.shipped import FOLDER
 
 SUMMARY = "Make a run: many videos, on any number of processes, resumable by the same command."
 
@@ -54,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def names() -> list[str]:
     """Return the configurations that come with the package."""
-    return sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def run(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -66,8 +64,10 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
 
 def arguments(configs: Sequence[str], others: Sequence[str], everything: bool) -> list[str]:
     """Return the options as Lightning's command line takes them."""
-    # as one text: Lightning would replace all settings where a later file has one, and names no file in errors
-    given = ["--config", _merged([_file(config) for config in configs])] if configs else []
+    from miga_bench.harness.configurations import as_option, laid_over, read
+
+    files = [_file(config) for config in configs]
+    given = as_option(laid_over(map(read, files))) if files else []
     return [*given, *others, *(["--help"] if everything else [])]
 
 
@@ -80,7 +80,7 @@ def _file(config: str) -> str:
     if os.path.exists(config):  # unlike Path's, of names too long for a file, too
         return config
     if config in names():
-        return str(EXPERIMENTS / f"{config}.yaml")
+        return str(FOLDER / f"{config}.yaml")
     if not config.endswith((".yaml", ".yml", ".json")) and os.sep not in config:
         near = close_names(config, names())
         hint = f"did you mean {' or '.join(near)}? " if near else ""
@@ -88,19 +88,3 @@ def _file(config: str) -> str:
             f"no configuration {config!r}: {hint}there are {', '.join(names())}, or give a YAML file"
         )
     return config
-
-
-def _merged(files: Sequence[str]) -> str:
-    """Return files as one YAML text, the later ones winning.
-
-    Raises:
-        UserError: One cannot be read, or is none.
-    """
-    import yaml  # type: ignore[import-untyped]
-
-    from miga_bench.harness.configurations import merge, read
-
-    merged: Any = {}
-    for file in files:
-        merged = merge(merged, read(file))
-    return str(yaml.safe_dump(merged, sort_keys=False))

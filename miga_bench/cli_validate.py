@@ -64,12 +64,7 @@ def _arguments(args: argparse.Namespace) -> list[str]:
         if args.on is not None:
             raise UserError("--on is for shipped experiments: say model.backbone in --config")
         return cli_predict.arguments(args.config, options, args.help_all)
-    import yaml  # type: ignore[import-untyped]
+    from miga_bench.harness.configurations import as_option, laid_over, read
 
-    from miga_bench.harness.configurations import merge, read
-
-    whole: Any = shipped(name, args.on or "tiny-wan")
-    for config in args.config:
-        whole = merge(whole, read(config))
-    text = yaml.safe_dump(whole, sort_keys=False)
-    return ["--config", text, *options, *(["--help"] if args.help_all else [])]
+    whole = laid_over([shipped(name, args.on or "tiny-wan"), *map(read, args.config)])
+    return [*as_option(whole), *options, *(["--help"] if args.help_all else [])]

@@ -15,10 +15,12 @@ from run_workers import CountingBackbone, configuration
 
 from miga_bench.backbones import BACKBONES
 from miga_bench.cli import main
-from miga_bench.cli_predict import EXPERIMENTS, names
+from miga_bench.cli_predict import names
+from miga_bench.harness.configurations import as_option, laid_over
 from miga_bench.harness.items import Item
 from miga_bench.harness.module import WEIGHTS
 from miga_bench.harness.predict import predict, usual_precision
+from miga_bench.harness.shipped import FOLDER
 from miga_bench.media import count_frames
 from miga_bench.sampling import METHODS
 
@@ -56,9 +58,20 @@ def test_there_is_a_configuration_for_every_method_and_backbone():
     assert names() == sorted(f"{backbone}-{method}" for backbone in BACKBONES for method in METHODS)
 
 
+def test_later_configurations_win_value_by_value():
+    parts = [{"data": {"frames": 5, "limit": 1}}, {"data": {"frames": 9}}, {"run": {"name": "a"}}]
+    whole = laid_over(parts)
+    assert whole == {"data": {"frames": 9, "limit": 1}, "run": {"name": "a"}}
+    option, text = as_option(whole)
+    assert (option, yaml.safe_load(text)) == ("--config", whole)
+    assert laid_over([{"trainer": {"a": 1}}, {"trainer": {"class_path": "T"}}]) == {
+        "trainer": {"class_path": "T"}
+    }
+
+
 @pytest.mark.parametrize("name", names())
 def test_every_configuration_runs_on_its_tiny_backbone(tmp_path, name):
-    document = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text())
+    document = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     model, run = document["model"], document["run"]
     assert run["name"] == name == f"{model['backbone']}-{model['method']}"
     tiny = f"tiny-{BACKBONES[model['backbone']].family}"
@@ -77,7 +90,7 @@ def test_every_configuration_runs_on_its_tiny_backbone(tmp_path, name):
     if "height" in model:
         options |= {"model.height": 64, "model.width": 64}
     arguments = [f"--{option}={value}" for option, value in options.items()]
-    status = predict(["--config", str(EXPERIMENTS / f"{name}.yaml"), *arguments])
+    status = predict(["--config", str(FOLDER / f"{name}.yaml"), *arguments])
     assert (status["status"], status["done"], status["failed"]) == ("done", 1, {})
     manifest = manifest_of(tmp_path)
     assert manifest["spec"]["settings"]["steps"] == few["steps"]

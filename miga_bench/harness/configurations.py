@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,20 @@ def _count(part: Any, so_far: int) -> int:
         for value in part:
             so_far = _count(value, so_far)
     return so_far
+
+
+def laid_over(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return configurations as one, each laid over the ones before it."""
+    whole: Any = {}
+    for part in parts:
+        whole = merge(whole, part)
+    return dict(whole)
+
+
+def as_option(whole: Mapping[str, Any]) -> list[str]:
+    """Return a configuration as Lightning's command line takes it."""
+    # as one text: Lightning would replace all settings where a later file has one, and names no file in errors
+    return ["--config", yaml.safe_dump(dict(whole), sort_keys=False)]
 
 
 def merge(before: Any, now: Any) -> Any:

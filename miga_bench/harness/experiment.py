@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
 from miga_bench.errors import Notice, UserError
-from miga_bench.harness.configurations import merge
+from miga_bench.harness.configurations import as_option, laid_over
 from miga_bench.harness.predict import predict
 
 # what an experiment has that a run need not have
@@ -30,9 +28,7 @@ def experiment(parts: Sequence[Mapping[str, Any]], options: Sequence[str]) -> di
     Raises:
         UserError: Wrong input; nothing was made.
     """
-    whole: Any = DEFAULTS
-    for part in parts:
-        whole = merge(whole, part)
+    whole = laid_over([DEFAULTS, *parts])
     model = whole.get("model") or {}
     if not (model.get("arms") or model.get("grid")) and not any(
         option.startswith(("--model.arms", "--model.grid")) for option in options
@@ -41,7 +37,7 @@ def experiment(parts: Sequence[Mapping[str, Any]], options: Sequence[str]) -> di
             "this is no experiment: it has neither model.arms nor model.grid; see"
             " miga-bench experiment --help, or make it with miga-bench predict"
         )
-    status = predict(["--config", yaml.safe_dump(whole, sort_keys=False), *options], "experiment")
+    status = predict([*as_option(whole), *options], "experiment")
     if status is None or not status["done"]:
         return status
     if status["status"] == "stopped":  # by somebody who may not wait for a report
