@@ -78,7 +78,7 @@ bench-gpu: $(STAMP)  ## Measure the real-size denoisers on a GPU, with random we
 	$(BIN)/python -m miga_bench.harness.bench.gpu
 
 train-tiny: $(STAMP)  ## Train the embedded model from scratch on this machine
-	$(BIN)/python -m miga_bench.backbones.tiny.train
+	$(BIN)/miga-bench train-tiny
 
 clean:  ## Remove caches, build leftovers and demo output (not .venv*, not runs)
 	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -57,7 +57,7 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, unknown = self.parse_known_args(args, namespace)
-        if parsed.verb in ("predict", "experiment", "validate", "train-tiny"):
+        if parsed.verb in ("predict", "experiment", "validate"):
             parsed.arguments = unknown
         elif unknown:
             raise UserError(_unknown_argument(unknown[0], parsed.options))
@@ -337,30 +337,16 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _add_train_tiny(verbs: Any) -> None:
-    _verb(
-        verbs,
-        "train-tiny",
-        _train_tiny,
-        "Train the embedded model from scratch.",
-        """\
-options of the training:
-  --family wan|videocrafter2        which embedded model (wan)
-  --out FOLDER                      where to write (train/FAMILY)
-  --stage vae|latents|denoiser|all  one stage (all)
-  --steps N                         steps of the denoiser, in all
-  --quick                           a smoke run of a minute
+    from miga_bench.backbones.tiny import train
 
-examples:
-  miga-bench train-tiny --quick
-  miga-bench generate "a red circle moves right" --backbone train/wan/weights --preset tiny
-""",
-    )
+    train.add_options(_verb(verbs, "train-tiny", _train_tiny, train.SUMMARY, train.EXAMPLES))
 
 
 def _train_tiny(args: argparse.Namespace) -> int:
-    from miga_bench.backbones.tiny.train import main as train
+    from miga_bench.backbones.tiny.train import run
 
-    return train(args.arguments)
+    run(args)
+    return DONE
 
 
 def _print_json(document: Mapping[str, Any]) -> None:

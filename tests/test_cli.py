@@ -156,7 +156,7 @@ def test_list(capsys, what, words):
         (["demo"], ""),
         (["list"], ""),
         (["bench"], ""),
-        (["train-tiny"], ""),
+        (["train-tiny"], "--steps N"),
     ],
 )
 def test_help_loads_nothing_heavy(verb, example):
@@ -188,7 +188,7 @@ def test_wrong_input_is_answered_without_torch():
     [
         (["--steps", "0"], "'0' is no number of steps: give 1 or more"),
         (["--steps", "-3"], "'-3' is no number of steps: give 1 or more"),
-        (["--setps", "3"], "no option --setps: did you mean --steps?"),
+        (["--setps", "3"], "no option --setps: did you mean --steps"),
         (["--family", "nope"], "invalid choice: 'nope'"),
     ],
 )

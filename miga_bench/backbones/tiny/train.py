@@ -1,33 +1,32 @@
-"""Train a tiny model from scratch: ``python -m miga_bench.backbones.tiny.train``.
+"""Train a tiny model from scratch: the verb ``train-tiny``, or ``python -m miga_bench.backbones.tiny.train``.
 
 Two stages on two CPU cores: the autoencoder on freshly rendered clips, then the denoiser with its
 text encoder on latents computed once. A stage whose result is already in ``--out`` is not repeated;
 one that was stopped goes on from its last snapshot.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-import torch
+from miga_bench.errors import plainly
 
-from miga_bench.backbones.tiny.stages import Family, make_latents, train_denoiser, train_vae
-from miga_bench.backbones.tiny.vc2_stages import VIDEOCRAFTER2
-from miga_bench.backbones.tiny.wan_stages import WAN
-from miga_bench.errors import close_names, plainly
+if TYPE_CHECKING:
+    from miga_bench.backbones.tiny.stages import Family
 
-FAMILIES = {"wan": WAN, "videocrafter2": VIDEOCRAFTER2}
+SUMMARY = "Train the embedded model from scratch."
 
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with one-line errors and no guessing of abbreviated options."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see miga-bench train-tiny --help)\n")
+EXAMPLES = """\
+examples:
+  miga-bench train-tiny --quick
+  miga-bench generate "a red circle moves right" --backbone train/wan/weights --preset tiny
+"""
 
 
 def _steps(text: str) -> int:
@@ -37,38 +36,41 @@ def _steps(text: str) -> int:
     return int(text)
 
 
-def _options(arguments: list[str] | None) -> argparse.Namespace:
-    """Read the options; what is wrong with them is one line, and exit code 2."""
-    parser = _Parser(
-        prog="miga-bench train-tiny",
-        description="Train a tiny model from scratch.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--family", choices=tuple(FAMILIES), default="wan")
-    parser.add_argument("--out", type=Path, help="folder to write, by default train/FAMILY")
-    parser.add_argument("--quick", action="store_true", help="smoke run of a minute")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options to its parser."""
     parser.add_argument(
-        "--stage", choices=("vae", "latents", "denoiser", "all"), default="all", help="one stage"
+        "--family",
+        choices=("wan", "videocrafter2"),
+        default="wan",
+        help="which embedded model (wan)",
     )
-    parser.add_argument("--steps", type=_steps, help="steps of the denoiser, in all")
-    options, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        known = parser._option_string_actions
-        near = close_names(unknown[0].split("=")[0], known, most=1)
-        parser.error(f"no option {unknown[0]}" + (f": did you mean {near[0]}?" if near else ""))
-    return options
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="where to write (train/FAMILY)")
+    parser.add_argument(
+        "--stage",
+        choices=("vae", "latents", "denoiser", "all"),
+        default="all",
+        help="one stage (all)",
+    )
+    parser.add_argument("--steps", metavar="N", type=_steps, help="steps of the denoiser, in all")
+    parser.add_argument("--quick", action="store_true", help="a smoke run of a minute")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    options = _options(arguments)
-    family = FAMILIES[options.family]
+def run(args: argparse.Namespace) -> None:
+    """Train, and say how long each stage took."""
+    # here, for the options are read where torch is not
+    import torch
+
+    from miga_bench.backbones.tiny.stages import make_latents, train_denoiser, train_vae
+    from miga_bench.backbones.tiny.vc2_stages import VIDEOCRAFTER2
+    from miga_bench.backbones.tiny.wan_stages import WAN
+
+    family = {"wan": WAN, "videocrafter2": VIDEOCRAFTER2}[args.family]
     config = family.config()
-    if options.quick:
+    if args.quick:
         config = family.quick(config)
-    if options.steps is not None:
-        config = replace(config, denoiser=replace(config.denoiser, steps=options.steps))
-    out = options.out or Path("train") / options.family
+    if args.steps is not None:
+        config = replace(config, denoiser=replace(config.denoiser, steps=args.steps))
+    out = args.out or Path("train") / args.family
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     stages: dict[str, Callable[[Family, Any, Path], None]] = {
@@ -77,10 +79,17 @@ def main(arguments: list[str] | None = None) -> int:
         "denoiser": train_denoiser,
     }
     for name, stage in stages.items():
-        if options.stage in (name, "all"):
+        if args.stage in (name, "all"):
             start = time.monotonic()
             stage(family, config, out)
             print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(description=SUMMARY, allow_abbrev=False)
+    add_options(parser)
+    run(parser.parse_args(arguments))
     return 0
 
 
