@@ -10,6 +10,7 @@ from analytic import PROMPTS, AnalyticBackbone
 from miga_bench.backbones.base import LatentShape
 from miga_bench.errors import UserError
 from miga_bench.harness.module import LongVideoModule
+from miga_bench.offline import OFFLINE
 from miga_bench.sampling import CounterNoise
 from miga_bench.sampling.estimate import estimate
 from miga_bench.sampling.fifo import Fifo
@@ -115,9 +116,12 @@ def asked(monkeypatch):
     fetch_dino.cache_clear()
 
 
-def test_a_reward_that_cannot_be_had_is_told_before_any_work(asked, monkeypatch):
+@pytest.mark.parametrize("switch", OFFLINE)
+def test_a_reward_that_cannot_be_had_is_told_before_any_work(asked, monkeypatch, switch):
     """Breaks if each of hundreds of videos fails after its opening clip, or a plan does not hear of it."""
-    monkeypatch.setenv("MIGA_BENCH_OFFLINE", "1")
+    for name in OFFLINE:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(switch, "1")
     backbone, called = AnalyticBackbone("wan", window=8), []
     monkeypatch.setattr(backbone, "denoiser", lambda *_, **__: called.append(1))
     sampler = ScalingNoise(dataclasses.replace(SMALL, reward="dino"))

@@ -12,12 +12,13 @@ from run_workers import SETTINGS, configuration
 from simple_backbone import SimpleBackbone
 from wan_fixtures import tiny_folder
 
-from miga_bench.backbones.hub_files import hub_id, missing_files, offline
+from miga_bench.backbones.hub_files import hub_id, missing_files
 from miga_bench.backbones.loaded import LoadedBackbone
 from miga_bench.cli import main
 from miga_bench.harness import validate as page
 from miga_bench.harness.locks import FileLock
 from miga_bench.harness.probe import Probe
+from miga_bench.offline import offline
 from miga_bench.sampling import METHODS, CounterNoise, PromptSchedule, resolve
 from miga_bench.sampling.estimate import estimate
 from miga_bench.sampling.rewards import fetch_dino

@@ -11,7 +11,6 @@ from wan_fixtures import tiny_folder
 from wan_original import original_folder
 
 from miga_bench.backbones import load_backbone, wan_hub
-from miga_bench.backbones.hub_files import OFFLINE
 from miga_bench.backbones.wan_checkpoint import (
     ORIGINAL_TEXT,
     ORIGINAL_TRANSFORMER,
@@ -19,6 +18,7 @@ from miga_bench.backbones.wan_checkpoint import (
     find_source,
 )
 from miga_bench.errors import UserError
+from miga_bench.offline import OFFLINE
 
 ORIGINAL = "Wan-AI/Wan2.1-T2V-1.3B"
 COMMIT = "0123abcd" * 5

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from miga_bench.backbones import BACKBONES
-
-OFFLINE = ("HF_HUB_OFFLINE", "MIGA_BENCH_OFFLINE")
 
 # family -> the files that it needs, each under any of its names
 _WEIGHTS = (
@@ -37,12 +31,6 @@ TEXT_FILES: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 
 
-def downloads_off() -> str | None:
-    """Return the environment variable that turns downloads off, None if they are on."""
-    on = ("1", "true", "yes", "on")
-    return next((name for name in OFFLINE if os.environ.get(name, "").lower() in on), None)
-
-
 def hub_id(name: str) -> str | None:
     """Return the repository of a backbone's name; None if it lies in the package or in a folder."""
     entry = BACKBONES.get(name)
@@ -64,23 +52,3 @@ def missing_files(name: str, text: bool = False) -> list[str]:
         for names in (*FILES[family], *(TEXT_FILES[family] if text else ()))
         if not any(isinstance(try_to_load_from_cache(repository, one), str) for one in names)
     ]
-
-
-@contextmanager
-def offline() -> Iterator[None]:
-    """Fetch nothing in the block: what is not on this machine is missing."""
-    from huggingface_hub import constants
-
-    before = {name: os.environ.get(name) for name in OFFLINE}
-    switch = constants.HF_HUB_OFFLINE
-    os.environ.update(dict.fromkeys(OFFLINE, "1"))
-    constants.HF_HUB_OFFLINE = True  # was read from the environment when it was imported
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = switch
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -11,7 +11,6 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from huggingface_hub import snapshot_download
 from transformers import UMT5EncoderModel
 
-from miga_bench.backbones.hub_files import downloads_off
 from miga_bench.backbones.wan_checkpoint import (
     ORIGINAL_TEXT,
     ORIGINAL_TOKENIZER,
@@ -22,6 +21,7 @@ from miga_bench.backbones.wan_checkpoint import (
     find_source,
 )
 from miga_bench.errors import UserError
+from miga_bench.offline import downloads_off
 
 AUTHORS = "Wan-AI/Wan2.1"  # how the names of their repositories begin
 MODEL_PARTS = ("transformer", "vae", "tokenizer", "scheduler")

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from miga_bench.backbones.hub_files import hub_id, missing_files, offline
+from miga_bench.backbones.hub_files import hub_id, missing_files
 from miga_bench.errors import UserError
 from miga_bench.harness.deal import deal
 from miga_bench.harness.items import Item
@@ -23,6 +23,7 @@ from miga_bench.harness.predict import parse
 from miga_bench.harness.probe import Probe
 from miga_bench.harness.teams import check_size
 from miga_bench.harness.writer import RunWriter
+from miga_bench.offline import offline
 from miga_bench.sampling.estimate import Work
 from miga_bench.sampling.whole import WholeVideo
 

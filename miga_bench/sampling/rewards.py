@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
@@ -22,6 +21,7 @@ from torch.nn import functional
 
 from miga_bench.backbones.base import Backbone, StreamingDecoder
 from miga_bench.errors import UserError
+from miga_bench.offline import downloads_off
 
 Frames = Literal["all", "last"]
 DINO = "facebook/dino-vitb16"
@@ -168,7 +168,7 @@ def fetch_dino() -> Any:
     # transformers takes seconds to import, and only this reward needs it.
     from transformers import ViTModel
 
-    off = os.environ.get("MIGA_BENCH_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    off = downloads_off() is not None
     try:
         network = ViTModel.from_pretrained(DINO, add_pooling_layer=False, local_files_only=off)
     except Exception as error:  # networks fail in any way: OSError, httpx's errors, ...

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miga_bench.errors import UserError
-from miga_bench.metrics.downloads import OFFLINE
 from miga_bench.metrics.long import (
     ClipStream,
     LongVideo,
@@ -28,6 +27,7 @@ from miga_bench.metrics.long import (
 )
 from miga_bench.metrics.networks.dreamsim import FILES, DreamSim
 from miga_bench.metrics.suites import public_network
+from miga_bench.offline import OFFLINE
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "vbench_long.json").read_text())
 SCORED = [suite for suite in GOLDEN["suites"] if suite["error"] is None]

@@ -16,11 +16,11 @@ from narrlv_fixtures import NATURAL, TINY
 from miga_bench.backbones.tiny.grammar import parse_caption
 from miga_bench.backbones.tiny.suite import write_suite
 from miga_bench.errors import UserError
-from miga_bench.metrics.downloads import OFFLINE
 from miga_bench.metrics.narrlv.judge import original_frames, seed_of
 from miga_bench.metrics.narrlv.quality import rate, read_quality
 from miga_bench.metrics.narrlv.release import COMMIT, FILES, fetch_release, release_folder
 from miga_bench.metrics.narrlv.suite import FACTORS, FIDELITY, load_suite
+from miga_bench.offline import OFFLINE
 
 NAME = "natural_target_action_tna_2.json"
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from miga_bench.errors import UserError
-from miga_bench.metrics.downloads import downloads_off
+from miga_bench.offline import downloads_off
 
 COMMIT = "8a560e9246e1fdcb8ab5ecedfb5690546d541011"
 URL = f"https://raw.githubusercontent.com/AMAP-ML/NarrLV/{COMMIT}/resource/prompt_suite"

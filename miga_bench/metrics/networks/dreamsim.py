@@ -14,9 +14,9 @@ from pathlib import Path
 from torch import Tensor
 
 from miga_bench.errors import UserError
-from miga_bench.metrics.downloads import downloads_off
 from miga_bench.metrics.networks import preprocess
 from miga_bench.metrics.networks.base import FrameEncoder, Provenance
+from miga_bench.offline import downloads_off
 
 SIDE = 224
 # what the package looks for before it fetches, and what DINO's code looks for below it

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from miga_bench.errors import UserError
-from miga_bench.metrics.downloads import downloads_off
 from miga_bench.metrics.networks.base import Provenance
+from miga_bench.offline import downloads_off
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,0 +1,35 @@
+"""Whether anything may be fetched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+OFFLINE = ("MIGA_BENCH_OFFLINE", "HF_HUB_OFFLINE")
+
+
+def downloads_off() -> str | None:
+    """Return the environment variable that turns downloads off, None if they are on."""
+    on = ("1", "true", "yes", "on")
+    return next((name for name in OFFLINE if os.environ.get(name, "").lower() in on), None)
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Fetch nothing in the block: what is not on this machine is missing."""
+    from huggingface_hub import constants
+
+    before = {name: os.environ.get(name) for name in OFFLINE}
+    switch = constants.HF_HUB_OFFLINE
+    os.environ.update(dict.fromkeys(OFFLINE, "1"))
+    constants.HF_HUB_OFFLINE = True  # was read from the environment when it was imported
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = switch
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
