@@ -126,6 +126,21 @@ def test_what_is_imported_is_declared():
     assert not undeclared
 
 
+def test_no_family_stands_in_anothers_files():
+    """Breaks if a third family would have to import what is named after the first."""
+    folder, wrong = ROOT / "miga_bench" / "backbones", []
+    families = {"wan": "wan", "vc2": "videocrafter2", "videocrafter2": "videocrafter2"}
+    shared = {"loaded", "encoder_text", "prompt_text", "hub_files", "checkpoint", "residence"}
+    for path in folder.glob("*.py"):
+        own = families.get(path.stem.split("_")[0])
+        if own or path.stem in shared:
+            for name in imports(path):
+                start = name.removeprefix("backbones.").split(".")[0].split("_")[0]
+                if families.get(start, own) != own:
+                    wrong.append(f"{path.stem} imports {name}")
+    assert not wrong
+
+
 def test_version_is_stated_once():
     import miga_bench
 

@@ -14,7 +14,7 @@ from vc2_fixtures import CHANNELS, TEXT_WIDTH, tiny_folder, tiny_text_encoder, t
 from wan_fixtures import LENGTH
 
 import miga_bench.backbones as table
-from miga_bench.backbones import BACKBONES, load_backbone, memory, vc2_vae, wan_hub
+from miga_bench.backbones import BACKBONES, hub_files, load_backbone, memory, vc2_vae
 from miga_bench.backbones.residence import Residence
 from miga_bench.backbones.schedule import ddpm_schedule
 from miga_bench.backbones.solvers import DDIM
@@ -301,7 +301,7 @@ def test_without_a_network_it_says_what_to_fetch(monkeypatch):
     def fail(repository, **options):
         raise LocalEntryNotFoundError("Cannot reach\nthe Hub")
 
-    monkeypatch.setattr(wan_hub, "snapshot_download", fail)
+    monkeypatch.setattr(hub_files, "snapshot_download", fail)
     message = refusal(lambda: load_backbone("videocrafter2"))
     assert "hf download VideoCrafter/VideoCrafter2 --local-dir DIR" in message
     assert "research" in BACKBONES["videocrafter2"].summary
@@ -315,7 +315,7 @@ def test_a_copy_from_the_hub_is_loaded(folder, monkeypatch):
         asked.extend([repository, *allow_patterns])
         return str(folder)
 
-    monkeypatch.setattr(wan_hub, "snapshot_download", fetched)
+    monkeypatch.setattr(hub_files, "snapshot_download", fetched)
     backbone = load_backbone("videocrafter2", **SIZE)
     assert (backbone.name, backbone.family) == ("videocrafter2", "videocrafter2")
     assert asked[0] == "VideoCrafter/VideoCrafter2"

@@ -11,7 +11,14 @@ from torch import nn
 from wan_fixtures import CHANNELS, LENGTH, TEXT_WIDTH, tiny_folder
 
 import miga_bench.backbones as table
-from miga_bench.backbones import BACKBONES, load_backbone, memory, wan, wan_checkpoint, wan_hub
+from miga_bench.backbones import (
+    BACKBONES,
+    hub_files,
+    load_backbone,
+    memory,
+    wan,
+    wan_checkpoint,
+)
 from miga_bench.backbones.solvers import UniPC
 from miga_bench.backbones.wan import Residence, load_wan
 from miga_bench.backbones.wan_denoiser import WanDenoiser
@@ -295,7 +302,7 @@ def test_without_a_network_it_says_what_to_fetch(name, monkeypatch):
     def fail(repository, **options):
         raise LocalEntryNotFoundError("Cannot reach\nthe Hub")
 
-    monkeypatch.setattr(wan_hub, "snapshot_download", fail)
+    monkeypatch.setattr(hub_files, "snapshot_download", fail)
     message = refusal(lambda: load_backbone(name))
     repository = BACKBONES[name].where if name in BACKBONES else name
     assert f"hf download {repository} --local-dir DIR" in message
@@ -313,7 +320,7 @@ def test_hub_copies_are_loaded_and_the_text_encoder_fetched_when_needed(
         return str(folder)
 
     monkeypatch.setenv("MIGA_BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(wan_hub, "snapshot_download", fetched)
+    monkeypatch.setattr(hub_files, "snapshot_download", fetched)
     for count in (1, 1, 2):
         backbone = load_backbone("wan2.1-1.3b", height=32, width=48)
         assert backbone.name == "wan2.1-1.3b"

@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from wan_fixtures import tiny_folder
 from wan_original import original_folder
 
-from miga_bench.backbones import load_backbone, wan_hub
+from miga_bench.backbones import hub_files, load_backbone, wan_hub
 from miga_bench.backbones.wan_checkpoint import (
     ORIGINAL_TEXT,
     ORIGINAL_TRANSFORMER,
@@ -60,7 +60,7 @@ def hub(tmp_path, monkeypatch):
 
     def put(content):
         stand_in = Hub(content, tmp_path / "snapshots")
-        monkeypatch.setattr(wan_hub, "snapshot_download", stand_in)
+        monkeypatch.setattr(hub_files, "snapshot_download", stand_in)
         return stand_in
 
     monkeypatch.setenv("MIGA_BENCH_CACHE", str(tmp_path / "cache"))

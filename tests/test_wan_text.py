@@ -15,14 +15,10 @@ from wan_fixtures import LENGTH, TEXT_WIDTH, tiny_folder, tiny_text_encoder, tin
 from miga_bench.backbones import load_backbone
 from miga_bench.backbones.embedding_cache import EmbeddingCache, cache_folder
 from miga_bench.backbones.loaded import text_side
+from miga_bench.backbones.prompt_text import clean_prompt
 from miga_bench.backbones.residence import Residence
 from miga_bench.backbones.vc2_text import VideoCrafterText
-from miga_bench.backbones.wan_text import (
-    NEGATIVE_PROMPT,
-    TEXT_LENGTH,
-    WanText,
-    clean_prompt,
-)
+from miga_bench.backbones.wan_text import NEGATIVE_PROMPT, TEXT_LENGTH, WanText
 from miga_bench.errors import Notice, UserError
 
 PROMPTS = ["a red circle moves right", "", "a &amp;amp;\n  green   SQUARE", "a dog"]

@@ -1,8 +1,15 @@
-"""What of a model on the Hugging Face Hub is on this machine, without asking the network."""
+"""Models on the Hugging Face Hub: what of one is on this machine, and how the rest comes here."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
 from miga_bench.backbones import BACKBONES
+from miga_bench.errors import UserError
+from miga_bench.offline import downloads_off
 
 # family -> the files that it needs, each under any of its names
 _WEIGHTS = (
@@ -38,7 +45,7 @@ def hub_id(name: str) -> str | None:
 
 
 def missing_files(name: str, text: bool = False) -> list[str]:
-    """Return which files of a named backbone on the Hub are not in the Hub's cache here.
+    """Return which files of a named backbone on the Hub are not in its cache here; no network is asked.
 
     Args:
         name: A name in ``BACKBONES`` that is on the Hub.
@@ -52,3 +59,43 @@ def missing_files(name: str, text: bool = False) -> list[str]:
         for names in (*FILES[family], *(TEXT_FILES[family] if text else ()))
         if not any(isinstance(try_to_load_from_cache(repository, one), str) for one in names)
     ]
+
+
+def download(
+    repository: str, parts: Sequence[str], files: Sequence[str] = (), revision: str | None = None
+) -> Path:
+    """Return the local copy of parts of a repository, fetching what is not there.
+
+    Args:
+        repository: ``organization/name``.
+        parts: Folders.
+        files: Files besides ``model_index.json``, patterns allowed.
+        revision: Commit, by default the newest.
+
+    Raises:
+        UserError: They are neither on disk nor within reach.
+    """
+    patterns = ["model_index.json", *files, *(f"{part}/*" for part in parts)]
+    switch = downloads_off()
+    fault: Exception | None = None
+    for local in (True,) if switch else (False, True):
+        # Clients fail in any way (httpx's errors, the transfer's own, OSError), also where all is here.
+        try:
+            return Path(
+                snapshot_download(
+                    repository, revision=revision, allow_patterns=patterns, local_files_only=local
+                )
+            )
+        except Exception as error:
+            fault = fault or error
+    said = str(fault).strip() or type(fault).__name__
+    reason = f"downloads are off ({switch})" if switch else said.splitlines()[0][:160]
+    raise cannot_fetch(repository, reason)
+
+
+def cannot_fetch(repository: str, reason: str) -> UserError:
+    """Return the error that says how else the repository comes here."""
+    return UserError(
+        f"cannot fetch {repository} from the Hugging Face Hub ({reason}); where there is a "
+        f"network run `hf download {repository} --local-dir DIR`, then give DIR as the backbone"
+    )

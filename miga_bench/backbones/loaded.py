@@ -17,11 +17,11 @@ from torch import Tensor
 from miga_bench.backbones import BACKBONES, memory
 from miga_bench.backbones.base import Backbone, FrameAttention
 from miga_bench.backbones.embedding_cache import EmbeddingCache, cache_folder
+from miga_bench.backbones.encoder_text import EncoderText, tell_crowded
 from miga_bench.backbones.residence import Residence
-from miga_bench.backbones.wan_text import WanText, tell_crowded
 from miga_bench.errors import UserError, is_out_of_memory
 
-Text = TypeVar("Text", bound=WanText)
+Text = TypeVar("Text", bound=EncoderText)
 NETWORKS = ("transformer", "unet", "vae", "text_encoder")  # folders whose configuration decides
 OF_A_VIDEO = ("height", "width", "negative_prompt")
 
@@ -42,7 +42,7 @@ class LoadedBackbone(Backbone):
     defaults: Any
     source: Any
     vae: Any
-    text: WanText
+    text: EncoderText
     _residence: Residence
     _dtype: torch.dtype
 

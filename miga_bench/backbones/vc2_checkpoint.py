@@ -36,6 +36,7 @@ from miga_bench.backbones.checkpoint import (
     weight_files,
 )
 from miga_bench.backbones.embedding_cache import cache_folder
+from miga_bench.backbones.hub_files import download
 from miga_bench.backbones.vc2_denoiser import KEEP_FLOAT32, VideoCrafterUNet
 from miga_bench.backbones.vc2_keys import (
     convert_text,
@@ -47,7 +48,6 @@ from miga_bench.backbones.vc2_keys import (
     unet_config,
     vae_config,
 )
-from miga_bench.backbones.wan_hub import download
 from miga_bench.errors import UserError
 
 CHECKPOINT = "model.ckpt"

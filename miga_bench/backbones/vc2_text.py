@@ -8,37 +8,24 @@ the norm behind it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from miga_bench.backbones.embedding_cache import EmbeddingCache
-from miga_bench.backbones.wan_text import WanText
+from miga_bench.backbones.encoder_text import EncoderText
 
 TEXT_LENGTH = 77
 PADDING = 0
 
 
-class VideoCrafterText(WanText):
-    """Prompts to embeddings; see ``WanText`` for arguments, cache and the encoder's coming and going.
+class VideoCrafterText(EncoderText):
+    """Prompts to embeddings; see ``EncoderText`` for arguments, cache and the encoder's coming and going.
 
     A prompt that is too long is refused as there: OpenCLIP would cut its end off silently.
     """
 
-    def __init__(
-        self,
-        tokenizer: Path,
-        load_encoder: Callable[[], Any],
-        dtype: torch.dtype,
-        identity: Callable[[], str],
-        cache: EmbeddingCache | None = None,
-        keep: bool = True,
-    ) -> None:
-        super().__init__(tokenizer, load_encoder, dtype, identity, cache, keep)
-        self.length = min(self.length, TEXT_LENGTH)
+    longest = TEXT_LENGTH
 
     @property
     def unknown(self) -> int | None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from huggingface_hub import snapshot_download
 from transformers import UMT5EncoderModel
 
+from miga_bench.backbones.hub_files import cannot_fetch, download
 from miga_bench.backbones.wan_checkpoint import (
     ORIGINAL_TEXT,
     ORIGINAL_TOKENIZER,
@@ -21,7 +21,6 @@ from miga_bench.backbones.wan_checkpoint import (
     find_source,
 )
 from miga_bench.errors import UserError
-from miga_bench.offline import downloads_off
 
 AUTHORS = "Wan-AI/Wan2.1"  # how the names of their repositories begin
 MODEL_PARTS = ("transformer", "vae", "tokenizer", "scheduler")
@@ -67,7 +66,7 @@ class HubSource(WanSource):
             self._fetch(files=(where,))
         # without a network the Hub's client takes a copy without it for whole
         if not (self.root / where).exists():
-            raise _cannot_fetch(self.repository, f"{where} is not on this machine")
+            raise cannot_fetch(self.repository, f"{where} is not on this machine")
 
     def transformer(self, dtype: torch.dtype, device: torch.device) -> WanTransformer3DModel:
         """Load the denoiser."""
@@ -113,42 +112,3 @@ class HubSource(WanSource):
     def text_identity(self) -> str:
         """The repository and its commit, which names the snapshot's folder."""
         return f"{self.repository}@{self.root.name}"
-
-
-def download(
-    repository: str, parts: Sequence[str], files: Sequence[str] = (), revision: str | None = None
-) -> Path:
-    """Return the local copy of parts of a repository, fetching what is not there.
-
-    Args:
-        repository: ``organization/name``.
-        parts: Folders.
-        files: Files besides ``model_index.json``, patterns allowed.
-        revision: Commit, by default the newest.
-
-    Raises:
-        UserError: They are neither on disk nor within reach.
-    """
-    patterns = ["model_index.json", *files, *(f"{part}/*" for part in parts)]
-    switch = downloads_off()
-    fault: Exception | None = None
-    for local in (True,) if switch else (False, True):
-        # Clients fail in any way (httpx's errors, the transfer's own, OSError), also where all is here.
-        try:
-            return Path(
-                snapshot_download(
-                    repository, revision=revision, allow_patterns=patterns, local_files_only=local
-                )
-            )
-        except Exception as error:
-            fault = fault or error
-    said = str(fault).strip() or type(fault).__name__
-    reason = f"downloads are off ({switch})" if switch else said.splitlines()[0][:160]
-    raise _cannot_fetch(repository, reason)
-
-
-def _cannot_fetch(repository: str, reason: str) -> UserError:
-    return UserError(
-        f"cannot fetch {repository} from the Hugging Face Hub ({reason}); where there is a "
-        f"network run `hf download {repository} --local-dir DIR`, then give DIR as the backbone"
-    )

@@ -36,7 +36,7 @@ from miga_bench.export.sidecar import Sidecar
 from miga_bench.export.torch_parts import TorchParts
 
 if TYPE_CHECKING:
-    from miga_bench.backbones.wan_text import WanText
+    from miga_bench.backbones.encoder_text import EncoderText
 
 
 class ExportedBackbone(Backbone):
@@ -160,11 +160,11 @@ class ExportedBackbone(Backbone):
         return self._device if on_gpu else "cpu"
 
     @cached_property
-    def text(self) -> OnnxText | WanText:
+    def text(self) -> OnnxText | EncoderText:
         """The text side, loaded when first asked for."""
         if not self._exported["text"]:
             assert self._parts is not None
-            text: WanText = self._parts.text
+            text: EncoderText = self._parts.text
             return text
         sidecar = self._sidecar("text_encoder")
         return OnnxText(
