@@ -126,6 +126,13 @@ def test_what_is_imported_is_declared():
     assert not undeclared
 
 
+def test_what_is_asked_for_is_read_without_what_keeps_it():
+    harness = ROOT / "miga_bench" / "harness"
+    for name in ("arms", "prompt_lists", "request", "names"):
+        for imported in imports(harness / f"{name}.py"):
+            assert not imported.startswith(("harness.runs", "harness.store", "harness.scorers"))
+
+
 def test_no_family_stands_in_anothers_files():
     """Breaks if a third family would have to import what is named after the first."""
     folder, wrong = ROOT / "miga_bench" / "backbones", []

@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 from miga_bench.errors import UserError
-from miga_bench.harness.runs import NAME, NAME_RULE
+from miga_bench.harness.names import NAME, NAME_RULE
 from miga_bench.sampling.presets import near
 
 FIELDS = ("method", "preset", "settings")

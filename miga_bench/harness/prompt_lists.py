@@ -15,8 +15,8 @@ from typing import Any
 
 from miga_bench.errors import UserError
 from miga_bench.harness.configurations import yaml_of
+from miga_bench.harness.names import NAME, NAME_RULE
 from miga_bench.harness.request import DEFAULT_FRAMES, PromptAt, check_characters, check_prompts
-from miga_bench.harness.runs import NAME, NAME_RULE
 from miga_bench.sampling.presets import near
 
 FIELDS = ("prompt", "id", "then", "negative_prompt", "frames", "seeds")

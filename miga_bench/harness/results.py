@@ -14,8 +14,8 @@ from typing import Any
 
 from miga_bench.errors import UserError
 from miga_bench.harness.configurations import yaml_of
+from miga_bench.harness.names import NAME
 from miga_bench.harness.prompt_lists import NARRATIVES
-from miga_bench.harness.runs import NAME
 from miga_bench.harness.store import VIDEO, Store
 from miga_bench.sampling.presets import left_out
 

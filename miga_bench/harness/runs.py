@@ -8,7 +8,6 @@ after prompt and seed, and ``prompts.json`` says which prompt each shows, as ``m
 from __future__ import annotations
 
 import os
-import re
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,14 +22,13 @@ from miga_bench.errors import Notice, UserError
 from miga_bench.harness.configurations import yaml_of
 from miga_bench.harness.items import Item
 from miga_bench.harness.locks import FileLock, HeldError, check_lockable
+from miga_bench.harness.names import NAME, NAME_RULE
 from miga_bench.harness.provenance import git_state, hardware, versions, write_json, write_text
 from miga_bench.harness.request import check_writable
 from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.store import VIDEO, Store
 
 FORMAT = 1
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-NAME_RULE = "letters, digits, '.', '_' and '-', a letter or digit first, at most 80"
 MOST_SHOWN = 6
 PATIENCE, AGAIN = 180.0, 5.0  # seconds for a lock held elsewhere, and between two tries
 LATE = 70.0  # seconds that a file may be seen later elsewhere: NFS remembers for 60 that there was none
