@@ -1,6 +1,7 @@
 """What reaches a user as a single line."""
 
 import difflib
+import errno
 import sys
 from collections.abc import Callable, Iterable
 
@@ -114,3 +115,31 @@ def is_out_of_memory(error: BaseException) -> bool:
     if torchs or isinstance(error, MemoryError):
         return True
     return any(sign in str(error) for sign in _NO_MEMORY)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# What CUDA says of errors that stay until the process ends; after others the next call may do well.
+_LOST = (
+    "illegal memory access",
+    "device-side assert",
+    "unspecified launch failure",
+    "launch timed out",
+    "misaligned address",
+    "illegal instruction",
+    "hardware stack error",
+    "invalid program counter",
+    "global/shared address space",
+    "uncorrectable",  # ECC, NVLink
+    "busy or unavailable",
+)
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Tell whether an error says that nothing can be written any more."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def gpu_is_lost(error: Exception) -> bool:
+    """Tell whether an error, of torch or ONNX Runtime, leaves this process a GPU that always fails."""
+    text = str(error)
+    return "CUDA" in text and any(sign in text for sign in _LOST)

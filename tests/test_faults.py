@@ -23,7 +23,7 @@ from test_generate import request
 from test_runs import item, video
 
 from miga_bench.cli import main
-from miga_bench.errors import Notice
+from miga_bench.errors import Notice, gpu_is_lost
 from miga_bench.harness import runs
 from miga_bench.harness import store as store_page
 from miga_bench.harness.generate import Watcher, generate
@@ -34,7 +34,7 @@ from miga_bench.harness.runs import Run
 from miga_bench.harness.scorers import Found
 from miga_bench.harness.seals import sealed
 from miga_bench.harness.stop import StopSignals
-from miga_bench.harness.store import Store, gpu_is_lost
+from miga_bench.harness.store import Store
 from miga_bench.media import count_frames
 
 FEW = {"data__seeds": [0], "data__limit": 2}

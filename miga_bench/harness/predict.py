@@ -16,7 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from miga_bench.backbones.residence import pick_dtype
-from miga_bench.errors import FailedError, LostError, Notice, UserError, in_print
+from miga_bench.errors import FailedError, LostError, Notice, UserError, gpu_is_lost, in_print
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.harness.about import check_about
 from miga_bench.harness.argument_errors import one_line
@@ -26,7 +26,6 @@ from miga_bench.harness.module import LongVideoModule
 from miga_bench.harness.output import hush
 from miga_bench.harness.ranks import Gathering, part
 from miga_bench.harness.stop import StopRequested
-from miga_bench.harness.store import gpu_is_lost
 from miga_bench.harness.tracking.callback import Tracking
 from miga_bench.harness.writer import RunWriter
 

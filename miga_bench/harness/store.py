@@ -9,7 +9,6 @@ makings of the same item lies under the manifest's ``timings`` and in its seal.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
@@ -24,7 +23,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from miga_bench.errors import LostError
+from miga_bench.errors import LostError, disk_is_full, gpu_is_lost
 from miga_bench.harness.generate import GenerateResult, Video, Watcher
 from miga_bench.harness.items import Item
 from miga_bench.harness.locks import FileLock, HeldError
@@ -45,22 +44,6 @@ VIDEO, SHEET, PASSES, ERROR, MANIFEST = (
 )
 SCORES = "scores"
 NOT_FINITE = "not finite"  # why a score is None
-# With these errors no other item would fare better; nor where a GPU is lost, which errors say so.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-# What CUDA says of errors that stay until the process ends; after others the next call may do well.
-_LOST = (
-    "illegal memory access",
-    "device-side assert",
-    "unspecified launch failure",
-    "launch timed out",
-    "misaligned address",
-    "illegal instruction",
-    "hardware stack error",
-    "invalid program counter",
-    "global/shared address space",
-    "uncorrectable",  # ECC, NVLink
-    "busy or unavailable",
-)
 # What every manifest has, and of which kind; what else is in it is for the record.
 _KINDS: dict[str, Any] = {
     "status": str,
@@ -285,6 +268,7 @@ class Store:
             manifest = _manifest(item, folder, result, video, team.size)
             with stop.shielded():
                 write_json(folder / MANIFEST, sealed(manifest))
+            # no other item would fare better
             if result.error is not None and (
                 disk_is_full(result.error) or gpu_is_lost(result.error)
             ):
@@ -303,17 +287,6 @@ class Store:
             yield
         finally:
             lock.release()
-
-
-def disk_is_full(error: Exception) -> bool:
-    """Tell whether an error says that nothing can be written any more."""
-    return isinstance(error, OSError) and error.errno in FULL
-
-
-def gpu_is_lost(error: Exception) -> bool:
-    """Tell whether an error, of torch or ONNX Runtime, leaves this process a GPU that always fails."""
-    text = str(error)
-    return "CUDA" in text and any(sign in text for sign in _LOST)
 
 
 def _make(

@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from miga_bench.errors import in_print
+from miga_bench.errors import disk_is_full, gpu_is_lost, in_print
 from miga_bench.harness.deal import deal
 from miga_bench.harness.generate import Video, Watcher
 from miga_bench.harness.items import Item
@@ -21,7 +21,6 @@ from miga_bench.harness.ranks import Gathering, Together, agree
 from miga_bench.harness.runs import Run
 from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.stop import StopSignals
-from miga_bench.harness.store import disk_is_full, gpu_is_lost
 from miga_bench.harness.teams import Teamwork, check_size
 
 MOST_TEXT = 200  # characters of an error
