@@ -1,12 +1,27 @@
-"""How files were made: peaks of memory belong to one video."""
+"""How files were made: peaks of memory belong to one video, and what is written is whole."""
 
+import errno
+import os
 import sys
 
 import pytest
 import torch
 
 from miga_bench.backbones.residence import pick_dtype
+from miga_bench.harness.files import write_json
 from miga_bench.harness.provenance import forget_peak_memory, peak_memory_mib
+
+
+def test_a_file_is_the_old_one_or_the_whole_new_one(tmp_path, monkeypatch):
+    def full(number):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_json(path, {"a": 2})
+    assert (path.read_text(), list(tmp_path.iterdir())) == ('{\n  "a": 1\n}\n', [path])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a peak be forgotten")

@@ -18,13 +18,13 @@ from miga_bench.errors import DoesNotFitError, NumericalError, UserError, is_out
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.facts import ExportFacts
 from miga_bench.export.opening import open_model
+from miga_bench.harness.files import write_json
 from miga_bench.harness.flops import FlopMeter
 from miga_bench.harness.provenance import (
     forget_peak_memory,
     hardware,
     peak_memory_mib,
     versions,
-    write_json,
 )
 from miga_bench.harness.request import DEFAULT_FRAMES, GenerateRequest, PromptAt, check_prompts
 from miga_bench.harness.stop import StopRequested, StopSignals

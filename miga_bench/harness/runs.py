@@ -20,10 +20,11 @@ import yaml  # type: ignore[import-untyped]
 
 from miga_bench.errors import Notice, UserError
 from miga_bench.harness.configurations import yaml_of
+from miga_bench.harness.files import write_json, write_text
 from miga_bench.harness.items import Item
 from miga_bench.harness.locks import FileLock, HeldError, check_lockable
 from miga_bench.harness.names import NAME, NAME_RULE
-from miga_bench.harness.provenance import git_state, hardware, versions, write_json, write_text
+from miga_bench.harness.provenance import git_state, hardware, versions
 from miga_bench.harness.request import check_writable
 from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.store import VIDEO, Store

@@ -175,7 +175,8 @@ def score_narratives(
     Raises:
         UserError: Wrong input, or the judge cannot be reached; answers so far are kept.
     """
-    from miga_bench.harness.provenance import versions, write_json
+    from miga_bench.harness.files import write_json
+    from miga_bench.harness.provenance import versions
     from miga_bench.metrics.narrlv import answers_to, ask, read_answers, score_video, summarize
     from miga_bench.metrics.narrlv.scorer import VOTES
 

@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from miga_bench.errors import LostError, disk_is_full, gpu_is_lost
+from miga_bench.harness.files import write_json, write_text
 from miga_bench.harness.generate import GenerateResult, Video, Watcher
 from miga_bench.harness.items import Item
 from miga_bench.harness.locks import FileLock, HeldError
-from miga_bench.harness.provenance import git_state, write_json, write_text
+from miga_bench.harness.provenance import git_state
 from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.seals import opened, sealed
 from miga_bench.harness.stop import StopRequested, StopSignals

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from miga_bench.errors import UserError
-from miga_bench.harness.provenance import write_text
+from miga_bench.harness.files import write_text
 from miga_bench.harness.report import tables
 from miga_bench.harness.report.again import configuration_of
 from miga_bench.harness.report.comparability import comparability

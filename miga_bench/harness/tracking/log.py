@@ -22,8 +22,8 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from miga_bench.errors import UserError
+from miga_bench.harness.files import write_json
 from miga_bench.harness.locks import FileLock, HeldError
-from miga_bench.harness.provenance import write_json
 from miga_bench.harness.results import read_results
 from miga_bench.harness.store import MANIFEST, SHEET, VIDEO, Store
 from miga_bench.harness.tracking.facts import ArmFacts, facts
