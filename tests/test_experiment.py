@@ -20,15 +20,15 @@ from miga_bench.harness.arms import ArmPlan, expand
 from miga_bench.harness.data import PromptDataModule
 from miga_bench.harness.experiment import experiment
 from miga_bench.harness.module import LongVideoModule
-from miga_bench.harness.prompt_lists import SHIPPED, read_wishes
+from miga_bench.harness.prompt_lists import read_wishes
 from miga_bench.harness.report.again import settled
 from miga_bench.harness.report.comparisons import FEWEST
 from miga_bench.harness.report.published import published_tables
 from miga_bench.harness.results import Arm, read_results
-from miga_bench.harness.score_narrlv import OWN
 from miga_bench.harness.scorers import SuiteScores
 from miga_bench.harness.shipped import experiments, places, shipped
 from miga_bench.metrics.narrlv import load_suite
+from miga_bench.prompts import LISTS, STORIES
 from miga_bench.sampling import METHODS, PRESETS, estimate_windows, resolve
 from miga_bench.sampling.presets import describe
 
@@ -254,7 +254,7 @@ def test_a_configuration_without_arms_is_no_experiment(tmp_path, capsys):
 
 
 def test_shipped_prompt_lists_are_good():
-    for name in SHIPPED:
+    for name in LISTS:
         wishes = read_wishes(name)
         assert len({wish.prompts[0].text.lower() for wish in wishes}) == len(wishes) >= 100
 
@@ -360,7 +360,7 @@ def test_methods_that_make_the_whole_video_at_once_get_a_story_as_one_text(tmp_p
         assert " / " in row.prompt  # the run tells the story with its parts, whichever arm is first
     (story,) = (
         s
-        for s in load_suite(OWN / "tiny").select(["target_action"], [2]).items
+        for s in load_suite(STORIES["tiny"]).select(["target_action"], [2]).items
         if (s.group, s.index) == ("1", 0)
     )
     assert told == {

@@ -130,7 +130,7 @@ def test_what_is_asked_for_is_read_without_what_keeps_it():
     harness = ROOT / "miga_bench" / "harness"
     for name in ("arms", "prompt_lists", "request", "names"):
         for imported in imports(harness / f"{name}.py"):
-            assert not imported.startswith(("harness.runs", "harness.store", "harness.scorers"))
+            assert not imported.startswith(("harness.runs", "harness.store", "harness.scor"))
 
 
 def test_no_family_stands_in_anothers_files():

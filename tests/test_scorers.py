@@ -25,11 +25,11 @@ from miga_bench.harness.items import Item
 from miga_bench.harness.predict import predict
 from miga_bench.harness.request import PromptAt
 from miga_bench.harness.results import read_results
-from miga_bench.harness.score_narrlv import OWN
 from miga_bench.harness.scorers import Found, ItemScorer, StoryScores, SuiteScores, WorldScores
 from miga_bench.media import VideoWriter, count_frames, read_video
 from miga_bench.metrics.narrlv import load_suite
 from miga_bench.metrics.narrlv.answers import slots
+from miga_bench.prompts import STORIES
 
 scored = []
 
@@ -271,7 +271,7 @@ def test_scorers_refuse_what_they_cannot_do(make, rule):
 
 
 def a_story(tna=2, factor="target_attribute"):
-    return load_suite(OWN / "tiny").select([factor], [tna]).items[0]
+    return load_suite(STORIES["tiny"]).select([factor], [tna]).items[0]
 
 
 def item_of(prompts, frames):

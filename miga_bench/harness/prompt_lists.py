@@ -17,13 +17,13 @@ from miga_bench.errors import UserError
 from miga_bench.harness.configurations import yaml_of
 from miga_bench.harness.names import NAME, NAME_RULE
 from miga_bench.harness.request import DEFAULT_FRAMES, PromptAt, check_characters, check_prompts
+from miga_bench.harness.stories import open_suite
+from miga_bench.prompts import LISTS
 from miga_bench.sampling.presets import near
 
 FIELDS = ("prompt", "id", "then", "negative_prompt", "frames", "seeds")
 KINDS = (".txt", ".jsonl", ".json", ".yaml", ".yml")
 NARRATIVES = "narrlv:"
-LISTS = Path(__file__).parents[1] / "prompts"
-SHIPPED = ("tiny-world", "vbench")
 Entry = str | dict[str, Any]
 
 
@@ -88,8 +88,6 @@ def read_wishes(
 
 
 def _stories(narratives: str, frames: int, tna: Sequence[int], whole: bool) -> list[Wish]:
-    from miga_bench.harness.score_narrlv import open_suite
-
     suite = open_suite(narratives)
     if tna:
         suite = suite.select(None, tna)
@@ -106,13 +104,11 @@ def _stories(narratives: str, frames: int, tna: Sequence[int], whole: bool) -> l
 
 
 def _read(name: str) -> tuple[str, object]:
-    path = Path(name).expanduser()
-    if name in SHIPPED:
-        path = LISTS / f"{name}.yaml"
+    path = LISTS.get(name, Path(name).expanduser())
     if path.suffix not in KINDS:
         raise UserError(
             f"data.prompts is {name!r}: give a list of prompts, a file ({', '.join(KINDS)}), or one of"
-            f" {', '.join(SHIPPED)}, {NARRATIVES}tiny, {NARRATIVES}natural, {NARRATIVES}release"
+            f" {', '.join(LISTS)}, {NARRATIVES}tiny, {NARRATIVES}natural, {NARRATIVES}release"
         )
     try:
         text = path.read_text(encoding="utf-8-sig")

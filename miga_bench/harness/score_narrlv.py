@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from miga_bench.errors import UserError
 from miga_bench.harness.request import check_writable
+from miga_bench.harness.stories import open_suite
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
     from miga_bench.metrics.narrlv import Story, Suite
 
-OWN = Path(__file__).parents[1] / "prompts"
-SUITES = ("tiny", "natural", "release")
 Progress = Callable[[int, int, str], None]
 
 
@@ -223,19 +222,6 @@ def score_narratives(
     }
     write_json(request.output, document)
     return document
-
-
-def open_suite(narratives: str) -> Suite:
-    """Return a suite by its name, folder or file.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    from miga_bench.metrics.narrlv import fetch_release, load_suite
-
-    if narratives == "release":
-        return load_suite(fetch_release())
-    return load_suite(OWN / narratives if narratives in SUITES else Path(narratives))
 
 
 def _suite(request: NarrativeRequest) -> Suite:

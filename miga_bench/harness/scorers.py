@@ -263,7 +263,7 @@ class StoryScores(ItemScorer):
         device: str = "auto",
         quality: str | None = None,
     ) -> None:
-        from miga_bench.harness.score_narrlv import open_suite
+        from miga_bench.harness.stories import open_suite
         from miga_bench.metrics.narrlv.quality import read_quality
         from miga_bench.metrics.narrlv.scorer import VOTES
 

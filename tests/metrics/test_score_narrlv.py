@@ -7,9 +7,10 @@ import pytest
 from narratives import parse_narrative, render_narrative
 
 from miga_bench.cli import main
-from miga_bench.harness.score_narrlv import OWN, FileVideo, NarrativeRequest, score_narratives
+from miga_bench.harness.score_narrlv import FileVideo, NarrativeRequest, score_narratives
 from miga_bench.media import VideoWriter
 from miga_bench.metrics.narrlv import load_suite
+from miga_bench.prompts import STORIES
 
 CHOSEN = {"tna": [2], "factors": ["target_attribute"]}
 
@@ -18,7 +19,7 @@ CHOSEN = {"tna": [2], "factors": ["target_attribute"]}
 def videos(tmp_path_factory):
     """The true videos of the suite's stories of two atoms about the target."""
     folder = tmp_path_factory.mktemp("stories")
-    for item in load_suite(OWN / "tiny").select(CHOSEN["factors"], CHOSEN["tna"]).items:
+    for item in load_suite(STORIES["tiny"]).select(CHOSEN["factors"], CHOSEN["tna"]).items:
         frames, _ = render_narrative(parse_narrative(item.prompt), random.Random(item.key), 64)
         with VideoWriter(item.video(folder), 16, quality=4) as writer:
             writer.push(frames)
