@@ -13,12 +13,13 @@ from torch import Tensor
 from miga_bench.backbones.base import Backbone
 from miga_bench.backbones.schedule import Schedule
 from miga_bench.backbones.solvers import Solver
-from miga_bench.errors import NumericalError, UserError
+from miga_bench.errors import NumericalError
 from miga_bench.sampling.base import CommonSettings, Cost, PassCallback, PromptSchedule
 from miga_bench.sampling.cache import BlockCache, CachedRow
 from miga_bench.sampling.fitting import FittingDenoiser
 from miga_bench.sampling.noise import NoiseSource
 from miga_bench.sampling.queue import Queue
+from miga_bench.sampling.rules import check_cache
 from miga_bench.sampling.windows import Window, independent_groups
 
 
@@ -348,21 +349,3 @@ class WindowDenoiser:
         """Note that frames, by number, are gone, or continue from other noise."""
         if self.cache is not None:
             self.cache.forget(frames)
-
-
-def check_cache(threshold: float, backbone: Backbone) -> None:
-    """Refuse a cache where the denoiser cannot have one.
-
-    Raises:
-        UserError: It is compiled or exported, or shared with other processes.
-    """
-    if not backbone.can_cache:
-        raise UserError(
-            f"cache needs an uncompiled PyTorch denoiser, which {backbone.name} does not have here: leave cache"
-            " out"
-        )
-    if backbone.team is not None:
-        raise UserError(
-            f"cache is {threshold:g}: processes that make a video together do not share one; leave cache "
-            "out, or let each make its own"
-        )

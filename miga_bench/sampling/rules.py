@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from miga_bench.backbones.base import Backbone
 from miga_bench.errors import UserError
 from miga_bench.sampling.base import CommonSettings, PromptSchedule
 
@@ -24,6 +25,24 @@ def refuse_cache(s: CommonSettings, method: str, why: str) -> None:
         not s.cache,
         f"cache is {s.cache:g}: {method} {why}; leave it out, or use short, fifo or miga",
     )
+
+
+def check_cache(threshold: float, backbone: Backbone) -> None:
+    """Refuse a cache where the denoiser cannot have one.
+
+    Raises:
+        UserError: It is compiled or exported, or shared with other processes.
+    """
+    if not backbone.can_cache:
+        raise UserError(
+            f"cache needs an uncompiled PyTorch denoiser, which {backbone.name} does not have here: leave cache"
+            " out"
+        )
+    if backbone.team is not None:
+        raise UserError(
+            f"cache is {threshold:g}: processes that make a video together do not share one; leave cache "
+            "out, or let each make its own"
+        )
 
 
 def refuse_changes(prompts: PromptSchedule, method: str, length: int) -> None:
