@@ -3,7 +3,8 @@
 import difflib
 import errno
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 
 def close_names(name: str, known: Iterable[str], most: int = 2, cutoff: float = 0.6) -> list[str]:
@@ -32,6 +33,15 @@ class UserError(ValueError):
 
     def __init__(self, text: str) -> None:
         super().__init__(in_print(text))
+
+
+@contextmanager
+def placed(where: str) -> Iterator[None]:
+    """Say where in what was given a ``UserError`` of the block is: ``where: ...``; empty is nowhere else."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}" if where else str(error)) from None
 
 
 def in_print(text: str) -> str:

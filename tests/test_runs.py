@@ -370,7 +370,10 @@ def test_prompts_from_every_kind_of_file(tmp_path):
         ([{"prompt": "a", "seeds": [1, 1]}], "a seed is in it twice"),
         ([{"prompt": "a", "frames": 0}], "at least 1 frame"),
         ([{"prompt": "a", "then": {"soon": "b"}}], "mapping of frames to texts"),
-        ([{"prompt": "a", "then": {7: "b"}, "frames": 6}], "begins after the last of 6 frames"),
+        (
+            [{"prompt": "a", "then": {7: "b"}, "frames": 6}],
+            "entry 1: then 7:... begins after the last of 6",
+        ),
         ([3], "a text is wanted"),
     ],
 )

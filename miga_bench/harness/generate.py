@@ -423,8 +423,15 @@ def length(request: GenerateRequest, sampler: Sampler[Any], backbone: Backbone) 
     return request.frames or default
 
 
-def prompt_starts(prompts: Sequence[PromptAt], backbone: Backbone) -> tuple[int, ...]:
+def prompt_starts(
+    prompts: Sequence[PromptAt], backbone: Backbone, option: str = "--then"
+) -> tuple[int, ...]:
     """Return the latent frame that holds each prompt's first video frame.
+
+    Args:
+        prompts: The texts over the video.
+        backbone: What makes it.
+        option: How the user gave the later ones.
 
     Raises:
         UserError: Two prompts begin in one latent frame.
@@ -432,7 +439,7 @@ def prompt_starts(prompts: Sequence[PromptAt], backbone: Backbone) -> tuple[int,
     starts = [0] + [backbone.latents_for(p.frame + 1) - 1 for p in prompts[1:]]
     if len(set(starts)) < len(starts):
         raise UserError(
-            "two --then frames fall into one latent frame: move them apart, by"
+            f"two {option} frames fall into one latent frame: move them apart, by"
             f" {backbone.frames_of(2) - backbone.frames_of(1)} frames or more"
         )
     return tuple(starts)

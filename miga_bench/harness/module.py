@@ -13,7 +13,7 @@ from lightning import LightningModule
 from lightning.pytorch.plugins.precision import MixedPrecision
 
 from miga_bench.backbones.base import Backbone
-from miga_bench.errors import Notice, UserError
+from miga_bench.errors import Notice, UserError, placed
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.opening import compile_denoiser, open_model
 from miga_bench.harness.arms import ArmPlan, as_text, expand
@@ -112,10 +112,8 @@ class LongVideoModule(LightningModule):
             self._arms = expand(base, arms, grid) if experiment else {"": base}
             kind = backbone if isinstance(backbone, Backbone) else kind_of(backbone, self._denoiser)
             for arm, plan in self._arms.items():
-                try:
+                with placed(f"arm {arm}" if arm else ""):
                     resolve(plan.method, kind, plan.preset, plan.settings)
-                except UserError as error:
-                    raise UserError(f"arm {arm}: {error}" if arm else str(error)) from None
         if isinstance(backbone, Backbone) and self._denoiser.exported:
             raise UserError(
                 "a backbone given by class_path runs its own denoiser: leave out denoiser"
@@ -344,11 +342,9 @@ class LongVideoModule(LightningModule):
         if beside_others and isinstance(sampler, Short):
             frames = min(frames, self.backbone.frames_of(self.backbone.window))
             item = item.told(item.prompts[:1], item.wanted)
-        try:
-            check_prompts(item.prompts, frames)
-            prompt_starts(item.prompts, self.backbone)
-        except UserError as error:
-            raise UserError(f"prompt {name}: {str(error).replace('--then', 'then')}") from None
+        with placed(f"prompt {name}"):
+            check_prompts(item.prompts, frames, option="then")
+            prompt_starts(item.prompts, self.backbone, option="then")
         return replace(item, frames=frames)
 
     @torch.inference_mode()
@@ -410,10 +406,8 @@ class LongVideoModule(LightningModule):
             arm = self._arm_of[item.key]
             if arm in ready or is_done(item.key):
                 continue
-            try:
+            with placed(f"arm {arm}" if arm else ""):
                 self.samplers[arm].prepare()
-            except UserError as error:
-                raise UserError(f"arm {arm}: {error}" if arm else str(error)) from None
             ready.add(arm)
 
     def on_predict_start(self) -> None:
@@ -444,12 +438,10 @@ class LongVideoModule(LightningModule):
             alike = arm, item.frames, starts
             if alike not in known:
                 latents = self.backbone.latents_for(item.frames)
-                try:
+                with placed(f"arm {arm}" if arm else ""):
                     known[alike] = estimate(
                         self.samplers[arm], self.backbone, latents, batch, starts
                     )
-                except UserError as error:
-                    raise UserError(f"arm {arm}: {error}" if arm else str(error)) from None
             out[name] = known[alike]
         return out
 

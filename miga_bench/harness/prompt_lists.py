@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from miga_bench.errors import UserError
+from miga_bench.errors import UserError, placed
 from miga_bench.harness.configurations import yaml_of
 from miga_bench.harness.names import NAME, NAME_RULE
 from miga_bench.harness.request import DEFAULT_FRAMES, PromptAt, check_characters, check_prompts
@@ -151,10 +151,8 @@ def _wish(where: str, number: int, entry: object) -> Wish:
     prompts = (PromptAt(entry["prompt"].strip()), *_then(where, entry.get("then")))
     for text in [prompt.text for prompt in prompts] + [negative or ""]:
         check_characters(text, where, spaces="")
-    try:
-        check_prompts(prompts, frames)
-    except UserError as error:
-        raise UserError(f"{where}: {str(error).replace('--then', 'then')}") from None
+    with placed(where):
+        check_prompts(prompts, frames, option="then")
     return Wish(identity, prompts, negative, frames, None if seeds is None else tuple(seeds))
 
 

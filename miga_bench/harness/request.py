@@ -134,8 +134,13 @@ def check_characters(text: str, where: str, spaces: str = "\t\n\r") -> None:
             )
 
 
-def check_prompts(prompts: Sequence[PromptAt], frames: int | None) -> None:
+def check_prompts(prompts: Sequence[PromptAt], frames: int | None, option: str = "--then") -> None:
     """Refuse prompts that are empty, too long, hold control characters, or are not in order within ``frames``.
+
+    Args:
+        prompts: The texts over the video.
+        frames: Video frames; None is without end.
+        option: How the user gave the later ones.
 
     Raises:
         UserError: What is wrong, the rule, what to do.
@@ -151,11 +156,11 @@ def check_prompts(prompts: Sequence[PromptAt], frames: int | None) -> None:
     for before, after in pairwise(prompts):
         if after.frame <= before.frame:
             raise UserError(
-                f"--then {after.frame}:... comes after frame {before.frame}: frames must rise"
+                f"{option} {after.frame}:... comes after frame {before.frame}: frames must rise"
             )
     if frames is not None and prompts[-1].frame >= max(frames, 1):
         raise UserError(
-            f"--then {prompts[-1].frame}:... begins after the last of {frames} frames:"
+            f"{option} {prompts[-1].frame}:... begins after the last of {frames} frames:"
             " choose an earlier frame or more --frames"
         )
 
