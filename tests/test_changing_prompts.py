@@ -1,6 +1,7 @@
 """Texts that change: what openings, short clips and FIFO's windows as released are told."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,11 @@ from test_sampling import NOISE, SMALL
 from test_scaling_noise import SMALL as SEARCHED
 
 from miga_bench.errors import UserError
-from miga_bench.sampling import Fifo, FifoSettings, Miga, PromptSchedule, ScalingNoise
+from miga_bench.harness.generate import length as length_of
+from miga_bench.harness.request import DEFAULT_FRAMES, GenerateRequest, PromptAt
+from miga_bench.sampling import Fifo, FifoSettings, FreeLong, Miga, PromptSchedule, ScalingNoise
+from miga_bench.sampling.base import Sampler
+from miga_bench.sampling.cards import _length_and_memory
 from miga_bench.sampling.miga import _Video
 from miga_bench.sampling.short import Short, ShortSettings
 
@@ -85,6 +90,30 @@ def test_the_released_fifo_tells_all_windows_the_prompt_of_the_frame_that_leaves
     backbone.told.clear()
     SAMPLERS["fifo"].sample(backbone, prompts, NOISE, 7)
     assert 2.0 in {text for text, _ in backbone.told[12 : 12 + windows]}
+
+
+def test_a_method_of_ones_own_says_what_it_is():
+    """Breaks if only our own classes may make a clip, or the whole video at once."""
+
+    class Mine(Sampler):
+        name, endless = "mine", False
+
+        def stream(self, *arguments):
+            raise AssertionError("not asked for")
+
+    class Clip(Mine):
+        one_clip = True
+
+    class Whole(Mine):
+        at_once = True
+
+    request = GenerateRequest([PromptAt("a")], Path("a.mp4"))
+    backbone = AnalyticBackbone("wan", window=WINDOW)
+    settings = ShortSettings(12, 1.0)
+    asked = [length_of(request, kind(settings), backbone) for kind in (Mine, Clip, Whole)]
+    assert asked == [DEFAULT_FRAMES, backbone.frames_of(WINDOW), DEFAULT_FRAMES]
+    assert _length_and_memory(Whole) == _length_and_memory(FreeLong)
+    assert _length_and_memory(Clip) == _length_and_memory(Short)
 
 
 @pytest.mark.parametrize(("length", "start"), [(8, 1), (8, 7), (5, 4)])

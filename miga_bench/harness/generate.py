@@ -29,7 +29,7 @@ from miga_bench.harness.provenance import (
 from miga_bench.harness.request import DEFAULT_FRAMES, GenerateRequest, PromptAt, check_prompts
 from miga_bench.harness.stop import StopRequested, StopSignals
 from miga_bench.media import Cell, EvenSample, VideoWriter, contact_sheet, count_frames
-from miga_bench.sampling import METHODS, CounterNoise, Short, estimate_windows, resolve
+from miga_bench.sampling import METHODS, CounterNoise, estimate_windows, resolve
 from miga_bench.sampling.base import PassReport, PromptSchedule, Sampler
 from miga_bench.sampling.fitting import ran_out_elsewhere
 from miga_bench.sampling.presets import ModelKind, describe
@@ -418,8 +418,7 @@ def length(request: GenerateRequest, sampler: Sampler[Any], backbone: Backbone) 
     """Return how many video frames to make; None is endless."""
     if request.endless:
         return None
-    short = isinstance(sampler, Short)
-    default = backbone.frames_of(backbone.window) if short else DEFAULT_FRAMES
+    default = backbone.frames_of(backbone.window) if sampler.one_clip else DEFAULT_FRAMES
     return request.frames or default
 
 

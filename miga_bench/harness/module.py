@@ -26,11 +26,10 @@ from miga_bench.harness.request import check_characters, check_prompts
 from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.teams import check_settings
 from miga_bench.harness.writer import Making, RunWriter, team_size
-from miga_bench.sampling import METHODS, Short, resolve
+from miga_bench.sampling import METHODS, resolve
 from miga_bench.sampling.base import Sampler
 from miga_bench.sampling.estimate import BATCH, Work, estimate
 from miga_bench.sampling.presets import describe
-from miga_bench.sampling.whole import WholeVideo
 
 # precision of the trainer -> type of the denoiser's weights
 WEIGHTS = {
@@ -252,7 +251,7 @@ class LongVideoModule(LightningModule):
                 "settings": describe(sampler.settings),
             }
             for wish in wishes:
-                wanted = wish.told_to(one_prompt=isinstance(sampler, WholeVideo))
+                wanted = wish.told_to(one_prompt=sampler.at_once)
                 read = tuple(
                     replace(p, text=self._readable(wish.id, p.text, readings)) for p in wanted
                 )
@@ -339,7 +338,7 @@ class LongVideoModule(LightningModule):
         """
         frames = length(item.request(), sampler, self.backbone)
         assert frames is not None
-        if beside_others and isinstance(sampler, Short):
+        if beside_others and sampler.one_clip:
             frames = min(frames, self.backbone.frames_of(self.backbone.window))
             item = item.told(item.prompts[:1], item.wanted)
         with placed(f"prompt {name}"):

@@ -25,7 +25,6 @@ from miga_bench.harness.teams import check_size
 from miga_bench.harness.writer import RunWriter
 from miga_bench.offline import offline
 from miga_bench.sampling.estimate import Work
-from miga_bench.sampling.whole import WholeVideo
 
 OK, NOTE, PROBLEM, SKIPPED = "ok", "note", "problem", "skipped"
 # bytes of a pixel in a file, on the safe side: at most what busy pictures take
@@ -210,15 +209,9 @@ class Preflight:
     def _call_bytes(self, name: str, estimate: Work) -> int:
         sampler = self.model.samplers[name.rpartition("/")[0]]
         backbone = self.model.backbone
-        whole = isinstance(sampler, WholeVideo)
+        copies = sampler.copies(backbone.window)
         return max(
-            call.rows
-            * (
-                backbone.clip_bytes(
-                    call.frames, sampler.copies(backbone.window) if whole and call.attention else 0
-                )
-                or 0
-            )
+            call.rows * (backbone.clip_bytes(call.frames, copies if call.attention else 0) or 0)
             for call in estimate.calls
         )
 

@@ -150,11 +150,15 @@ class Sampler(ABC, Generic[SettingsT]):
     Attributes:
         name: The method's name on the command line.
         endless: Whether the method can go on for ever at constant memory.
+        one_clip: Whether it makes a clip of the backbone's window at most, and nothing longer.
+        at_once: Whether it denoises all latents together: its prompt cannot change, its memory grows.
         settings: A frozen dataclass, complete and validated for one backbone.
     """
 
     name: ClassVar[str]
     endless: ClassVar[bool] = True
+    one_clip: ClassVar[bool] = False
+    at_once: ClassVar[bool] = False
 
     def __init__(self, settings: SettingsT) -> None:
         self.settings = settings
@@ -188,6 +192,10 @@ class Sampler(ABC, Generic[SettingsT]):
         Raises:
             UserError: It cannot be loaded.
         """
+
+    def copies(self, window: int) -> float:
+        """Return how many float32 tensors of its output's shape an attention of its own holds at its peak."""
+        return 0.0
 
     def without_search(self) -> Sampler[SettingsT]:
         """Return a sampler that takes as many windows as this one without its searches."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from miga_bench.sampling.base import Sampler
 from miga_bench.sampling.presets import METHODS
-from miga_bench.sampling.whole import WholeVideo
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def _length_and_memory(method: type[Sampler]) -> tuple[str, str]:
     """Return how long a method's videos are, and how its memory grows with that."""
     if method.endless:
         return "endless", "constant"
-    if issubclass(method, WholeVideo):
+    if method.at_once:
         return "fixed", "grows with the length"
     return "one window", "one window"
 

@@ -25,6 +25,7 @@ class Short(Sampler[ShortSettings]):
 
     name = "short"
     endless = False
+    one_clip = True
 
     def stream(
         self,

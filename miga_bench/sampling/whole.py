@@ -23,6 +23,7 @@ class WholeVideo(Sampler[SettingsT]):
     """
 
     endless = False
+    at_once = True
 
     @abstractmethod
     def check(self, backbone: Backbone) -> None:
