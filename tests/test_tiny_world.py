@@ -277,5 +277,6 @@ def test_a_story_is_rendered_as_told(seed):
         assert set(middle.color) == {scene.color}
         assert set(middle.field) == {scene.field}
         assert set(middle.size) == {scene.size}
-        steps = reader.torus(middle.place[4:] - middle.place[:-4])
+        steps = reader.steps_of(middle.place)
+        assert all(world.heading(*step) == scene.motion for step in steps.tolist())
         assert drift.direction_of(steps) == scene.motion

@@ -12,11 +12,8 @@ import torch
 from torch import Tensor
 
 from miga_bench.backbones.tiny.grammar import Scene
-from miga_bench.backbones.tiny.reader import read, torus
-from miga_bench.backbones.tiny.world import CLIP_FRAMES, HEADING
-
-# Motion is taken over this many frames (one latent), so that jitter does not pass for travel.
-_STRIDE = 4
+from miga_bench.backbones.tiny.reader import read, steps_of
+from miga_bench.backbones.tiny.world import CLIP_FRAMES, STRIDE, heading
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,7 @@ class DriftMeter:
         of = {name: torch.cat(parts) for name, parts in self._numbers.items()}
         hue_off = _hue_off(of["hue"], opening)
         field_off = _field_off(of["field_color"], opening)
-        steps, asked = _steps(of["place"]), self._asked
+        steps, asked = steps_of(of["place"]), self._asked
         drift = Drift(
             frames=total,
             found=of["found"].float().mean().item(),
@@ -143,12 +140,12 @@ class DriftMeter:
                 of["pattern_sum"][later].sum() / of["pattern_count"][later].sum()
             ).item(),
             flicker=self._flicker / self._steady if self._steady else math.nan,
-            path=steps.norm(dim=1).nanmean().item() / _STRIDE,
+            path=steps.norm(dim=1).nanmean().item() / STRIDE,
             direction=direction_of(steps),
             asked_color=self._right["color"] / total if asked else math.nan,
             asked_shape=self._right["shape"] / total if asked else math.nan,
             asked_field=self._right["field"] / total if asked else math.nan,
-            asked_motion=_share([_heading(step) for step in steps], asked.motion)
+            asked_motion=_share([heading(*step) for step in steps.tolist()], asked.motion)
             if asked
             else math.nan,
         )
@@ -203,20 +200,8 @@ def _bins(curve: Tensor) -> list[list[float]]:
 
 
 def direction_of(steps: Tensor) -> str | None:
-    """The motion word nearest to the mean of steps [N, 2] in pixels; None below a pixel a step."""
-    return _heading(steps.nanmean(0)) if len(steps) else None
-
-
-def _steps(place: Tensor) -> Tensor:
-    """Torus displacements [T - 4, 2] over 4 frames; NaN where either end has no sprite."""
-    return torus(place[_STRIDE:] - place[:-_STRIDE])
-
-
-def _heading(step: Tensor) -> str | None:
-    x, y = step.tolist()
-    if not math.hypot(x, y) >= 0.5:  # also catches NaN
-        return None
-    return max(HEADING, key=lambda name: HEADING[name][0] * x + HEADING[name][1] * y)
+    """The motion word nearest to the mean of steps [N, 2] in pixels; None below half a pixel a step."""
+    return heading(*steps.nanmean(0).tolist()) if len(steps) else None
 
 
 def _share(names: list[str | None], asked: str) -> float:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from miga_bench.backbones.tiny.grammar import COLORS, MOTIONS, SHAPES, SIZES
-from miga_bench.backbones.tiny.reader import hue_difference, read, torus
-from miga_bench.backbones.tiny.world import HEADING, HUES, RADIUS, SIDE
+from miga_bench.backbones.tiny.reader import hue_difference, read, steps_of
+from miga_bench.backbones.tiny.world import HUES, RADIUS, SIDE, heading
 from miga_bench.errors import UserError
 
 HOLD = 8  # frames: half a second, as long as the world's cross-fades
@@ -30,7 +30,6 @@ OPENING = ("Scene Type", "Main Target Category", "Initial Scene Attributes", "Ma
 _BAD_SHARE = 0.25  # of frames; cross-fades of a story told in 32 frames an atom stay below it
 _HUE_SLACK = 10.0  # degrees beyond a name's range
 _CHUNK = 256  # frames read at once
-_STRIDE = 4  # frames (one latent) that a step of motion takes, so that jitter is no travel
 _MOST_SPRITE = 1.5 * math.pi * RADIUS["large"][1] ** 2 / SIDE**2  # of the picture
 
 _COLOR, _SHAPE, _SIZE, _MOTION = ("|".join(v) for v in (COLORS, SHAPES, SIZES, MOTIONS))
@@ -116,10 +115,7 @@ def _read(frames: Tensor) -> _Seen:
         bright = (reading.mask > 0.5).float().mean((1, 2)).tolist()
         hues = reading.field_hue.tolist()
         sound += [b <= _MOST_SPRITE and _named(h) for b, h in zip(bright, hues, strict=True)]
-    place = torch.cat(places)
-    names["motion"] = [
-        _heading(step) for step in torus(place[_STRIDE:] - place[:-_STRIDE]).tolist()
-    ]
+    names["motion"] = [heading(*step) for step in steps_of(torch.cat(places)).tolist()]
     # the last frames have no later one to be held against
     names["motion"] += [None] * (len(frames) - len(names["motion"]))
     return _Seen(names, sound)
@@ -128,13 +124,6 @@ def _read(frames: Tensor) -> _Seen:
 def _named(hue: float) -> bool:
     """Whether a hue in degrees is about one of the colors rather than between two."""
     return any(abs(hue_difference(hue, h)) <= half + _HUE_SLACK for h, half in HUES.values())
-
-
-def _heading(step: Sequence[float]) -> str | None:
-    """The motion word nearest to a step (x, y) in pixels; None below half a pixel or for NaN."""
-    if not math.hypot(*step) >= 0.5:
-        return None
-    return max(HEADING, key=lambda name: HEADING[name][0] * step[0] + HEADING[name][1] * step[1])
 
 
 def _parts(seen: _Seen, what: str, value: str) -> list[str]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from miga_bench.backbones.tiny.grammar import SHAPES, SIZES
-from miga_bench.backbones.tiny.world import HUES, RADIUS, SIDE, coverage
+from miga_bench.backbones.tiny.world import HUES, RADIUS, SIDE, STRIDE, coverage
 
 # Between the brightest field (0.42) and the dimmest sprite (0.92), with room for blurry frames.
 _DARK, _BRIGHT = 0.5, 0.75
@@ -129,6 +129,11 @@ def hue_difference(first: float, second: float) -> float:
 def torus(offset: Tensor) -> Tensor:
     """The shortest of the offsets that are equal on the torus, in [-32, 32) pixels."""
     return (offset + SIDE / 2) % SIDE - SIDE / 2
+
+
+def steps_of(place: Tensor) -> Tensor:
+    """Displacements [N - STRIDE, 2] of places [N, 2] over STRIDE frames; NaN where either end has no sprite."""
+    return torus(place[STRIDE:] - place[:-STRIDE])
 
 
 def _locate(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

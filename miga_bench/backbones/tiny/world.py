@@ -36,6 +36,7 @@ SPRITE_VALUE = (0.92, 1.0)
 FIELD_VALUE = (0.30, 0.42)
 RADIUS = {"small": (8.0, 10.0), "large": (12.0, 15.0)}
 SPEED = (0.4, 1.0)  # pixels per frame
+STRIDE = 4  # frames (one latent) that a step of motion is taken over, so that jitter is no travel
 HEADING = {"right": (1.0, 0.0), "left": (-1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 
 # Single precision throughout; the type names no width because numpy's stubs lose it on the way.
@@ -101,9 +102,16 @@ def draw_look(scene: Scene, rng: random.Random) -> Look:
 def positions(look: Look, frames: int, first: int = 0) -> Array:
     """Centroids [frames, 2] in pixels, (x, y) in [0, 64), of frames ``first`` onward."""
     time = np.arange(first, first + frames)[:, None]
-    heading = np.array(HEADING[look.motion])
-    path: Array = ((np.array(look.start) + look.speed * heading * time) % SIDE).astype(np.float32)
+    way = np.array(HEADING[look.motion])
+    path: Array = ((np.array(look.start) + look.speed * way * time) % SIDE).astype(np.float32)
     return path
+
+
+def heading(x: float, y: float) -> str | None:
+    """The motion word nearest to a step (x, y) in pixels; None below half a pixel or for NaN."""
+    if not math.hypot(x, y) >= 0.5:
+        return None
+    return max(HEADING, key=lambda name: HEADING[name][0] * x + HEADING[name][1] * y)
 
 
 def render(look: Look, frames: int = CLIP_FRAMES, first: int = 0) -> torch.Tensor:
