@@ -6,14 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from torch import Tensor
 
 from miga_bench.errors import UserError
 
 if TYPE_CHECKING:
-    from miga_bench.backbones.schedule import Schedule
+    from miga_bench.backbones.schedule import Grid, Schedule
     from miga_bench.backbones.solvers import Solver
 
 HEADROOM = 0.8  # share of the free memory that a denoiser call may take
@@ -227,7 +227,7 @@ class Backbone(ABC):
 
     def reading(
         self,
-        grid: Literal["even", "stock"] | None = None,
+        grid: Grid | None = None,
         rescale: bool | None = None,
         fps: float | None = None,
     ) -> Backbone:

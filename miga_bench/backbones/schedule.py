@@ -24,6 +24,10 @@ from miga_bench.errors import UserError
 STOCK_STEPS = [n for n in range(2, 1000) if 1000 % n == 0]
 
 
+# VideoCrafter2's training steps that levels stand at: evenly from 0 to 999, or as its own code takes them.
+Grid = Literal["even", "stock"]
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Tables of one noise schedule; every tensor is ``[T + 1]``, indexed by level.
@@ -71,7 +75,7 @@ def flow_schedule(steps: int, shift: float) -> Schedule:
 
 def ddpm_schedule(
     steps: int,
-    grid: Literal["even", "stock"] = "even",
+    grid: Grid = "even",
     rescale: bool = False,
     beta_start: float = 0.00085,
     beta_end: float = 0.012,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import get_args
 
-from miga_bench.backbones.schedule import Schedule, ddpm_schedule
+from miga_bench.backbones.schedule import Grid, Schedule, ddpm_schedule
 from miga_bench.errors import Notice, UserError
 
-GRIDS = ("even", "stock")
 TRAINING_STEPS = 1000
 
 
@@ -25,8 +24,8 @@ def check_answers(name: str, grid: str, fps: float, fps_range: Sequence[float]) 
     Raises:
         UserError: The grid or the rate is impossible.
     """
-    if grid not in GRIDS:
-        raise UserError(f"unknown grid {grid!r}; there are {', '.join(GRIDS)}")
+    if grid not in get_args(Grid):
+        raise UserError(f"unknown grid {grid!r}; there are {', '.join(get_args(Grid))}")
     if not fps > 0:
         raise UserError(f"fps is {fps}; the network must be told a rate above 0")
     lowest, highest = fps_range
@@ -39,7 +38,7 @@ def check_answers(name: str, grid: str, fps: float, fps_range: Sequence[float]) 
         )
 
 
-def schedule_of(name: str, steps: int, grid: Literal["even", "stock"], rescale: bool) -> Schedule:
+def schedule_of(name: str, steps: int, grid: Grid, rescale: bool) -> Schedule:
     """Return the model's variance-preserving schedule, see ``ddpm_schedule``.
 
     Raises:

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -18,7 +18,7 @@ from miga_bench.backbones import memory
 from miga_bench.backbones.base import LatentShape
 from miga_bench.backbones.loaded import LoadedBackbone, text_side
 from miga_bench.backbones.residence import Residence, join_defaults, pick_device, pick_dtype
-from miga_bench.backbones.schedule import Schedule
+from miga_bench.backbones.schedule import Grid, Schedule
 from miga_bench.backbones.solvers import DDIM, Solver
 from miga_bench.backbones.vc2_checkpoint import VideoCrafterSource, open_source
 from miga_bench.backbones.vc2_denoiser import VideoCrafterDenoiser, VideoCrafterUNet
@@ -56,7 +56,7 @@ class VideoCrafterDefaults:
     frame_rate: float = 10.0
     fps: float = 8.0
     fps_range: Sequence[float] = (4.0, 32.0)
-    grid: Literal["even", "stock"] = "even"
+    grid: Grid = "even"
     rescale: bool = True
     eta: float = 1.0
     negative_prompt: str = ""
@@ -130,7 +130,7 @@ class VideoCrafter2Backbone(LoadedBackbone):
 
     def reading(
         self,
-        grid: Literal["even", "stock"] | None = None,
+        grid: Grid | None = None,
         rescale: bool | None = None,
         fps: float | None = None,
     ) -> VideoCrafter2Backbone:

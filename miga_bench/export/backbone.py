@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from torch import Tensor
 from miga_bench.backbones.base import Backbone, FrameAttention, LatentShape, StreamingDecoder
 from miga_bench.backbones.memory import CPU_WINDOWS
 from miga_bench.backbones.prompt_text import clean_prompt
-from miga_bench.backbones.schedule import Schedule, flow_schedule
+from miga_bench.backbones.schedule import Grid, Schedule, flow_schedule
 from miga_bench.backbones.solvers import DDIM, Solver, UniPC
 from miga_bench.backbones.vc2_rules import check_answers, schedule_of
 from miga_bench.errors import Notice, UserError
@@ -244,7 +244,7 @@ class ExportedBackbone(Backbone):
 
     def reading(
         self,
-        grid: Literal["even", "stock"] | None = None,
+        grid: Grid | None = None,
         rescale: bool | None = None,
         fps: float | None = None,
     ) -> Backbone:

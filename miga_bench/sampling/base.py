@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from miga_bench.backbones.base import Backbone
+from miga_bench.backbones.schedule import Grid
 from miga_bench.sampling.noise import NoiseSource
 
 SettingsT = TypeVar("SettingsT", bound="CommonSettings")
@@ -43,7 +44,7 @@ class CommonSettings:
     steps: int
     guidance_scale: float
     batch: int = field(default=0, kw_only=True)
-    grid: Literal["even", "stock"] | None = field(default=None, kw_only=True)
+    grid: Grid | None = field(default=None, kw_only=True)
     rescale: bool | None = field(default=None, kw_only=True)
     fps: float | None = field(default=None, kw_only=True)
     guidance_from: int = field(default=0, kw_only=True, metadata=LATER)

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from miga_bench.backbones.base import Backbone, FrameAttention, LatentShape, StreamingDecoder
-from miga_bench.backbones.schedule import Schedule
+from miga_bench.backbones.schedule import Grid, Schedule
 from miga_bench.backbones.solvers import FlowEuler, Solver
 from miga_bench.sampling.base import PassReport, PromptSchedule, Sampler
 
@@ -87,7 +87,7 @@ class _Hollow(Backbone):
 
     def reading(
         self,
-        grid: Literal["even", "stock"] | None = None,
+        grid: Grid | None = None,
         rescale: bool | None = None,
         fps: float | None = None,
     ) -> Backbone:
