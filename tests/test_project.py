@@ -148,6 +148,18 @@ def test_no_family_stands_in_anothers_files():
     assert not wrong
 
 
+def test_a_run_is_a_folder_of_items_and_nothing_else():
+    """Breaks if the vocabulary's word stands for slots in the algorithms again."""
+    for path in (ROOT / "miga_bench" / "sampling").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            named = (
+                getattr(node, "id", None),
+                getattr(node, "arg", None),
+                getattr(node, "name", None),
+            )
+            assert not {"run", "runs"} & set(named), f"{path.name}:{node.lineno}"
+
+
 def test_version_is_stated_once():
     import miga_bench
 

@@ -59,7 +59,7 @@ def full_attention(
 def local_attention(query: Tensor, key: Tensor, value: Tensor, reach: int, joint: bool) -> Tensor:
     """Attend over the frames ``|i - j| <= reach``, fewer at the ends.
 
-    The result is exact; frames are processed in runs, so that no score or mask of all frames by all frames is
+    The result is exact; frames are processed in parts, so that no score or mask of all frames by all frames is
     ever made.
 
     Args:
@@ -76,12 +76,12 @@ def local_attention(query: Tensor, key: Tensor, value: Tensor, reach: int, joint
     if reach >= frames - 1:
         return full_attention(query, key, value, joint)
     tokens = query.shape[2] if joint else 1
-    # Longer runs waste more on keys that the mask hides, shorter ones more on calls.
-    run = max(1, min(2 * reach + 1, _MASKED_QUERIES // tokens))
+    # More frames at once waste more on keys that the mask hides, fewer more on calls.
+    count = max(1, min(2 * reach + 1, _MASKED_QUERIES // tokens))
     place = torch.arange(frames, device=query.device)
     parts = []
-    for first in range(0, frames, run):
-        own = slice(first, min(first + run, frames))
+    for first in range(0, frames, count):
+        own = slice(first, min(first + count, frames))
         seen = slice(max(0, first - reach), min(own.stop + reach, frames))
         mask = None
         if own.stop - own.start > 1:  # a single frame sees all that is cut out for it

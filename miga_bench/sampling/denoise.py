@@ -265,11 +265,11 @@ class WindowDenoiser:
             output = mixed
         return output.transpose(1, 2)
 
-    def step(self, run: Queue, prediction: Tensor, purpose: str) -> Queue:
-        """Take a run of slots down one level.
+    def step(self, part: Queue, prediction: Tensor, purpose: str) -> Queue:
+        """Take slots down one level.
 
         Args:
-            run: The slots.
+            part: The slots.
             prediction: The denoiser's output for them.
             purpose: Names the noise a stochastic solver draws, unique to this walk down the levels.
 
@@ -278,17 +278,17 @@ class WindowDenoiser:
         """
         noise = None
         if self.solver.stochastic:
-            noise = self.noise(run.frames, purpose, run.levels)
-        latents, state = self.solver.step(run.latents, prediction, run.levels, run.state, noise)
+            noise = self.noise(part.frames, purpose, part.levels)
+        latents, state = self.solver.step(part.latents, prediction, part.levels, part.state, noise)
         if not torch.isfinite(latents).all():
             bad = (~torch.isfinite(latents)).flatten(1).any(1).nonzero()[0, 0]
             slot = int(bad)
             raise NumericalError(
-                f"the denoiser returned NaN or infinity at latent frame {run.frames[slot]}, level "
-                f"{run.levels[slot]} of {self.schedule.steps}: try fp32 or bf16 weights, or a lower "
+                f"the denoiser returned NaN or infinity at latent frame {part.frames[slot]}, level "
+                f"{part.levels[slot]} of {self.schedule.steps}: try fp32 or bf16 weights, or a lower "
                 f"guidance_scale (now {self.guidance_scale:g})"
             )
-        return Queue(latents, [level - 1 for level in run.levels], run.frames, state)
+        return Queue(latents, [level - 1 for level in part.levels], part.frames, state)
 
     def denoise(
         self,

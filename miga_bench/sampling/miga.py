@@ -277,19 +277,19 @@ class _Video:
             yield from self._finished()
 
     def _finished(self) -> Iterator[Tensor]:
-        for run in self.pipeline.run():
+        for part in self.pipeline.advance():
             if self.denoiser.anchors is not None:
-                self._reanchor(run)
-            yield from run.latents
+                self._reanchor(part)
+            yield from part.latents
 
-    def _reanchor(self, run: Queue) -> None:
+    def _reanchor(self, part: Queue) -> None:
         """Make a prompt's own anchors from the first window of clean latents made under it.
 
         Until that window is complete, its windows keep the anchors of the prompt before.
         """
         anchors = self.denoiser.anchors
         assert anchors is not None
-        for latent, frame in zip(run.latents, run.frames, strict=True):
+        for latent, frame in zip(part.latents, part.frames, strict=True):
             segment = self.denoiser.prompts.segment(frame)
             if segment in anchors.sets:
                 continue

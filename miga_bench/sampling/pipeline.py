@@ -62,9 +62,9 @@ class PipelinePass:
         self.waiting: Queue | None = None
         self.written = 0
 
-    def push(self, run: Queue) -> None:
+    def push(self, part: Queue) -> None:
         """Take the next latents of the row."""
-        self.waiting = run if self.waiting is None else self.waiting + run
+        self.waiting = part if self.waiting is None else self.waiting + part
 
     def ready(self) -> list[Window]:
         """Return the windows that can run now, in slots of ``waiting``."""
@@ -91,14 +91,14 @@ class PipelinePass:
         last = self.length - self.plan.local
         return self.length if start >= last else min(stop, last)
 
-    def advance(self, count: int) -> Queue:
+    def pop(self, count: int) -> Queue:
         """Remove and return the ``count`` slots that were just denoised."""
         assert self.waiting is not None
-        run = self.waiting.pop(count)
+        part = self.waiting.pop(count)
         self.written += count
         if not len(self.waiting):
             self.waiting = None
-        return run
+        return part
 
 
 class Pipeline:
@@ -132,32 +132,32 @@ class Pipeline:
         self.renoise_at = len(levels) if len(renoise) else None
         self.finished: list[Queue] = []
 
-    def push(self, run: Queue) -> None:
+    def push(self, part: Queue) -> None:
         """Take latents that left stage 1."""
-        self._enter(0, run)
+        self._enter(0, part)
 
-    def _enter(self, number: int, run: Queue) -> None:
+    def _enter(self, number: int, part: Queue) -> None:
         """Hand latents to a pass, in the form it takes, or to the output after the last pass."""
         if number in (len(self.passes), self.renoise_at):
-            self.denoiser.forget(run.frames)
+            self.denoiser.forget(part.frames)
         if number == len(self.passes):
-            self.finished.append(run)
+            self.finished.append(part)
             return
         level = self.levels[number]
         if number == self.renoise_at:
-            run = renoised(
-                run, level, self.denoiser.schedule, self.denoiser.noise, self.denoiser.solver
+            part = renoised(
+                part, level, self.denoiser.schedule, self.denoiser.noise, self.denoiser.solver
             )
         elif number == 0:
             # A latent enters stage 2 with a fresh history (order 1 first), as released.
-            run = Queue.fresh(run.latents, [level] * len(run), run.frames, self.denoiser.solver)
-        self.passes[number].push(run)
+            part = Queue.fresh(part.latents, [level] * len(part), part.frames, self.denoiser.solver)
+        self.passes[number].push(part)
 
     def _purpose(self, number: int) -> str:
         late = self.renoise_at is not None and number >= self.renoise_at
         return "renoise step" if late else "stage 2 step"
 
-    def run(self) -> Iterator[Queue]:
+    def advance(self) -> Iterator[Queue]:
         """Denoise whatever is ready, the windows of all passes in one batch, and yield what is finished."""
         yield from self._take_finished()
         while work := [(k, w) for k, p in enumerate(self.passes) if (w := p.ready())]:
@@ -169,10 +169,10 @@ class Pipeline:
             predictions = self.denoiser.predict(works)
             stepped = []
             for (number, windows), prediction in zip(work, predictions, strict=True):
-                run = self.passes[number].advance(windows[-1].writes.stop)
-                stepped.append(self.denoiser.step(run, prediction, self._purpose(number)))
-            for (number, _), run in zip(work, stepped, strict=True):
-                self._enter(number + 1, run)
+                part = self.passes[number].pop(windows[-1].writes.stop)
+                stepped.append(self.denoiser.step(part, prediction, self._purpose(number)))
+            for (number, _), part in zip(work, stepped, strict=True):
+                self._enter(number + 1, part)
             self.denoiser.cost.report("stage2", [self.levels[number] - 1 for number, _ in work])
             yield from self._take_finished()
 
@@ -182,9 +182,9 @@ class Pipeline:
 
 
 def renoised(
-    run: Queue, level: int, schedule: Schedule, noise: NoiseSource, solver: Solver
+    part: Queue, level: int, schedule: Schedule, noise: NoiseSource, solver: Solver
 ) -> Queue:
     """Take clean latents back to ``level`` with fresh noise; their solver history starts anew."""
-    levels = [level] * len(run)
-    latents = schedule.add_noise(run.latents, levels, noise(run.frames, "renoise"))
-    return Queue.fresh(latents, levels, run.frames, solver)
+    levels = [level] * len(part)
+    latents = schedule.add_noise(part.latents, levels, noise(part.frames, "renoise"))
+    return Queue.fresh(latents, levels, part.frames, solver)

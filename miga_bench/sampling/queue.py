@@ -38,7 +38,7 @@ class Queue:
         return len(self.levels)
 
     def __getitem__(self, slots: slice) -> Queue:
-        """Return a run of slots; its tensors are views."""
+        """Return a part of the slots; its tensors are views."""
         return Queue(
             self.latents[slots],
             self.levels[slots],
@@ -51,13 +51,13 @@ class Queue:
         return Queue.join([self, other])
 
     @classmethod
-    def join(cls, runs: Sequence[Queue]) -> Queue:
-        """Return runs of slots, at least one, as one queue."""
+    def join(cls, parts: Sequence[Queue]) -> Queue:
+        """Return parts, at least one, as one queue."""
         return cls(
-            torch.cat([run.latents for run in runs]),
-            [level for run in runs for level in run.levels],
-            [frame for run in runs for frame in run.frames],
-            {name: torch.cat([run.state[name] for run in runs]) for name in runs[0].state},
+            torch.cat([part.latents for part in parts]),
+            [level for part in parts for level in part.levels],
+            [frame for part in parts for frame in part.frames],
+            {name: torch.cat([part.state[name] for part in parts]) for name in parts[0].state},
         )
 
     def pop(self, count: int) -> Queue:
@@ -74,16 +74,16 @@ class Queue:
         )
         return front
 
-    def write(self, slots: slice, run: Queue) -> None:
-        """Replace a run of slots; tensors that a running pass holds are left as they were."""
+    def write(self, slots: slice, part: Queue) -> None:
+        """Replace some of the slots; tensors that a running pass holds are left as they were."""
         if (slots.start, slots.stop) == (0, len(self)):
-            self.latents, self.levels, self.state = run.latents, list(run.levels), run.state
+            self.latents, self.levels, self.state = part.latents, list(part.levels), part.state
             return
         self.latents = torch.cat(
-            [self.latents[: slots.start], run.latents, self.latents[slots.stop :]]
+            [self.latents[: slots.start], part.latents, self.latents[slots.stop :]]
         )
-        self.levels[slots] = run.levels
+        self.levels[slots] = part.levels
         self.state = {
-            name: torch.cat([value[: slots.start], run.state[name], value[slots.stop :]])
+            name: torch.cat([value[: slots.start], part.state[name], value[slots.stop :]])
             for name, value in self.state.items()
         }

@@ -99,7 +99,7 @@ def check_scaling_noise(s: ScalingNoiseSettings, backbone: Backbone, length: int
 
 
 Key = tuple[int, ...]  # first written slot of a window, marks of all slots it reads
-Run = tuple[Queue, tuple[int, ...]]  # slots and their marks
+Marked = tuple[Queue, tuple[int, ...]]  # slots and their marks
 
 
 class ScalingNoise(Sampler[ScalingNoiseSettings]):
@@ -205,7 +205,7 @@ class Search:
         predictions = denoiser.predict([*works.values(), *tails])
         spent = denoiser.cost.windows - before
         denoiser.cost.search_windows += spent - len(self.settled) - 1
-        runs = {
+        stepped = {
             key: self._step(work.queue, work.windows[0].writes, prediction)
             for (key, work), prediction in zip(works.items(), predictions, strict=False)
         }
@@ -215,13 +215,13 @@ class Search:
         if s.released:
             # With all in one window, the released loop leaves its last candidate in the queue.
             fronts = [
-                runs[keys[0]][0].latents[0]
+                stepped[keys[0]][0].latents[0]
                 if keys
                 else self._step(row[-1], written, whole[-1][written.start :])[0].latents[0]
                 for keys, row, whole in zip(needed, rows, wholes, strict=True)
             ]
             anchors = [self.shared, *fronts[:-1]]
-            self.shared = fronts[-1].clone()  # a view would keep the whole run
+            self.shared = fronts[-1].clone()  # a view would keep the whole part
         scores = self._scores(rows, wholes, anchors)
         # Distinct for every pass: frame numbers rise by one.
         draw = draw_uniform(denoiser.noise, rows[0][0].frames[-1], "selection")
@@ -231,7 +231,7 @@ class Search:
             for t, c in dict.fromkeys((t, c) for _, t, c in chosen)
         }
         self.beams = [
-            self._next(b, [*(runs[key] for key in needed[b]), ends[t, c]], float(scores[t, c]))
+            self._next(b, [*(stepped[key] for key in needed[b]), ends[t, c]], float(scores[t, c]))
             for b, t, c in chosen
         ]
         self._seeded = None
@@ -283,7 +283,7 @@ class Search:
             needed.append(keys)
         return works, needed
 
-    def _step(self, queue: Queue, writes: range, prediction: Tensor) -> Run:
+    def _step(self, queue: Queue, writes: range, prediction: Tensor) -> Marked:
         """Take the slots that a window writes down one level; they get marks of their own."""
         slots = queue[writes.start : writes.stop]
         # The purpose is FIFO's: with one beam and one candidate this is FIFO.
@@ -313,11 +313,11 @@ class Search:
             scores.append(self.reward(torch.stack(ahead), anchor).float().cpu())
         return torch.stack(scores)
 
-    def _next(self, parent: int, runs: Sequence[Run], score: float) -> Beam:
-        """Return a survivor: its parent's context, the runs of this pass, its queue shifted."""
+    def _next(self, parent: int, parts: Sequence[Marked], score: float) -> Beam:
+        """Return a survivor: its parent's context, the slots of this pass, its queue shifted."""
         beam = self.beams[parent]
-        queue = Queue.join([beam.queue[: self.context], *(run for run, _ in runs)])
-        marks = beam.marks[: self.context] + tuple(m for _, part in runs for m in part)
+        queue = Queue.join([beam.queue[: self.context], *(slots for slots, _ in parts)])
+        marks = beam.marks[: self.context] + tuple(m for _, new in parts for m in new)
         front = self.context
         # A view would keep the whole queue of this pass.
         anchor = queue.latents[front].clone()
