@@ -172,14 +172,14 @@ def test_the_release_seeds_its_unscaled_queue_with_a_rescaled_clip(
     method, videocrafter2, monkeypatch
 ):
     """Breaks if the opening clip is sampled as the queue is, without the rescale."""
-    made, short_clip = [], WindowDenoiser.short_clip
+    made, denoise_clip = [], WindowDenoiser.denoise_clip
 
     def watch(denoiser, *args):
-        made.append(short_clip(denoiser, *args))
+        made.append(denoise_clip(denoiser, *args))
         schedules.append(denoiser.solver.schedule)
         return made[-1]
 
-    monkeypatch.setattr(WindowDenoiser, "short_clip", watch)
+    monkeypatch.setattr(WindowDenoiser, "denoise_clip", watch)
     schedules = []
     few = {"steps": 8, "guidance_scale": 2.0, **FEW[method]}
     words = ["a red circle moves right on a blue field", ""]

@@ -133,7 +133,7 @@ class WindowDenoiser:
             prompts: The text over the video.
             noise: For solvers that draw.
             callback: Told of every pass.
-            opening: Another reading, whose solver steps clips (see ``short_clip``); None is ``backbone``.
+            opening: Another reading, whose solver steps clips (see ``denoise_clip``); None is ``backbone``.
 
         Raises:
             UserError: The settings ask for a cache, and the backbone's denoiser takes none.
@@ -313,7 +313,7 @@ class WindowDenoiser:
             slots = slice(group[0].writes.start, group[-1].writes.stop)
             queue.write(slots, self.step(queue[slots], prediction, purpose))
 
-    def short_clip(
+    def denoise_clip(
         self,
         frames: int,
         start: Tensor | None = None,
@@ -337,8 +337,8 @@ class WindowDenoiser:
         queue = Queue.fresh(start, [self.schedule.steps] * frames, numbers, self.solver)
         whole = [Window(tuple(numbers), range(frames), 0)]
         while queue.levels[0] > self.schedule.clean:
-            told = float(self.schedule.timesteps[queue.levels[0]])
-            with around(told) if around else nullcontext():
+            timestep = float(self.schedule.timesteps[queue.levels[0]])
+            with around(timestep) if around else nullcontext():
                 self.denoise(queue, whole, "base step", in_place=False, segment=0)
             self.cost.report("base", queue.levels)
         self.solver = usual

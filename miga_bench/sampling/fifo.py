@@ -78,7 +78,7 @@ def growing_queue(denoiser: WindowDenoiser, window: int) -> Queue:
 
 def _seeded(denoiser: WindowDenoiser, window: int, frames: range) -> Queue:
     """Return the noised opening clip, each frame one level above the frame before, the last at the top."""
-    opening = denoiser.short_clip(window)
+    opening = denoiser.denoise_clip(window)
     levels = [max(0, denoiser.schedule.steps - window + 1 + frame) for frame in frames]
     sources = torch.tensor([max(0, frame) for frame in frames])
     noise = denoiser.noise(list(frames), "seed")

@@ -305,7 +305,7 @@ class _Video:
         """Make the opening clip, and seed queue and anchors with it."""
         s, d = self.settings, self.denoiser
         schedule, noise = d.schedule, d.noise
-        self.opening = d.short_clip(self.window)
+        self.opening = d.denoise_clip(self.window)
         # A chunk shares one level and leaves as one: what does not fill one stays out of the queue.
         frames = list(range(self.opening_chunks * s.zigzag))
         top = schedule.steps - self.opening_chunks

@@ -46,4 +46,4 @@ class Short(Sampler[ShortSettings]):
             )
         refuse_changes(prompts, self.name, length)
         denoiser = WindowDenoiser.of(s, backbone, prompts, noise, callback)
-        yield from denoiser.short_clip(backbone.window)[:length]
+        yield from denoiser.denoise_clip(backbone.window)[:length]

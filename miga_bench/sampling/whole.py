@@ -64,13 +64,13 @@ class WholeVideo(Sampler[SettingsT]):
         window = backbone.window
         denoiser = WindowDenoiser.of(s, backbone, prompts, noise, callback)
         if length <= window:
-            yield from denoiser.short_clip(window)[:length]
+            yield from denoiser.denoise_clip(window)[:length]
             return
         rows = 1 if s.guidance_scale == 1 else 2
         check_memory(self.name, backbone, length, rows, self.copies(window), backbone.free_bytes())
         # All steps are made before the first latent is handed out, so a caller that stops to
         # look at it never finds the backbone changed.
-        yield from denoiser.short_clip(
+        yield from denoiser.denoise_clip(
             length,
             self.start(noise, window, length),
             lambda told: backbone.attending(self.attention(window, length, told)),
