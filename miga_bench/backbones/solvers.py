@@ -166,10 +166,10 @@ class UniPC(Solver):
         super().__init__(schedule)
         steps = schedule.steps
         # Rows: history 0, 1, 2. Columns: level before the step.
-        self.predict = torch.zeros(3, 3, steps + 1, dtype=torch.float64)  # of x, x0, x0_1
-        self.correct = torch.zeros(
-            5, 3, steps + 1, dtype=torch.float64
-        )  # of x, x_1, x0_1, x0_2, x0
+        # of x, x0, x0_1
+        self.predict = torch.zeros(3, 3, steps + 1, dtype=torch.float64)
+        # of x, x_1, x0_1, x0_2, x0
+        self.correct = torch.zeros(5, 3, steps + 1, dtype=torch.float64)
         self.correct[0, 0] = 1.0
         for level in range(1, steps + 1):
             for history in range(3):

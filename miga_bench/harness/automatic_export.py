@@ -46,9 +46,8 @@ def faster(backbone: Any, sampler: Sampler[Any], latents: int | None) -> Backbon
         return backbone
     folder = cache_folder().with_name("onnx") / f"{backbone.name}-{_identity(backbone)}"
     try:
-        with FileLock(
-            folder.with_name(f".{folder.name}.lock")
-        ).held():  # another command may be at it
+        # another command may be at it
+        with FileLock(folder.with_name(f".{folder.name}.lock")).held():
             kept = _kept(backbone, folder)
             if kept is not None:
                 return kept

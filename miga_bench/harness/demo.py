@@ -152,7 +152,7 @@ def demo(
         for k, caption in enumerate(captions)
         for label in reversed(labels)
     ]
-    rows = {label: [{}] * prompts for label in (*labels, WORLD)}  # type: dict[str, list[Any]]
+    rows: dict[str, list[Any]] = {label: [{}] * prompts for label in (*labels, WORLD)}
     for item, scores in _make_all(items):
         rows[item.label][item.number] = scores
     rows[WORLD] = [_of_the_world(k, text, frames, backbone) for k, text in enumerate(captions)]

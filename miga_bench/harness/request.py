@@ -16,9 +16,8 @@ from miga_bench.export.choice import DenoiserChoice
 
 LONGEST_PROMPT = 4000  # characters; the text encoder's own limit, in tokens, is checked by it
 DEFAULT_FRAMES = 300
-LONGEST_NAME = (
-    200  # bytes; file systems take 255, and a file on its way to its name has a longer one
-)
+# bytes; file systems take 255, and a file on its way to its name has a longer one
+LONGEST_NAME = 200
 
 
 # What turns the direction of text, and can show a reader other words than a model is told.

@@ -98,10 +98,8 @@ def borrow_consistency(
         out = [local[0]]
         for number, (own, part, basis) in enumerate(zip(local[1:], wides, bases, strict=True), 1):
             (own_rows, _), (part_rows, mean) = _centered(own), _centered(part)
-            motion, steady = (
-                basis.mT @ own_rows,
-                basis.mT @ part_rows,
-            )  # [B, w, N], component by row
+            # [B, w, N], component by row
+            motion, steady = basis.mT @ own_rows, basis.mT @ part_rows
             likeness = nnf.cosine_similarity(motion, steady, dim=2)  # [B, w]
             rank = likeness.argsort(1, descending=True).argsort(1)
             mixed = torch.where((rank < min(number, components))[..., None], steady, motion)

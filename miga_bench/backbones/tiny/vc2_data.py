@@ -48,10 +48,8 @@ class FrameLatents(StoredClips[tuple[Tensor, list[str], float]]):
 
     SHORT = 4
     SLOWER = 0.5  # share of batches at 2 frames a second
-    ONE_WAY = (
-        0.1,
-        0.4,
-    )  # shares of the steps: all one way until the first, both alike from the second
+    # shares of the steps: all one way until the first, both alike from the second
+    ONE_WAY = (0.1, 0.4)
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[str], float]]:
         """Go through the clips; see ``StoredClips.draw``."""

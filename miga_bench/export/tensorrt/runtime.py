@@ -352,12 +352,11 @@ class _Plan:
     def _scratch(self) -> int:
         """Return the bytes of scratch memory that these shapes take, or all profiles' if that is not told."""
         engine = self.denoiser.loaded.engine
-        told = getattr(self.context, "update_device_memory_size_for_shapes", None)
-        if (
-            told is None or engine.streamable_weights_size
-        ):  # streamed weights pass through scratch, too
+        update = getattr(self.context, "update_device_memory_size_for_shapes", None)
+        # streamed weights pass through scratch, too
+        if update is None or engine.streamable_weights_size:
             return max(1, engine.device_memory_size_v2)
-        return max(1, told() or engine.device_memory_size_v2)
+        return max(1, update() or engine.device_memory_size_v2)
 
     def __call__(self, feeds: dict[str, Tensor]) -> Tensor:
         """Return the prediction, the caller's own tensor."""

@@ -168,9 +168,8 @@ def forests(
         arms = {
             a: f for a, f in zip(comparisons, of_measure, strict=True) if f.difference is not None
         }
-        if any(
-            found.difference for found in arms.values()
-        ):  # where all are alike there is nothing to see
+        # where all are alike there is nothing to see
+        if any(found.difference for found in arms.values()):
             measure = of_measure[0].measure
             file = f"{prefix}-forest-{slug(measure.label)}"
             pictures.append(plots.forest_plot(file, measure, baseline, arms))

@@ -35,14 +35,12 @@ MEMORY = "tracking.json"
 STATUS = {"done": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 RUN, ARM, LOGGED = "miga_bench.run", "miga_bench.arm", "miga_bench.logged"
 PARENT, NOTE, TABLES = "mlflow.parentRunId", "mlflow.note.content", "mlflow.loggedArtifacts"
-KIND = {
-    "mlflow.experimentKind": "custom_model_development"
-}  # else MLflow shows chats and traces first
+# else MLflow shows chats and traces first
+KIND = {"mlflow.experimentKind": "custom_model_development"}
 MOST_METRICS, MOST_OTHERS = 1000, 100  # that one request may hold
 MOST_TEXT = 4900  # characters of a tag
-MOST_SHEETS = (
-    200 * 2**20
-)  # bytes of contact sheets per arm; the others are named in sheets/left_out.txt
+# bytes of contact sheets per arm; the others are named in sheets/left_out.txt
+MOST_SHEETS = 200 * 2**20
 
 # What a file that somebody has written into may raise, from its encoding to its depth.
 _UNREADABLE = (OSError, ValueError, LookupError, TypeError, RecursionError)
