@@ -13,7 +13,9 @@ from miga_bench.backbones.tiny.grammar import held_out_prompts, parse_caption
 from miga_bench.backbones.tiny.world import draw_look, render
 from miga_bench.errors import UserError
 from miga_bench.harness import demo as page
+from miga_bench.harness.report.measures import measure_of
 from miga_bench.media import VideoWriter, count_frames, read_video
+from miga_bench.sampling import METHODS
 
 FRAMES = 24
 
@@ -28,7 +30,7 @@ def items(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "_backbone", lambda _: Backbone())
     items = []
     for k, caption in enumerate(held_out_prompts(2)):
-        for label in page.METHODS:
+        for label in page.COLUMNS:
             path = tmp_path / f"{k}-{label}.mp4"
             frames = 8 if label == "short" else FRAMES
             with VideoWriter(path, 16) as writer:
@@ -38,14 +40,14 @@ def items(tmp_path, monkeypatch):
 
 
 def test_pictures_show_every_video_and_blanks_after_the_short_one(tmp_path, items):
-    page._pictures(tmp_path, held_out_prompts(2), list(page.METHODS), FRAMES, items)
+    page._pictures(tmp_path, held_out_prompts(2), list(page.COLUMNS), FRAMES, items)
     video = list(read_video(tmp_path / "demo.mp4"))
     assert len(video) == FRAMES
     inside = (slice(None), 24 + 60, 6 + 60)  # the middle of short's first panel
     assert (video[0][inside].int() - 208).abs().max() > 10
     assert (video[-1][inside].int() - 208).abs().max() < 6
     sheet = Image.open(tmp_path / "demo.png")
-    assert sheet.height > 2 * len(page.METHODS) * 64
+    assert sheet.height > 2 * len(page.COLUMNS) * 64
     assert sheet.width > page.SHEET_COLUMNS * 64
 
 
@@ -66,6 +68,21 @@ def test_summary_leaves_out_what_could_not_be_measured():
     }
     assert "flicker" not in summary
     json.dumps(summary, allow_nan=False)
+
+
+def test_the_table_has_every_method_and_calls_measures_as_reports_do(capsys):
+    assert [*METHODS] == [*page.COLUMNS][: len(METHODS)]
+    value = {"mean": 0.98765, "sd": None}
+    found = {"found": value, "field_drift": value, "seconds": value}
+    document = {"backbone": "tiny-wan", "prompts": [""], "frames": 9, "methods": {"short": found}}
+    page._print_table(document)
+    rows = [line.split("\u2502") for line in capsys.readouterr().out.splitlines()]
+    shown = {row[1].strip(): row[2].strip() for row in rows if len(row) > 2}
+    assert shown["seconds"] == "1"
+    for label in ("found", "field_drift"):
+        known = measure_of(f"world/{label}")
+        title = f"{known.title}, {known.unit}" if known.unit else known.title
+        assert shown[title] == known.number(0.98765)
 
 
 @pytest.mark.parametrize(

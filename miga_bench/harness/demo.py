@@ -35,8 +35,10 @@ from miga_bench.harness.generate import Watcher, generate
 from miga_bench.harness.output import Output
 from miga_bench.harness.pool import each_done
 from miga_bench.harness.provenance import hardware, versions
+from miga_bench.harness.report.measures import Measure, measure_of
 from miga_bench.harness.request import GenerateRequest, PromptAt, check_writable
 from miga_bench.media import Cell, SideBySide, VideoWriter, contact_sheet, count_frames, read_video
+from miga_bench.sampling import METHODS
 from miga_bench.sampling.base import PassReport
 
 BACKBONES = ("tiny-wan", "tiny-videocrafter2")
@@ -51,27 +53,19 @@ class DemoArm:
     overrides: dict[str, str] = field(default_factory=dict)
 
 
-METHODS: dict[str, DemoArm] = {
-    "short": DemoArm("short"),
-    "fifo": DemoArm("fifo"),
-    "scaling-noise": DemoArm("scaling-noise"),
-    "freelong": DemoArm("freelong"),
-    "freepca": DemoArm("freepca"),
-    "miga": DemoArm("miga"),
-    "miga anchored": DemoArm("miga", "anchored"),
-}
+COLUMNS = {name: DemoArm(name) for name in METHODS} | {"miga anchored": DemoArm("miga", "anchored")}
 _OFF = {"reflection": "off"}
 _BARE = {"zigzag": "1", "stage2_steps": "0", "renoise": "0", "guidance_frames": "0", **_OFF}
 # What MIGA's parts do one by one.
 ABLATION: dict[str, DemoArm] = {
-    "short": METHODS["short"],
-    "fifo": METHODS["fifo"],
+    "short": COLUMNS["short"],
+    "fifo": COLUMNS["fifo"],
     "miga, all parts off": DemoArm("miga", None, _BARE),
     "alignment only": DemoArm("miga", None, {"guidance_frames": "0", **_OFF}),
     "miga, no reflection": DemoArm("miga", None, _OFF),
-    "miga": METHODS["miga"],
+    "miga": COLUMNS["miga"],
     "anchored, no reflection": DemoArm("miga", "anchored", _OFF),
-    "miga anchored": METHODS["miga anchored"],
+    "miga anchored": COLUMNS["miga anchored"],
 }
 # What VideoCrafter2 leaves open besides: its dynamic rescale, and guidance frames as neighbors in time.
 _OPEN_QUESTIONS: dict[str, DemoArm] = {
@@ -80,22 +74,26 @@ _OPEN_QUESTIONS: dict[str, DemoArm] = {
     "miga, guidance cut": DemoArm("miga", None, {"guidance_cut": "true", **_OFF}),
 }
 ABLATIONS = {"tiny-wan": ABLATION, "tiny-videocrafter2": ABLATION | _OPEN_QUESTIONS}
-ARMS = METHODS | ABLATION | _OPEN_QUESTIONS
-# measure -> (heading, digits, factor)
-MEASURES: dict[str, tuple[str, int, float]] = {
-    "hue_drift": ("subject hue drift, degrees", 1, 1),
-    "field_drift": ("background color drift", 3, 1),
-    "pattern_drift": ("background pixel drift", 3, 1),
-    "flicker": ("flicker", 3, 1),
-    "path": ("path, pixels per frame", 2, 1),
-    "found": ("subject found, %", 0, 100),
-    "asked_color": ("asked color, %", 0, 100),
-    "asked_shape": ("asked shape, %", 0, 100),
-    "asked_motion": ("asked direction, %", 0, 100),
-    "nfe": ("denoiser evaluations", 0, 1),
-    "nfe_latents": ("latents through the denoiser, thousands", 1, 1e-3),
-    "seconds": ("seconds", 0, 1),
-}
+ARMS = COLUMNS | ABLATION | _OPEN_QUESTIONS
+_SEEN = (
+    "hue_drift",
+    "field_drift",
+    "pattern_drift",
+    "flicker",
+    "path",
+    "found",
+    "asked_color",
+    "asked_shape",
+    "asked_motion",
+)
+_COST = (
+    Measure("nfe", "denoiser evaluations", "work", "cost", 1, 0, "lower"),
+    Measure(
+        "nfe_latents", "latents through the denoiser", "", "cost", 1e-3, 1, "lower", "thousands"
+    ),
+    Measure("seconds", "seconds", "time", "cost", 1, 0, "lower"),
+)
+MEASURES = {name: measure_of(f"world/{name}") for name in _SEEN} | {m.label: m for m in _COST}
 WORLD = "the world itself"
 WORLD_RATE = 16  # frames a second
 SHEET_COLUMNS = 10
@@ -142,7 +140,7 @@ def demo(
         UserError: A number is wrong or the folder cannot be written.
     """
     began = time.perf_counter()
-    labels = _chosen(list(ABLATIONS[backbone] if ablation else METHODS), arms)
+    labels = _chosen(list(ABLATIONS[backbone] if ablation else COLUMNS), arms)
     _check(output, prompts, frames, overwrite, backbone)
     videos = output / "videos"
     videos.mkdir(parents=True, exist_ok=True)
@@ -333,16 +331,16 @@ def _print_table(document: dict[str, Any]) -> None:
             " less: see the path."
         ),
     )
-    for name, (heading, digits, factor) in MEASURES.items():
+    for name, measured in MEASURES.items():
         cells = []
         for label in document["methods"]:
             value = document["methods"][label].get(name)
             if value is None:
                 cells.append("")
                 continue
-            text = f"{factor * value['mean']:.{digits}f}"
+            text = measured.number(value["mean"])
             if value["sd"] is not None:
-                text += f" +- {factor * value['sd']:.{digits}f}"
+                text += f" +- {measured.number(value['sd'])}"
             cells.append(text)
-        table.add_row(heading, *cells)
+        table.add_row(", ".join(filter(None, (measured.title, measured.unit))), *cells)
     Output(120).print(table)
