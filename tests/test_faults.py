@@ -27,7 +27,7 @@ from miga_bench.errors import Notice, gpu_is_lost
 from miga_bench.harness import runs
 from miga_bench.harness import store as store_page
 from miga_bench.harness.generate import Watcher, generate
-from miga_bench.harness.locks import FileLock, HeldError
+from miga_bench.harness.locks import HeldError, NamedLock
 from miga_bench.harness.ranks import Together
 from miga_bench.harness.results import read_results
 from miga_bench.harness.runs import Run
@@ -307,7 +307,7 @@ def test_a_run_that_is_stopped_reads_no_video_for_its_status(made, monkeypatch):
 def test_a_lock_on_a_full_disk_is_one(tmp_path):
     with small_disk(tmp_path / "disk", "4k") as _:
         (tmp_path / "disk" / "all").write_bytes(bytes(4096))
-        lock, other = (FileLock(tmp_path / "disk" / "lock") for _ in range(2))
+        lock, other = (NamedLock(tmp_path / "disk" / "lock") for _ in range(2))
         lock.acquire()
         with pytest.raises(HeldError, match="another process"):
             other.acquire()
@@ -397,7 +397,7 @@ def test_a_stop_is_heard_from_the_first_look_to_the_last(tmp_path, capsys, monke
         assert said[-1] == "miga-bench: stopped: the same command goes on"
     else:
         assert (status["status"], status["signal"]) == ("stopped", 15)
-    assert FileLock(tmp_path / "run" / ".lock").holder() is None
+    assert NamedLock(tmp_path / "run" / ".lock").holder() is None
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 

@@ -26,7 +26,7 @@ from miga_bench.export.sidecar import Sidecar
 from miga_bench.harness.arms import ArmPlan, expand
 from miga_bench.harness.configurations import read as read_configuration
 from miga_bench.harness.generate import kind_of
-from miga_bench.harness.locks import FileLock
+from miga_bench.harness.locks import NamedLock
 from miga_bench.harness.prompt_lists import read_wishes
 from miga_bench.harness.request import GenerateRequest, PromptAt
 from miga_bench.harness.results import read_results
@@ -338,10 +338,10 @@ def test_journals_locks_and_answers(tmp_path_factory, lines):
     path.write_text("".join(line + "\n" for line in [header, *lines]), encoding="utf-8")
     good_or_one_line(lambda: read_answers(path))
     good_or_one_line(lambda: AnswerFile(path, {"a": 1}).close())
-    lock = FileLock(folder / "lock")
+    lock = NamedLock(folder / "lock")
     lock.acquire()
     (folder / "lock").write_text("\n".join(lines), encoding="utf-8")
-    holder = FileLock(folder / "lock").holder()
+    holder = NamedLock(folder / "lock").holder()
     assert holder is not None
     lock.release()
 

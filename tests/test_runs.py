@@ -15,7 +15,7 @@ from miga_bench.errors import Notice, UserError
 from miga_bench.harness.deal import deal
 from miga_bench.harness.generate import Video, Watcher
 from miga_bench.harness.items import Item
-from miga_bench.harness.locks import FileLock, HeldError
+from miga_bench.harness.locks import HeldError, NamedLock
 from miga_bench.harness.prompt_lists import read_wishes
 from miga_bench.harness.provenance import git_state
 from miga_bench.harness.request import PromptAt
@@ -157,7 +157,7 @@ def test_a_stop_while_the_sheet_is_drawn_ends_the_run_after_the_video(tmp_path, 
 
 
 def test_a_lock_says_who_has_it(tmp_path):
-    one, two = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
+    one, two = NamedLock(tmp_path / "lock"), NamedLock(tmp_path / "lock")
     one.acquire()
     with pytest.raises(HeldError, match=f"process {os.getpid()} on "):
         two.acquire()
@@ -208,7 +208,7 @@ def test_two_writers_of_a_run_are_refused(tmp_path):
 
 def test_a_lock_held_on_another_machine_is_waited_for(tmp_path, monkeypatch):
     """Of a machine that went down, a file server lets go late; a requeued job waits."""
-    held, run = FileLock(tmp_path / "mine" / ".lock"), Run(tmp_path, "mine")
+    held, run = NamedLock(tmp_path / "mine" / ".lock"), Run(tmp_path, "mine")
     held.acquire()
     monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
     tries = []

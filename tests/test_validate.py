@@ -16,7 +16,7 @@ from miga_bench.backbones.hub_files import hub_id, missing_files
 from miga_bench.backbones.loaded import LoadedBackbone
 from miga_bench.cli import main
 from miga_bench.harness import validate as page
-from miga_bench.harness.locks import FileLock
+from miga_bench.harness.locks import NamedLock
 from miga_bench.harness.probe import Probe
 from miga_bench.offline import offline
 from miga_bench.sampling import METHODS, CounterNoise, PromptSchedule, resolve
@@ -102,7 +102,7 @@ def test_a_run_that_would_be_refused(look, tmp_path, capsys):
     assert (code, steps["run folder"]["status"]) == (2, "problem")
     assert "model.settings.zigzag 2 -> 3" in steps["run folder"]["text"]
     assert steps["time"]["text"] == "waits for run folder"
-    lock = FileLock(tmp_path / "run" / ".lock")
+    lock = NamedLock(tmp_path / "run" / ".lock")
     lock.acquire()
     code, _, steps = look("--data.limit", 1)
     assert (code, "being written by process" in steps["run folder"]["text"]) == (2, True)

@@ -21,7 +21,7 @@ from miga_bench.export.onnx_graph import made_by
 from miga_bench.export.opening import open_model
 from miga_bench.export.request import FACTS, OnnxRequest
 from miga_bench.export.sidecar import Sidecar
-from miga_bench.harness.locks import FileLock
+from miga_bench.harness.locks import NamedLock
 from miga_bench.sampling.base import Sampler
 from miga_bench.sampling.estimate import estimate
 
@@ -47,7 +47,7 @@ def faster(backbone: Any, sampler: Sampler[Any], latents: int | None) -> Backbon
     folder = cache_folder().with_name("onnx") / f"{backbone.name}-{_identity(backbone)}"
     try:
         # another command may be at it
-        with FileLock(folder.with_name(f".{folder.name}.lock")).held():
+        with NamedLock(folder.with_name(f".{folder.name}.lock")).held():
             kept = _kept(backbone, folder)
             if kept is not None:
                 return kept

@@ -56,7 +56,7 @@ def check_lockable(folder: Path) -> None:
         raise
 
 
-class FileLock:
+class NamedLock:
     """An exclusive lock; the operating system releases it when the holder dies.
 
     Args:

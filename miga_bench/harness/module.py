@@ -28,7 +28,7 @@ from miga_bench.harness.teams import check_settings
 from miga_bench.harness.writer import Making, RunWriter, team_size
 from miga_bench.sampling import METHODS, resolve
 from miga_bench.sampling.base import Sampler
-from miga_bench.sampling.estimate import BATCH, Work, estimate
+from miga_bench.sampling.estimate import BATCH, Estimate, estimate
 from miga_bench.sampling.presets import describe
 
 # precision of the trainer -> type of the denoiser's weights
@@ -420,7 +420,7 @@ class LongVideoModule(LightningModule):
         with suppress(Exception):
             self.backbone.encode_ahead(list(texts))
 
-    def estimates(self, items: Mapping[str, Item], batch: int | None = None) -> dict[str, Work]:
+    def estimates(self, items: Mapping[str, Item], batch: int | None = None) -> dict[str, Estimate]:
         """Return by name what each item takes, made or not.
 
         Args:
@@ -430,7 +430,7 @@ class LongVideoModule(LightningModule):
         Raises:
             UserError: A setting breaks a rule of the method; the arm is named.
         """
-        known: dict[tuple[str, int, tuple[int, ...]], Work] = {}
+        known: dict[tuple[str, int, tuple[int, ...]], Estimate] = {}
         out = {}
         for name, item in items.items():
             arm, starts = self._arm_of[item.key], prompt_starts(item.prompts, self.backbone)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from miga_bench.backbones.base import Backbone, FrameAttention
 from miga_bench.errors import UserError, is_out_of_memory
-from miga_bench.sampling.estimate import Call, Work
+from miga_bench.sampling.estimate import Call, Estimate
 
 REPEATS = 3
 PATIENCE = 60.0  # seconds; kinds that are not timed by then are taken to be like the nearest
@@ -65,7 +65,7 @@ class Probe:
             self._row[kind] = self._call(number, *kind, text) / number
         self._latent = self._decoding()
 
-    def seconds(self, estimate: Work, frames: int) -> float:
+    def seconds(self, estimate: Estimate, frames: int) -> float:
         """Return what a video takes: denoising and decoding.
 
         Args:

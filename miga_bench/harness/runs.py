@@ -22,7 +22,7 @@ from miga_bench.errors import Notice, UserError
 from miga_bench.harness.configurations import yaml_of
 from miga_bench.harness.files import write_json, write_text
 from miga_bench.harness.items import Item
-from miga_bench.harness.locks import FileLock, HeldError, check_lockable
+from miga_bench.harness.locks import HeldError, NamedLock, check_lockable
 from miga_bench.harness.names import NAME, NAME_RULE
 from miga_bench.harness.provenance import git_state, hardware, versions
 from miga_bench.harness.request import check_writable
@@ -60,7 +60,7 @@ class Run:
         for folder in (self.folder, self.store.root / "items", self.store.locks):
             check_writable(folder, "run.root")
         check_lockable(self.folder)
-        self._lock = FileLock(self.folder / ".lock")
+        self._lock = NamedLock(self.folder / ".lock")
         self._began, self._clock = datetime.now(UTC), time.monotonic()
 
     def acquire(self) -> None:

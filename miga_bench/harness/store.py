@@ -27,7 +27,7 @@ from miga_bench.errors import LostError, disk_is_full, gpu_is_lost
 from miga_bench.harness.files import write_json, write_text
 from miga_bench.harness.generate import GenerateResult, Video, Watcher
 from miga_bench.harness.items import Item
-from miga_bench.harness.locks import FileLock, HeldError
+from miga_bench.harness.locks import HeldError, NamedLock
 from miga_bench.harness.provenance import git_state
 from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.seals import opened, sealed
@@ -209,7 +209,7 @@ class Store:
         """
         folder = self.folder(item.key)
         problem: Exception | None = None
-        with FileLock(self.locks / item.key).held():
+        with NamedLock(self.locks / item.key).held():
             manifest = self.manifest(item.key)
             assert manifest is not None, "scored before it was made"
             for scorer in self.unscored(item.key, scorers):
@@ -278,7 +278,7 @@ class Store:
 
     @contextmanager
     def _lock(self, key: str, watcher: Watcher) -> Iterator[None]:
-        lock = FileLock(self.locks / key)
+        lock = NamedLock(self.locks / key)
         try:
             lock.acquire()
         except HeldError as holder:

@@ -24,7 +24,7 @@ from miga_bench.harness.probe import Probe
 from miga_bench.harness.teams import check_size
 from miga_bench.harness.writer import RunWriter
 from miga_bench.offline import offline
-from miga_bench.sampling.estimate import Work
+from miga_bench.sampling.estimate import Estimate
 
 OK, NOTE, PROBLEM, SKIPPED = "ok", "note", "problem", "skipped"
 # bytes of a pixel in a file, on the safe side: at most what busy pictures take
@@ -68,7 +68,7 @@ class Preflight:
     trainer: Any = None
     writer: Any = None
     items: dict[str, Item] = field(default_factory=dict)
-    estimates: dict[str, Work] = field(default_factory=dict)
+    estimates: dict[str, Estimate] = field(default_factory=dict)
     todo: list[str] = field(default_factory=list)
 
     def configuration(self) -> tuple[str, str]:
@@ -206,7 +206,7 @@ class Preflight:
             return PROBLEM, f"{told}: give a smaller settings.batch, or fewer frames"
         return (NOTE if peak > TIGHT * free else OK), told
 
-    def _call_bytes(self, name: str, estimate: Work) -> int:
+    def _call_bytes(self, name: str, estimate: Estimate) -> int:
         sampler = self.model.samplers[name.rpartition("/")[0]]
         backbone = self.model.backbone
         copies = sampler.copies(backbone.window)
@@ -335,7 +335,7 @@ def _bytes(part: nn.Module) -> int:
     return sum(weight.numel() * weight.element_size() for weight in part.parameters())
 
 
-def _file_bytes(item: Item, estimate: Work) -> int:
+def _file_bytes(item: Item, estimate: Estimate) -> int:
     """Return what an item's folder may take, on the safe side: video, contact sheet, list of passes."""
     pixels = item.height * item.width
     video = item.frames * pixels * (LOSSLESS if item.lossless else LOSSY)

@@ -35,7 +35,7 @@ class Call:
 
 
 @dataclass
-class Work:
+class Estimate:
     """What a video takes, searches left out.
 
     Attributes:
@@ -140,7 +140,7 @@ def estimate(
     length: int | None,
     batch: int | None = None,
     starts: tuple[int, ...] = (0,),
-) -> Work:
+) -> Estimate:
     """Return what ``length`` latents take, searches left out.
 
     Args:
@@ -153,7 +153,7 @@ def estimate(
     Raises:
         UserError: A setting breaks a rule of the method, or it takes one prompt only.
     """
-    found = Work()
+    found = Estimate()
     hollow = _Hollow(backbone, batch or backbone.default_batch(), found.calls)
     last: list[PassReport] = []
 

@@ -11,7 +11,7 @@ from wan_fixtures import tiny_folder as wan_folder
 
 from miga_bench.export.onnx_folder import export_onnx
 from miga_bench.export.request import OnnxRequest
-from miga_bench.harness.locks import FileLock
+from miga_bench.harness.locks import NamedLock
 
 
 def export(backbone, folder, **changes):
@@ -31,7 +31,7 @@ def _root() -> Path:
 
 def _once(name: str, make: Callable[[Path], object]) -> Path:
     folder = _root() / name
-    with FileLock(_root() / f".{name}.lock").held():
+    with NamedLock(_root() / f".{name}.lock").held():
         if not folder.exists():  # an export is there whole, or not at all
             make(folder)
     return folder

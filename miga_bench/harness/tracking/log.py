@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 
 from miga_bench.errors import UserError
 from miga_bench.harness.files import write_json
-from miga_bench.harness.locks import FileLock, HeldError
+from miga_bench.harness.locks import HeldError, NamedLock
 from miga_bench.harness.results import read_results
 from miga_bench.harness.store import MANIFEST, SHEET, VIDEO, Store
 from miga_bench.harness.tracking.facts import ArmFacts, facts
@@ -435,7 +435,7 @@ class RunLog:
         with suppress(*_UNREADABLE):
             status = json.loads((self.target.folder / "status.json").read_text(encoding="utf-8"))
             return STATUS[status["status"]]
-        lock = FileLock(self.target.folder / ".lock")
+        lock = NamedLock(self.target.folder / ".lock")
         try:
             lock.acquire()
         except (HeldError, OSError):
@@ -449,7 +449,7 @@ class _Remembering:
 
     def __init__(self, log: RunLog) -> None:
         self._log = log
-        self._lock = FileLock(log.target.folder / ".tracking.lock")
+        self._lock = NamedLock(log.target.folder / ".tracking.lock")
 
     def __enter__(self) -> None:
         try:
