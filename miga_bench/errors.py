@@ -26,10 +26,10 @@ class UserError(ValueError):
     Whatever names and answers from outside are in the text, it is one line, and a terminal shows it as it is.
 
     Attributes:
-        told: Whether the error was already shown to the user, by this process or by another one of the run.
+        reported: Whether the error was already shown to the user, by this process or by another one of the run.
     """
 
-    told = False
+    reported = False
 
     def __init__(self, text: str) -> None:
         super().__init__(in_print(text))
@@ -54,10 +54,10 @@ class FailedError(RuntimeError):
     """Work that failed; the command line says so in one line and exits with code 1.
 
     Attributes:
-        told: Of a process that is one of several: another one tells the user.
+        reported: Of a process that is one of several: another one tells the user.
     """
 
-    told = False
+    reported = False
 
 
 class NumericalError(FailedError):

@@ -358,7 +358,7 @@ class Lacking(Counting):
 
     def score(self, video, item):
         error = UserError("its judge is not there: fetch it")
-        error.told, self.said = self.said, True
+        error.reported, self.said = self.said, True
         raise error
 
 

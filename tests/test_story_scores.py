@@ -46,7 +46,7 @@ def test_a_judge_that_cannot_be_loaded_is_read_once_and_not_onto_the_videos_devi
     for _ in range(2):
         with pytest.raises(UserError, match="no room for it") as again:
             scorer.score(tmp_path / "a.mp4", item)
-        assert again.value.told
+        assert again.value.reported
     assert opened == [(str(tmp_path), "auto")]
 
 

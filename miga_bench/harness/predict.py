@@ -124,9 +124,9 @@ def predict(arguments: Sequence[str], verb: str = "predict") -> dict[str, Any] |
         if writer.lifeline is not None and writer.lifeline.torn:
             raise LostError(GONE) from None
     except (UserError, FailedError) as error:
-        if error.told:
+        if error.reported:
             part()
-        if trainer.is_global_zero or not error.told:
+        if trainer.is_global_zero or not error.reported:
             raise
         sys.exit(2 if isinstance(error, UserError) else 1)
     except Exception as error:

@@ -65,7 +65,7 @@ def agree(trainer: Any, decide: Callable[[], T]) -> T:
             (answer,) = answers
     good, value = answer
     if not good:
-        raise _told(value)
+        raise _reported(value)
     result: T = value
     return result
 
@@ -93,11 +93,11 @@ def on_every_rank(trainer: Any, work: Callable[[], None]) -> None:
             everybody = [None] * trainer.world_size
             distributed.all_gather_object(everybody, _trouble(own), group)
     if own is not None:
-        raise _told(own)
+        raise _reported(own)
     for rank, trouble in enumerate(everybody):
         if trouble is not None:
             kind, text = trouble
-            raise _told(kind(f"process {rank}: {text}"))
+            raise _reported(kind(f"process {rank}: {text}"))
 
 
 def same_everywhere(trainer: Any, keys: Sequence[str]) -> None:
@@ -131,10 +131,10 @@ def _trouble(error: Exception | None) -> tuple[type[UserError | FailedError], st
     return FailedError, f"{type(error).__name__}: {error}"
 
 
-def _told(error: Exception) -> Exception:
+def _reported(error: Exception) -> Exception:
     """Mark an error as shown to the user, which rank 0 does."""
     if isinstance(error, (UserError, FailedError)):
-        error.told = True
+        error.reported = True
     return error
 
 

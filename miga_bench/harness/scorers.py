@@ -390,7 +390,7 @@ class StoryScores(ItemScorer):
 
         if self._refusal is not None:
             again = UserError(f"the judge could not be loaded before: {self._refusal}")
-            again.told = True
+            again.reported = True
             raise again
         request = NarrativeRequest(
             Path(), self._narratives, self._judge_name, self._judge_model, device=self._device

@@ -195,7 +195,7 @@ class RunWriter(BasePredictionWriter):
         try:
             self.run.store.score(item, self._scorers, self._stop)
         except Exception as error:
-            if not self._gives_up(error) and not getattr(error, "told", False):
+            if not self._gives_up(error) and not getattr(error, "reported", False):
                 self._watcher.noticed(f"{name} is not scored: {in_print(str(error))}")
             return False
         return True
