@@ -13,7 +13,7 @@ from miga_bench.harness.request import PromptAt
 def item(prompts, wanted, frames=21):
     common = {"backbone": "b", "weights_hash": None, "precision": "32-true", "method": "short"}
     own = {"settings": {}, "negative_prompt": "", "seed": 0, "height": 8, "width": 8}
-    return Item(**common, **own, prompts=prompts, frames=frames).told(prompts, wanted)
+    return Item(**common, **own, prompts=prompts, frames=frames).with_texts(prompts, wanted)
 
 
 @pytest.mark.parametrize("later", ["a square", "a star"])

@@ -79,7 +79,7 @@ def test_a_story_of_which_the_model_was_told_the_beginning_is_scored_as_that_sto
     true, _ = render_narrative(parse_narrative(story.prompt), random.Random(1), 64)
     write(tmp_path / "a.mp4", true)
     whole = item_of([PromptAt(story.prompt)], 64)
-    begun = whole.told((PromptAt(story.prompt.rpartition(" ")[0]),), [story.prompt])
+    begun = whole.with_texts((PromptAt(story.prompt.rpartition(" ")[0]),), [story.prompt])
     scorer = StoryScores()
     scorer.use(None)
     found = scorer.score(tmp_path / "a.mp4", begun)

@@ -57,7 +57,7 @@ class Item:
         """What the video should show, told to the model or not."""
         return self.uncut or tuple(prompt.text for prompt in self.prompts)
 
-    def told(self, prompts: tuple[PromptAt, ...], wanted: Sequence[str]) -> Item:
+    def with_texts(self, prompts: tuple[PromptAt, ...], wanted: Sequence[str]) -> Item:
         """Return the item with ``prompts`` as the text for the model and ``wanted`` as the full text.
 
         The text for the model may be shortened.

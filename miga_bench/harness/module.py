@@ -251,7 +251,7 @@ class LongVideoModule(LightningModule):
                 "settings": describe(sampler.settings),
             }
             for wish in wishes:
-                wanted = wish.told_to(one_prompt=sampler.at_once)
+                wanted = wish.texts_for(one_prompt=sampler.at_once)
                 read = tuple(
                     replace(p, text=self._readable(wish.id, p.text, readings)) for p in wanted
                 )
@@ -270,7 +270,7 @@ class LongVideoModule(LightningModule):
                         seed=seed,
                         frames=wish.frames or frames or 0,
                     )
-                    item = item.told(read, [prompt.text for prompt in wanted])
+                    item = item.with_texts(read, [prompt.text for prompt in wanted])
                     item = self._with_length(wish.id, item, sampler, beside_others=bool(arm))
                     name = f"{wish.id}-{seed}"
                     out[f"{arm}/{name}" if arm else name] = item
@@ -340,7 +340,7 @@ class LongVideoModule(LightningModule):
         assert frames is not None
         if beside_others and sampler.one_clip:
             frames = min(frames, self.backbone.frames_of(self.backbone.window))
-            item = item.told(item.prompts[:1], item.wanted)
+            item = item.with_texts(item.prompts[:1], item.wanted)
         with placed(f"prompt {name}"):
             check_prompts(item.prompts, frames, option="then")
             prompt_starts(item.prompts, self.backbone, option="then")

@@ -49,7 +49,7 @@ class Wish:
     kind: str = ""
     at_once: tuple[PromptAt, ...] = ()
 
-    def told_to(self, one_prompt: bool) -> tuple[PromptAt, ...]:
+    def texts_for(self, one_prompt: bool) -> tuple[PromptAt, ...]:
         """Return the texts for a method, which may take one prompt only."""
         return self.at_once if one_prompt and self.at_once else self.prompts
 
