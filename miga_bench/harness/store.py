@@ -115,10 +115,10 @@ class Store:
         except (OSError, ValueError):
             return None
 
-    def told(self, key: str) -> Manifest | None:
+    def read_unchecked(self, key: str) -> Manifest | None:
         """Return an item's manifest as it was written, None if there is none; no other file is looked at."""
         try:
-            return _told(self.folder(key))[0]
+            return _read(self.folder(key))[0]
         except (OSError, ValueError):
             return None
 
@@ -142,7 +142,7 @@ class Store:
             OSError: It or one of the files cannot be read.
             ValueError: It or one of them is broken; the text says which.
         """
-        manifest, facts = _told(folder)
+        manifest, facts = _read(folder)
         for name, (size, digest) in facts.items():
             if (folder / name).stat().st_size != size or self._sha256(folder / name) != digest:
                 raise ValueError(f"{name} is not what was written")
@@ -367,7 +367,7 @@ def _finite(
     }
 
 
-def _told(folder: Path) -> tuple[Manifest, dict[str, tuple[int, str]]]:
+def _read(folder: Path) -> tuple[Manifest, dict[str, tuple[int, str]]]:
     """Read a manifest; return it, and size and hash of each of its files.
 
     Raises:

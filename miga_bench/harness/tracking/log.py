@@ -72,7 +72,7 @@ class RunLog:
 
     Args:
         target: Where and how.
-        told: Called after every step, as a sign of progress.
+        on_progress: Called after every step, as a sign of progress.
         reading: Called before every video that is read, which needs no server.
 
     Raises:
@@ -82,14 +82,14 @@ class RunLog:
     def __init__(
         self,
         target: Target,
-        told: Callable[[], None] = lambda: None,
+        on_progress: Callable[[], None] = lambda: None,
         reading: Callable[[], None] = lambda: None,
     ) -> None:
         self.target, self._reading = target, reading
         self._store = Store(target.folder.parent)
         self.results = read_results(target.folder, self._store, reading)
         self.client = MlflowClient(target.uri, target.uri)
-        self._told = told
+        self._on_progress = on_progress
         self._experiment = ""
         self._ids: Ids = {}
         self._arms: list[ArmFacts] | None = None
@@ -199,7 +199,7 @@ class RunLog:
                     " another name"
                 )
             self._experiment = found.experiment_id
-        self._told()
+        self._on_progress()
 
     def remember(self) -> None:
         """Read the ids that the folder knows."""
@@ -247,7 +247,7 @@ class RunLog:
         self._ids["run"] = run.info.run_id
         self.keep()
         tags[NOTE] = note(results, arms)
-        self._told()
+        self._on_progress()
         self._batches(run.info.run_id, {}, self._params(), tags)
         if run.info.status != status:
             self.client.update_run(run.info.run_id, status)
@@ -312,7 +312,7 @@ class RunLog:
                 self._ids["arms"][name] = run.info.run_id
                 if run.data.tags.get(PARENT) != parent:
                     self.client.set_tag(run.info.run_id, PARENT, parent)
-                self._told()
+                self._on_progress()
                 return False
             # metrics cannot be taken back: an arm with news is a new run, with the tags that users gave it
             theirs = {k: v for k, v in run.data.tags.items() if not _ours(k)}
@@ -329,7 +329,7 @@ class RunLog:
         tables = json.dumps([{"path": "scores.json", "type": "table"}])
         self._batches(run_id, {}, {}, {TABLES: tables, LOGGED: wanted})
         self.client.set_terminated(run_id, arm.status, start + round(1000 * arm.seconds))
-        self._told()
+        self._on_progress()
         return True
 
     def _delete(self, run: Run) -> None:
@@ -395,7 +395,7 @@ class RunLog:
 
     def _file(self, run_id: str, path: Path, folder: str | None) -> None:
         self.client.log_artifact(run_id, str(path), folder)
-        self._told()
+        self._on_progress()
 
     def _changed(self, run_id: str, metrics: Mapping[str, float]) -> None:
         before = self.client.get_run(run_id).data.metrics
@@ -423,7 +423,7 @@ class RunLog:
             self.client.log_batch(run_id, numbers[:room], texts[:MOST_OTHERS], marks[:MOST_OTHERS])
             numbers = numbers[room:]
             texts, marks = texts[MOST_OTHERS:], marks[MOST_OTHERS:]
-            self._told()
+            self._on_progress()
 
     def _ended(self) -> int | None:
         with suppress(*_UNREADABLE):
