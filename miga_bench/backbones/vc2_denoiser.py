@@ -249,9 +249,9 @@ class VideoCrafterUNet(UNet3DConditionModel):
 
         def rest(rows: Rows) -> Tensor:
             some = [by_frame(images)[rows].flatten(0, 1) for images in (*begun, embedded)]
-            *skips, told = some
+            *skips, hidden = some
             part = replace(call, timesteps=call.timesteps[rows])
-            return by_frame(self._rest(skips, told, context[rows], part))
+            return by_frame(self._rest(skips, hidden, context[rows], part))
 
         before, after = begun
         return shortcut(by_frame(before), by_frame(after), rest).flatten(0, 1)

@@ -241,11 +241,11 @@ class Session:
                     sizes.setdefault(wanted, size)
             if len(given) != len(port.shape) or port.at(**sizes) != list(given):
                 raise UserError(
-                    f"{self.sidecar.path.name} takes {name} of {_told(port.shape)}, not"
-                    f" {_told(given)}: export it for that size, or change the video's"
+                    f"{self.sidecar.path.name} takes {name} of {_as_text(port.shape)}, not"
+                    f" {_as_text(given)}: export it for that size, or change the video's"
                 )
         return sizes
 
 
-def _told(shape: Any) -> str:
+def _as_text(shape: Any) -> str:
     return "x".join(str(size) for size in shape)

@@ -79,9 +79,9 @@ class FittingDenoiser:
         while done < len(latents):
             rows = slice(done, done + min(self.most.get(shape, len(latents)), len(latents) - done))
             try:
-                told = _of_rows(more, rows)
+                others = _of_rows(more, rows)
                 with self._arithmetic():
-                    part = self._denoiser(latents[rows], timesteps[rows], text[rows], **told)
+                    part = self._denoiser(latents[rows], timesteps[rows], text[rows], **others)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise

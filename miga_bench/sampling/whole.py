@@ -73,7 +73,7 @@ class WholeVideo(Sampler[SettingsT]):
         yield from denoiser.denoise_clip(
             length,
             self.start(noise, window, length),
-            lambda told: backbone.attending(self.attention(window, length, told)),
+            lambda timestep: backbone.attending(self.attention(window, length, timestep)),
         )
 
 

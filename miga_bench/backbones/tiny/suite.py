@@ -112,7 +112,7 @@ def _path(first: str, attribute: str, steps: int, rng: random.Random) -> list[st
 
 def _item(story: Narrative, factor: str, tna: int) -> dict[str, Any]:
     opening = story.opening
-    attribute = story.events[0].attribute if story.events else _told(opening, factor)
+    attribute = story.events[0].attribute if story.events else _about(opening, factor)
     states = [getattr(scene, attribute) for scene in story.scenes]
     what = "field" if factor == "scene_attribute" else opening.shape
     verb = "moves" if attribute == "motion" else "is"
@@ -154,7 +154,7 @@ def _item(story: Narrative, factor: str, tna: int) -> dict[str, Any]:
     }
 
 
-def _told(opening: Scene, factor: str) -> str:
+def _about(opening: Scene, factor: str) -> str:
     """What a story without events is about."""
     if factor == "target_attribute":
         return "size" if opening.size else "color"

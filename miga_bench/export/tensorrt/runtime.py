@@ -155,7 +155,7 @@ class TensorRTDenoiser:
             for p in range(engine.num_optimization_profiles)
         ]
         self.max_batch = max(profile.inputs["latents"][2][0] for profile in self.profiles)
-        self.fps = self._told_rate(fps)
+        self.fps = self._rate(fps)
         self._rotary = self._tables()
         with _current(self.device):
             self._stream_weights(weight_budget)
@@ -220,7 +220,7 @@ class TensorRTDenoiser:
     def telling(self, fps: float) -> TensorRTDenoiser:
         """Return this denoiser, engine and plans shared, with another frame rate to tell the network."""
         other = copy.copy(self)
-        other.fps = self._told_rate(fps)
+        other.fps = self._rate(fps)
         return other
 
     @torch.inference_mode()
@@ -295,7 +295,7 @@ class TensorRTDenoiser:
                 f" for less: miga-bench export tensorrt DIR --profile batch=1,frames={frames}"
             ) from None
 
-    def _told_rate(self, fps: float | None) -> float | None:
+    def _rate(self, fps: float | None) -> float | None:
         if "fps" not in self.inputs:
             return None
         if fps is None:

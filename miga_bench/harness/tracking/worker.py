@@ -63,13 +63,13 @@ def _listen(orders: queue.Queue[dict[str, Any]]) -> None:
     timer.start()
 
 
-def _track(told: dict[str, Any], orders: queue.Queue[dict[str, Any]], answer: Answer) -> None:
+def _track(fields: dict[str, Any], orders: queue.Queue[dict[str, Any]], answer: Answer) -> None:
     busy = _Busy()
     from miga_bench.harness.tracking.log import RunLog, Target
     from miga_bench.harness.tracking.uri import sqlite_file
 
-    follow = told.pop("follow")
-    target = Target(**{**told, "folder": Path(told["folder"])})
+    follow = fields.pop("follow")
+    target = Target(**{**fields, "folder": Path(fields["folder"])})
     _few_retries()
     answer("opening", seconds=busy.stretched(PATIENCE))
     if file := sqlite_file(target.uri):
