@@ -7,7 +7,6 @@ batch of their own and latents' frames vary, so the batch is a dimension like an
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -63,13 +62,13 @@ def export_triton(
 
 
 def _copy(sidecar: Sidecar, version: Path) -> None:
-    """Copy graph and weights; weights keep the names that the graph calls them by."""
+    """Copy graph and weights; weights keep the names that the graph calls them by.
+
+    Hard links would save the room, but ONNX refuses weights that have another name, too.
+    """
     shutil.copyfile(sidecar.path, version / "model.onnx")
     for name in sidecar.external_data:
-        try:
-            os.link(sidecar.folder / name, version / name)
-        except OSError:  # another file system
-            shutil.copyfile(sidecar.folder / name, version / name)
+        shutil.copyfile(sidecar.folder / name, version / name)
     onnx.checker.check_model(str(version / "model.onnx"))
 
 

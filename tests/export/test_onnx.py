@@ -16,6 +16,7 @@ import pytest
 import torch
 from onnx_fixtures import embedded_wan, export, fixed_half_wan, random_vc2
 from safetensors.torch import save_file
+from tensorrt_fixtures import small_export
 from wan_fixtures import tiny_folder, tiny_transformer
 
 from miga_bench.backbones import load_backbone
@@ -31,6 +32,7 @@ from miga_bench.export.onnx_denoiser import OnnxDenoiser
 from miga_bench.export.opening import open_model
 from miga_bench.export.session import Session
 from miga_bench.export.sidecar import Port, Sidecar
+from miga_bench.export.triton import export_triton
 from miga_bench.harness.flops import FlopMeter
 from miga_bench.harness.items import Item
 from miga_bench.media import read_video
@@ -425,6 +427,16 @@ def test_a_triton_repository(tmp_path, capsys):
     assert text.count("{") == text.count("}")
     assert main(["export", "triton", str(folder), "-o", str(tmp_path), "--name", "vc2"]) == 2
     assert "add --force" in capsys.readouterr().err
+
+
+def test_a_triton_model_has_weights_of_its_own_beside_its_graph(tmp_path):
+    sidecar = small_export(tmp_path / "export")
+    assert sidecar.external_data == ["denoiser.onnx.data"]
+    made = export_triton(sidecar.folder, tmp_path / "models", "small")
+    weights = tmp_path / "models" / "small" / "1" / "denoiser.onnx.data"
+    assert f"1/{weights.name}" in made["files"]
+    assert weights.read_bytes() == (sidecar.folder / weights.name).read_bytes()
+    assert weights.stat().st_nlink == 1
 
 
 def test_compile_is_named_and_refuses_what_has_no_network(wan):
