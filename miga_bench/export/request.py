@@ -11,7 +11,10 @@ from pathlib import Path
 from miga_bench.errors import UserError
 from miga_bench.export.sidecar import PRECISIONS
 
-OPSETS = {23: "TensorRT 10.15 and newer, ONNX Runtime 1.23 and newer", 20: "older ones"}
+OPSETS = {
+    23: "TensorRT 10.15 and newer, ONNX Runtime 1.23 and newer (on a GPU 1.25)",
+    20: "older ones",
+}
 BF16_FROM = 22  # of opsets
 PARTS = ("denoiser", "text", "vae")
 DYNAMIC = ("batch", "frames")

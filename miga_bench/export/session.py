@@ -14,20 +14,27 @@ import torch
 from torch import Tensor
 
 from miga_bench.errors import UserError
-from miga_bench.export.provider_cache import tensorrt_settings
+from miga_bench.export.provider_cache import (
+    alone,
+    runtime_version,
+    tensorrt_rtx_settings,
+    tensorrt_settings,
+)
 from miga_bench.export.sidecar import Sidecar
 
 # name -> ONNX Runtime's name, and what to install for it
 PROVIDERS: dict[str, tuple[str, str]] = {
     "cpu": ("CPUExecutionProvider", "onnxruntime"),
     "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
-    "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu tensorrt"),
+    # it is linked against libnvinfer.so.10, and the package tensorrt brings 11
+    "tensorrt": ("TensorrtExecutionProvider", 'onnxruntime-gpu "tensorrt-cu13>=10.15,<11"'),
     "tensorrt-rtx": (
         "NvTensorRTRTXExecutionProvider",
         "onnxruntime-gpu onnxruntime-ep-nv-tensorrt-rtx-cu13",
     ),
 }
 _RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
+_ATTENTION_FROM = (1, 25)  # microsoft/onnxruntime, issue 28025 and pull request 27542
 _SILENT = 4  # what goes wrong comes as an exception, and is told in one line
 onnxruntime.set_default_logger_severity(_SILENT)
 
@@ -100,8 +107,8 @@ class Session:
         running = self._session.get_providers()[0]
         if running != name:  # it goes on with the next provider where one does not start
             raise UserError(
-                f"ONNX Runtime could not start {name}, only {running}: {self._install()}; GPU, driver and CUDA"
-                " have to be what it was made for"
+                f"ONNX Runtime could not start {name}, only {running}{self._found()}: {self._install()}; GPU,"
+                " driver and CUDA have to be what it was made for"
             )
 
     def _open(self, options: Any) -> Any:
@@ -116,15 +123,27 @@ class Session:
         if name not in onnxruntime.get_available_providers():
             raise self._not_installed()
         chain: list[Any] = ["CPUExecutionProvider"]
+        settings: dict[str, str] = {}
         if self.provider != "cpu":
+            self._check_attention()
             device = {"device_id": str(self.device.index or 0)}
             # fp32 is to mean fp32; who wants speed exports fp16
             exact = {"use_tf32": "0"} if self.sidecar.precision == "fp32" else {}
             chain.insert(0, ("CUDAExecutionProvider", device | exact))
             if self.provider == "tensorrt":
-                settings = device | self._profile() | tensorrt_settings(self.sidecar, self.device)
+                settings = device | tensorrt_settings(self.sidecar, self.device, _tensorrt())
                 chain.insert(0, (name, settings))
-        return onnxruntime.InferenceSession(path, options, providers=chain, **more)
+        with alone(settings):
+            return onnxruntime.InferenceSession(path, options, providers=chain, **more)
+
+    def _check_attention(self) -> None:
+        """Refuse a graph of which a GPU's provider would leave the most work to the CPU, in silence."""
+        if self.sidecar.operators.get("Attention") and runtime_version() < _ATTENTION_FROM:
+            raise UserError(
+                f"{self.sidecar.path} has Attention, which onnxruntime {onnxruntime.__version__} computes on"
+                " the CPU whatever the provider: install onnxruntime-gpu 1.25 or newer, or export with"
+                " --opset 20"
+            )
 
     def _failure(self, reason: str) -> UserError:
         """Return what a user reads of a graph that ONNX Runtime refused."""
@@ -136,21 +155,17 @@ class Session:
             )
         if self.provider != "cpu":
             return UserError(
-                f"{path} cannot be opened on {name} ({reason}): look at GPU, driver and free memory, or use"
-                f" another provider ({self._others()})"
+                f"{path} cannot be opened on {name} ({reason}){self._found()}: look at GPU, driver and free"
+                f" memory, or use another provider ({self._others()})"
             )
         return UserError(f"{path} cannot be loaded by ONNX Runtime ({reason}): export it again")
 
-    def _profile(self) -> dict[str, str]:
-        """Return the sidecar's sizes as the TensorRT provider takes them."""
-        told = {}
-        for key in ("min", "opt", "max"):
-            shapes = (
-                f"{name}:{'x'.join(str(size) for size in getattr(port, key))}"
-                for name, port in self.sidecar.inputs.items()
-            )
-            told[f"trt_profile_{key}_shapes"] = ",".join(shapes)
-        return told
+    def _found(self) -> str:
+        """Return which TensorRT is there, where the provider needs one of version 10."""
+        if self.provider != "tensorrt":
+            return ""
+        found = _tensorrt()
+        return f" (it needs TensorRT 10, here is {found or 'none that Python imports'})"
 
     def _add_plugin(self, options: Any, name: str) -> None:
         try:
@@ -164,7 +179,9 @@ class Session:
             raise UserError(
                 "the provider tensorrt-rtx sees no GPU that it can use: use cpu or cuda"
             )
-        options.add_provider_for_devices([devices[self.device.index or 0]], {})
+        library = str(getattr(plugin, "__version__", ""))
+        settings = tensorrt_rtx_settings(self.sidecar, self.device, library)
+        options.add_provider_for_devices([devices[self.device.index or 0]], settings)
 
     def _not_installed(self) -> UserError:
         return UserError(
@@ -245,6 +262,14 @@ class Session:
                     f" {_as_text(given)}: export it for that size, or change the video's"
                 )
         return sizes
+
+
+def _tensorrt() -> str:
+    """Import TensorRT, whose libraries lie where the provider would not find them; return its version."""
+    try:
+        return str(importlib.import_module("tensorrt").__version__)
+    except (ImportError, OSError):
+        return ""
 
 
 def _as_text(shape: Any) -> str:

@@ -20,6 +20,10 @@ from miga_bench.export.request import check_replaceable
 from miga_bench.export.sidecar import Port, Sidecar
 
 _TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "int64": "TYPE_INT64"}
+_ATTENTION = (
+    "# Attention runs on a GPU from ONNX Runtime 1.25 on: a server with an older one computes it on the CPU",
+    "# whatever the instance group says; export with --opset 20 for that",
+)
 
 
 def export_triton(
@@ -77,6 +81,7 @@ def config(sidecar: Sidecar, name: str) -> str:
     parts = [
         f"# {sidecar.backbone['name']}, {sidecar.precision}, opset {sidecar.opset},"
         f" sha256 {sidecar.identity[:16]}",
+        *(_ATTENTION if sidecar.operators.get("Attention") else ()),
         f'name: "{name}"',
         'backend: "onnxruntime"',
         "max_batch_size: 0",

@@ -424,6 +424,7 @@ def test_a_triton_repository(tmp_path, capsys):
         in text
     )
     assert 'name: "fps", data_type: TYPE_FP32, dims: [ -1 ]' in text
+    assert "# Attention runs on a GPU from ONNX Runtime 1.25 on" in text
     assert text.count("{") == text.count("}")
     assert main(["export", "triton", str(folder), "-o", str(tmp_path), "--name", "vc2"]) == 2
     assert "add --force" in capsys.readouterr().err

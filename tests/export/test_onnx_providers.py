@@ -4,11 +4,13 @@ There is no GPU: the library's sessions are stand-ins that report what a GPU bui
 """
 
 import dataclasses
+import sys
 from types import SimpleNamespace
 
 import onnxruntime
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from tensorrt_fixtures import small_export
 
 from miga_bench.errors import Notice, UserError
@@ -38,9 +40,12 @@ def export(tmp_path):
 @pytest.fixture
 def library(monkeypatch):
     """A build with all providers; ``starts`` tells which do, ``refusal`` is raised where it is set."""
-    told = SimpleNamespace(starts=[TRT, CUDA, CPU], refusal=None, calls=[])
+    told = SimpleNamespace(starts=[TRT, CUDA, CPU], refusal=None, calls=[], during=None)
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.16.1"))
 
     def opened(path, options=None, providers=(), **more):
+        if told.during:
+            told.during()
         if told.refusal:
             raise RuntimeError(told.refusal)
         names = [p if isinstance(p, str) else p[0] for p in providers]
@@ -135,6 +140,76 @@ def test_tensorrts_engines_are_kept_for_the_same_graph_only(library, export, cac
     assert folder == first["trt_timing_cache_path"] != other["trt_engine_cache_path"]
     assert folder.startswith(str(cache))  # an export from elsewhere brings no code along
     assert first["trt_profile_max_shapes"].startswith("latents:4x4x8x8x8,")
+
+
+def test_one_process_at_a_time_fills_a_cache(library, export):
+    Session(export, provider="tensorrt")
+    lock = f"{library.calls[-1][0][TRT]['trt_engine_cache_path']}.lock"
+
+    def other():
+        with pytest.raises(Timeout), FileLock(lock, timeout=0, is_singleton=False):
+            pass
+
+    library.during = other
+    Session(export, provider="tensorrt")
+    with FileLock(lock, timeout=0):  # the others come then
+        pass
+
+
+def test_the_tensorrt_that_is_there_is_named(library, export, monkeypatch):
+    library.starts = [CUDA, CPU]
+    for module, found in (
+        (SimpleNamespace(__version__="11.4.0"), "11.4.0"),
+        (None, "none that Python imports"),
+    ):
+        monkeypatch.setitem(sys.modules, "tensorrt", module)
+        with pytest.raises(UserError) as error:
+            Session(export, provider="tensorrt")
+        line = str(error.value)
+        assert f"only {CUDA} (it needs TensorRT 10, here is {found}): " in line
+        assert 'pip install onnxruntime-gpu "tensorrt-cu13>=10.15,<11"' in line
+    library.refusal = "libnvinfer.so.10: cannot open shared object file"
+    with pytest.raises(UserError, match="here is none that Python imports"):
+        Session(export, provider="tensorrt")
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_attention_is_not_left_to_the_cpu_in_silence(library, export, monkeypatch, provider):
+    graph = dataclasses.replace(export, operators={"Attention": 60, "MatMul": 9})
+    monkeypatch.setattr(onnxruntime, "__version__", "1.24.4")
+    with pytest.raises(UserError, match=r"has Attention, which onnxruntime 1.24.4 computes on the"):
+        Session(graph, provider=provider)
+    Session(export, provider=provider)
+    Session(graph, provider="cpu")
+    monkeypatch.setattr(onnxruntime, "__version__", "1.25.0")
+    Session(graph, provider=provider)
+
+
+def test_tensorrt_rtx_is_told_sizes_and_where_its_kernels_lie(library, export, cache, monkeypatch):
+    name, given = "NvTensorRTRTXExecutionProvider", []
+
+    class Options:
+        def add_provider_for_devices(self, devices, settings):
+            given.append((devices, settings))
+
+    plugin = SimpleNamespace(__version__="0.5.0", get_library_path=lambda: "plugin.so")
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", plugin)
+    gpu = SimpleNamespace(ep_name=name)
+    monkeypatch.setattr(onnxruntime, "get_ep_devices", lambda: [gpu])
+    monkeypatch.setattr(onnxruntime, "SessionOptions", Options)
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda *a, **more: SimpleNamespace(get_providers=lambda: [name, CPU]),
+    )
+    Session(export, provider="tensorrt-rtx")
+    ((devices, settings),) = given
+    assert devices == [gpu]
+    assert settings["nv_profile_min_shapes"].startswith("latents:1x4x2x8x8,")
+    assert settings["nv_profile_opt_shapes"].startswith("latents:2x4x5x8x8,")
+    assert settings["nv_profile_max_shapes"].startswith("latents:4x4x8x8x8,")
+    assert settings["nv_runtime_cache_path"].startswith(str(cache))
+    assert len(settings) == 4  # it refuses options that it does not know
 
 
 def test_weights_beyond_protobuf_need_a_newer_runtime(library, export, monkeypatch):
