@@ -12,6 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from miga_bench.export.sidecar import Port, Sidecar, sha256
+from miga_bench.export.tensorrt.runtime import LoadedEngine
 
 CHANNELS, SIDE, TEXT, WIDTH, PAIRS = 4, 8, 7, 16, 12
 TOKENS = SIDE * SIDE // 4
@@ -97,11 +98,11 @@ def small_export(folder: Path, scale: float = 0.5, operator: str = "Mul", domain
     return describe(folder, ports, backbone={"name": "t", "family": "videocrafter2"})
 
 
-def stand_in(folder: Path, profiles) -> SimpleNamespace:
+def stand_in(folder: Path, profiles, kernels=None) -> LoadedEngine:
     """Return a ``LoadedEngine`` whose engine reads and writes at addresses, computed by ONNX Runtime.
 
     It has the part of TensorRT's interface that the runtime uses, and is as strict: memory, profile,
-    shapes and addresses have to be there before it runs.
+    shapes and addresses have to be there before it runs. With ``kernels`` it is tensorrt_rtx's.
     """
     import onnxruntime
 
@@ -112,13 +113,15 @@ def stand_in(folder: Path, profiles) -> SimpleNamespace:
     module = SimpleNamespace(
         TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"),
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user"),
+        DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
     )
     library = SimpleNamespace(
-        name="tensorrt", module=module, targets=(), failure=lambda: "the stand-in refused"
+        name="tensorrt" if kernels is None else "tensorrt_rtx",
+        module=module,
+        targets=() if kernels is None else ("8.9",),
+        failure=lambda: "the stand-in refused",
     )
-    return SimpleNamespace(
-        engine=engine, runtime=None, library=library, path=folder / "x.engine", manifest=None
-    )
+    return LoadedEngine(engine, None, library, folder / "x.engine", None, kernels)
 
 
 class _Engine:
@@ -145,18 +148,51 @@ class _Engine:
     def get_tensor_profile_shape(self, name, number):
         return self.profiles[number].inputs[name]
 
-    def get_weight_streaming_automatic_budget(self):
-        return self.streamable_weights_size // 2
+    def create_runtime_config(self):
+        return _RuntimeConfig()
 
-    def create_execution_context(self, strategy):
-        assert strategy == "user"
-        self.contexts.append(_Context(self))
+    def create_execution_context(self, how):
+        kernels = None
+        if isinstance(how, _RuntimeConfig):
+            assert how.dynamic_shapes_kernel_specialization_strategy == "eager"
+            how, kernels = how.strategy, how.kernels
+        assert how == "user"
+        self.contexts.append(_Context(self, kernels))
         return self.contexts[-1]
 
 
+class _RuntimeConfig:
+    """Of tensorrt_rtx: compiled kernels, as words, are in a cache that contexts may share."""
+
+    strategy = dynamic_shapes_kernel_specialization_strategy = kernels = None
+
+    def set_execution_context_allocation_strategy(self, strategy):
+        self.strategy = strategy
+
+    def create_runtime_cache(self):
+        return KernelCache()
+
+    def set_runtime_cache(self, cache):
+        self.kernels = cache
+
+
+class KernelCache:
+    def __init__(self):
+        self.words = set()
+
+    def deserialize(self, blob):
+        if not blob.startswith(b"kernels "):
+            return False
+        self.words = set(blob.split()[1:])
+        return True
+
+    def serialize(self):
+        return b"kernels " + b" ".join(sorted(self.words))
+
+
 class _Context:
-    def __init__(self, engine):
-        self.engine = engine
+    def __init__(self, engine, kernels=None):
+        self.engine, self.kernels = engine, kernels
         self.memory, self.profile, self.shapes, self.addresses, self.runs = None, None, {}, {}, 0
 
     def update_device_memory_size_for_shapes(self):
@@ -176,6 +212,8 @@ class _Context:
         if self.profile is None or not self.profile.takes({name: shape}):
             return False
         self.shapes[name] = shape
+        if self.kernels is not None and name == "latents":
+            self.kernels.words.add(b"x".join(b"%d" % size for size in shape))
         return True
 
     def get_tensor_shape(self, name):

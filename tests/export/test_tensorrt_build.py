@@ -126,6 +126,17 @@ def test_a_graph_of_fixed_sizes_is_built(rtx, tmp_path, monkeypatch):
     assert engine["profiles"][0]["latents"]["min"] == [2, 4, 3, 8, 8]
 
 
+def test_an_engine_takes_the_memory_of_its_shapes_and_none_of_its_own(rtx):
+    trt = rtx.module
+    for streaming in (False, True):
+        config = rtx.made("Builder").create_builder_config()
+        building._let_shapes_decide_memory(trt, config, streaming)
+        assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION) is not streaming
+        assert config.get_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10)
+    older = SimpleNamespace(BuilderFlag=SimpleNamespace())
+    building._let_shapes_decide_memory(older, SimpleNamespace(), False)
+
+
 @pytest.mark.parametrize(
     ("operator", "domain", "words"),
     [
@@ -226,8 +237,36 @@ def modules(monkeypatch):
 def fake(version):
     module = ModuleType("fake")
     module.__version__ = version
-    module.ILogger = type("ILogger", (), {"ERROR": 1, "INTERNAL_ERROR": 0})
+    module.ILogger = type("ILogger", (), {"ERROR": 1, "INTERNAL_ERROR": 0, "WARNING": 2})
     return module
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ([(1, "CUDA error 35"), (2, "driver too\nold")], "CUDA error 35; driver too old"),
+        ([(2, "driver too old")], "driver too old"),
+        ([], "it gave no reason"),
+    ],
+)
+def test_a_driver_that_does_not_fit_is_one_line(modules, said, reason):
+    module = fake("11.4.0")
+
+    def make(logger):
+        for severity, message in said:
+            logger.log(severity, message)
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    module.Runtime = make
+    modules.setitem(sys.modules, "tensorrt", module)
+    library = load()
+    library.logger.log(1, "of before")
+    with pytest.raises(UserError) as error:
+        library.made("Runtime")
+    line = str(error.value)
+    assert line.startswith("tensorrt 11.4.0 makes no Runtime with the driver")
+    assert f"({reason}): update the driver" in line
+    assert line.endswith("pip install tensorrt-cu12")
 
 
 def test_the_install_command_is_named(modules):

@@ -76,9 +76,24 @@ def test_work_is_queued_on_the_current_stream(wan):
             assert_alike(engine, denoiser, given)
 
 
+def test_compiled_kernels_are_kept(wan, library, tmp_path, monkeypatch):
+    if not library.targets:
+        pytest.skip(f"{library.name} has its kernels in the engine")
+    monkeypatch.setenv("MIGA_BENCH_CACHE", str(tmp_path))
+    engine = TensorRTDenoiser.load(wan[1])
+    engine(*arguments(2, 5))
+    kept = engine.loaded.kernels.path.read_bytes()
+    assert kept
+    again = TensorRTDenoiser.load(wan[1])
+    again(*arguments(2, 5))
+    assert again.loaded.kernels._written  # what was there was taken
+
+
 def test_weights_stream_from_main_memory(wan, library):
     denoiser, folder = wan
     (record,) = build(folder, library, Options(weight_streaming=True), lambda line: None)
+    native = TensorRTDenoiser.load(record["engine"]).loaded.engine
+    assert native.weight_streaming_budget_v2 == native.streamable_weights_size  # all of them fit
     engine = TensorRTDenoiser.load(record["engine"], weight_budget=0)
     assert not engine.graphs
     assert_alike(engine, denoiser, arguments(2, 5))

@@ -1,11 +1,15 @@
 """An engine as a denoiser: addresses, shapes, splitting, plans; a stand-in for the engine."""
 
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tensorrt_fixtures import CHANNELS, SIDE, TEXT, WIDTH, exported_wan, small_export, stand_in
 
-from miga_bench.errors import DoesNotFitError, UserError
+from miga_bench.errors import DoesNotFitError, Notice, UserError
 from miga_bench.export.tensorrt import runtime
+from miga_bench.export.tensorrt.kernels import Kernels
 from miga_bench.export.tensorrt.profiles import Profile
 from miga_bench.export.tensorrt.runtime import TensorRTDenoiser, load_engine
 
@@ -217,14 +221,95 @@ def test_latents_that_are_elsewhere_are_not_copied_over(engine):
 
 
 @pytest.mark.parametrize(
-    ("budget", "set_to", "graphs"), [(None, 500, False), (300, 300, False), (5000, 1000, True)]
+    ("budget", "free", "set_to", "graphs"),
+    [
+        (None, 2000, 600, False),  # a fifth is left free, 1000 bytes are scratch memory
+        (None, 10**10, 1000, True),
+        (None, 100, 0, False),
+        (None, None, 1000, True),
+        (300, 10**10, 300, False),
+        (5000, 0, 1000, True),
+    ],
 )
-def test_weights_stream_within_the_budget(tmp_path, budget, set_to, graphs):
+def test_weights_stream_within_the_budget(tmp_path, monkeypatch, budget, free, set_to, graphs):
+    monkeypatch.setattr(runtime.memory, "free_bytes", lambda device: free)
     there = loaded(small_export(tmp_path))
     there.engine.streamable_weights_size = 1000
     engine = TensorRTDenoiser(there, "cpu", fps=8, weight_budget=budget)
     assert there.engine.weight_streaming_budget_v2 == set_to
     assert engine.graphs is graphs  # weights that come during a call cannot be part of a graph
+
+
+@pytest.mark.parametrize("refused", ["by the library", "in the end"])
+def test_what_cannot_be_recorded_runs_on_the_stream_before(engine, monkeypatch, refused):
+    """Breaks if torch stays on the stream that it recorded on, where nobody waits for the work."""
+    streams, cuda = [SimpleNamespace(cuda_stream=7)], runtime.torch.cuda
+
+    @contextmanager
+    def graph(recorded, stream):
+        streams.append(stream)
+        yield
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(cuda, "current_stream", lambda device: streams[-1])
+    monkeypatch.setattr(cuda, "Stream", lambda device: SimpleNamespace(cuda_stream=8))
+    monkeypatch.setattr(cuda, "set_stream", streams.append)
+    monkeypatch.setattr(cuda, "CUDAGraph", SimpleNamespace)
+    monkeypatch.setattr(cuda, "graph", graph)
+    first, asked = engine(*arguments(2, 5)), []
+    context, engine.graphs = engine.loaded.engine.contexts[0], True
+    if refused == "by the library":
+        context.is_stream_capturable = asked.append  # which returns None
+    with pytest.warns(Notice, match="the engine runs without CUDA graphs: "):
+        assert torch.equal(engine(*arguments(2, 5)), first)
+    assert streams[-1].cuda_stream == 7
+    assert asked == ([8] if refused == "by the library" else [])
+    assert not engine.graphs
+
+
+@pytest.fixture
+def rtx(tmp_path, monkeypatch):
+    """Return an engine of tensorrt_rtx's, started anew at each call."""
+    monkeypatch.setenv("MIGA_BENCH_CACHE", str(tmp_path / "cache"))
+    sidecar = small_export(tmp_path / "export")
+    profiles = [Profile.parse("batch=1:2:4,frames=2:5:8", sidecar.inputs)]
+
+    def start(gpu="NVIDIA GeForce RTX 4090"):
+        there = stand_in(sidecar.folder, profiles, Kernels("ab" * 32, gpu, "1.7.1"))
+        return TensorRTDenoiser(there, "cpu", graphs=False, fps=8)
+
+    return start
+
+
+def words(engine):
+    return engine.loaded.engine.contexts[0].kernels.words
+
+
+def test_compiled_kernels_are_kept_from_start_to_start(rtx):
+    first = rtx()
+    first(*arguments(1, 5))
+    first(*arguments(2, 5))
+    contexts = first.loaded.engine.contexts
+    assert contexts[0].kernels is contexts[1].kernels
+    path = first.loaded.kernels.path
+    assert path.read_bytes() == b"kernels 1x4x5x8x8 2x4x5x8x8"
+    second = rtx()
+    second(*arguments(1, 5))
+    assert words(second) == words(first)
+    other = rtx("NVIDIA GeForce RTX 5090")
+    other(*arguments(1, 5))
+    assert other.loaded.kernels.path != path
+    path.write_bytes(b"broken")
+    third = rtx()
+    third(*arguments(1, 5))
+    assert path.read_bytes() == b"kernels 1x4x5x8x8"
+    assert [file.name for file in path.parent.iterdir() if ".part" in file.name] == []
+
+
+def test_kernels_that_cannot_be_kept_are_a_notice(rtx, tmp_path):
+    (tmp_path / "cache").write_text("")
+    with pytest.warns(Notice, match="the next start compiles the engine's kernels again"):
+        rtx()(*arguments(1, 5))
 
 
 def test_a_wrong_budget_is_one_line(tmp_path):
@@ -251,22 +336,25 @@ def test_the_library_has_what_the_runtime_calls():
             *("num_io_tensors", "get_tensor_name", "get_tensor_mode", "get_tensor_dtype"),
             *("num_optimization_profiles", "get_tensor_profile_shape", "device_memory_size_v2"),
             *("streamable_weights_size", "weight_streaming_budget_v2", "create_runtime_config"),
-            *("get_weight_streaming_automatic_budget", "create_execution_context", "serialize"),
+            *("create_execution_context", "serialize"),
         ],
         trt.IExecutionContext: [
             *("set_device_memory", "set_optimization_profile_async", "set_input_shape"),
             *("get_tensor_shape", "set_tensor_address", "execute_async_v3"),
-            "update_device_memory_size_for_shapes",
+            *("update_device_memory_size_for_shapes", "is_stream_capturable"),
         ],
         trt.IRuntimeConfig: [
             "set_execution_context_allocation_strategy",
             "dynamic_shapes_kernel_specialization_strategy",
+            *("create_runtime_cache", "set_runtime_cache"),
         ],
+        trt.IRuntimeCache: ["serialize", "deserialize"],
         trt.ExecutionContextAllocationStrategy: ["USER_MANAGED"],
         trt.DynamicShapesKernelSpecializationStrategy: ["EAGER"],
         trt.Runtime: ["deserialize_cuda_engine"],
         trt.Refitter: ["refit_cuda_engine"],
-        trt.OnnxParserRefitter: ["refit_from_file"],
+        trt.OnnxParserRefitter: ["refit_from_file", "num_errors", "get_error"],
+        trt.ILogger: ["ERROR", "INTERNAL_ERROR", "WARNING"],
         trt.TensorIOMode: ["INPUT"],
     }.items():
         assert [name for name in names if not hasattr(owner, name)] == []

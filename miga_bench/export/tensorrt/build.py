@@ -1,4 +1,4 @@
-"""ONNX to engine, and an engine with other weights.
+"""ONNX to engine.
 
 The network is strongly typed: the engine computes in the types that the ONNX file has.
 """
@@ -190,7 +190,7 @@ def _serialized(
 ) -> tuple[Any, TimingCache]:
     """Return the engine's bytes, as an object with a buffer, and what was measured for it."""
     trt = library.module
-    builder = trt.Builder(library.logger)
+    builder = library.made("Builder")
     say(f"reading {sidecar.onnx}")
     # since 11 all networks are strongly typed and the flag means nothing
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -208,6 +208,7 @@ def _serialized(
         config.add_optimization_profile(profile)
     config.builder_optimization_level = manifest.builder_level
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is to mean fp32; who wants speed exports fp16
+    _let_shapes_decide_memory(trt, config, manifest.weight_streaming)
     if manifest.weight_streaming:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     if manifest.refittable:
@@ -229,6 +230,20 @@ def _serialized(
             f"{manifest.compute_capability}: {library.failure()}"
         )
     return engine, cache
+
+
+def _let_shapes_decide_memory(trt: Any, config: Any, streaming: bool) -> None:
+    """Let a context take the memory of the shapes it runs, all of it given by us, where the library can.
+
+    Without the one ``update_device_memory_size_for_shapes`` tells what the largest shapes take; without the
+    other tensorrt_rtx may allocate while it runs, which no CUDA graph records, but weight streaming has to.
+    """
+    resize = getattr(getattr(trt, "PreviewFeature", None), "RUNTIME_ACTIVATION_RESIZE_10_10", None)
+    if resize is not None:
+        config.set_preview_feature(resize, True)
+    given = getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+    if given is not None and not streaming:
+        config.set_flag(given)
 
 
 def _unsupported(sidecar: Sidecar, library: Library, parser: Any) -> str:

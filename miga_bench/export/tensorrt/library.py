@@ -55,9 +55,36 @@ class Library:
         return getattr(self.module.ComputeCapability, "SM" + capability.replace(".", ""))
 
     def failure(self) -> str:
-        """Return its last complaint as one line, and forget all of them."""
-        complaints, self.logger.complaints = self.logger.complaints, []
-        return " ".join(complaints[-1].split()) if complaints else "it gave no reason"
+        """Return its last complaint as one line, or its last warning; forget all of them."""
+        complaints, warned = self.logger.complaints, self.logger.warned
+        self.logger.complaints, self.logger.warned = [], ""
+        said = complaints[-1] if complaints else warned
+        return " ".join(said.split()) or "it gave no reason"
+
+    def made(self, kind: str, *given: Any) -> Any:
+        """Return one of its objects that need the driver: ``Builder``, ``Runtime`` or ``Refitter``.
+
+        Args:
+            kind: Which.
+            *given: What its constructor takes before the logger.
+
+        Raises:
+            UserError: It makes none, as where the driver is older than its CUDA; pybind11 says no more then
+                than that a factory function returned nullptr.
+        """
+        self.failure()
+        try:
+            return getattr(self.module, kind)(*given, self.logger)
+        except TypeError:
+            warned = " ".join(self.logger.warned.split())
+            reason = self.failure()
+            reason += f"; {warned}" if warned and warned != reason else ""
+            plain = self.name.replace("_", "-")
+            raise UserError(
+                f"{self.name} {self.version} makes no {kind} with {_driver()} ({reason}): update the driver,"
+                f" or for one of CUDA 12 pip uninstall {plain}-cu13, {plain}-cu13-libs and"
+                f" {plain}-cu13-bindings, then pip install {plain}-cu12"
+            ) from None
 
 
 def load(name: str | None = None) -> Library:
@@ -116,19 +143,32 @@ def _imported(name: str) -> Library:
 
 def _logger(trt: Any) -> Any:
     class Logger(trt.ILogger):
-        """Keeps errors for the message that a user reads; says nothing itself."""
+        """Keeps errors, and the last warning, for the message that a user reads; says nothing itself."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.complaints: list[str] = []
+            self.warned = ""
 
         def log(self, severity: Any, message: str) -> None:
-            """Keep an error; called from C++, where an exception would end the process."""
+            """Keep what it says; called from C++, where an exception would end the process."""
             with suppress(Exception):
                 if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                     self.complaints = [*self.complaints[-9:], message]
+                elif severity == trt.ILogger.WARNING:
+                    self.warned = message
 
     return Logger()
+
+
+def _driver() -> str:
+    """Return what NVIDIA's driver calls itself, as a user reads it."""
+    try:
+        pynvml = importlib.import_module("pynvml")
+        pynvml.nvmlInit()
+        return f"the driver {pynvml.nvmlSystemGetDriverVersion()}"
+    except Exception:  # neither the package nor the driver need be there
+        return "the driver here"
 
 
 def gpu_model(device: str = "cuda") -> tuple[str, int]:

@@ -37,14 +37,14 @@ def refit(folder: Path, engine: Path, say: Say) -> dict[str, Any]:
     say(f"loading {engine.name}")
     started = time.perf_counter()
     loaded = load_engine(engine)
-    trt, logger = loaded.library.module, loaded.library.logger
+    library = loaded.library
     say(f"refitting from {sidecar.onnx}")
-    refitter = trt.Refitter(loaded.engine, logger)
-    parser = trt.OnnxParserRefitter(refitter, logger)
+    refitter = library.made("Refitter", loaded.engine)
+    parser = library.module.OnnxParserRefitter(refitter, library.logger)
     if not parser.refit_from_file(str(sidecar.path)) or not refitter.refit_cuda_engine():
         raise ExportError(
             f"{old.library} {old.version} could not refit {engine} from {sidecar.path}: "
-            f"{loaded.library.failure()}"
+            f"{library.failure()}"
         )
     content = loaded.engine.serialize()
     seconds = time.perf_counter() - started

@@ -23,6 +23,8 @@ from torch import Tensor
 from miga_bench.backbones import memory
 from miga_bench.backbones.base import HEADROOM
 from miga_bench.errors import DoesNotFitError, Notice, UserError
+from miga_bench.export.sidecar import sha256
+from miga_bench.export.tensorrt.kernels import Kernels
 from miga_bench.export.tensorrt.library import Library, gpu, gpu_model, installed
 from miga_bench.export.tensorrt.manifest import Manifest, find
 from miga_bench.export.tensorrt.profiles import (
@@ -56,6 +58,7 @@ class LoadedEngine:
     library: Library
     path: Path
     manifest: Manifest | None
+    kernels: Kernels | None = None
 
 
 def load_engine(where: Path, device: str = "cuda", trusted: bool = False) -> LoadedEngine:
@@ -83,7 +86,7 @@ def load_engine(where: Path, device: str = "cuda", trusted: bool = False) -> Loa
             stacklevel=2,
         )
     library = libraries[manifest.library] if manifest else next(iter(libraries.values()))
-    runtime = library.module.Runtime(library.logger)
+    runtime = library.made("Runtime")
     library.failure()
     with _current(torch.device(device)):
         engine = deserialize(runtime, path)
@@ -92,7 +95,11 @@ def load_engine(where: Path, device: str = "cuda", trusted: bool = False) -> Loa
             f"{library.name} {library.version} cannot load {path}: {library.failure()}; build it again "
             "on this machine"
         )
-    return LoadedEngine(engine, runtime, library, path, manifest)
+    kernels = None
+    if library.targets:  # it compiles kernels here; the other library's are in the engine
+        known = manifest.sha256 if manifest and not trusted else sha256(path)
+        kernels = Kernels(known, model, library.version)
+    return LoadedEngine(engine, runtime, library, path, manifest, kernels)
 
 
 def _current(device: torch.device) -> AbstractContextManager[Any]:
@@ -325,10 +332,21 @@ class TensorRTDenoiser:
             return
         if budget is not None and budget < 0:
             raise UserError(f"the weight budget is {budget} bytes: it must be 0 or more")
-        chosen = engine.get_weight_streaming_automatic_budget() if budget is None else budget
+        chosen = self._weights_that_fit() if budget is None else budget
         engine.weight_streaming_budget_v2 = min(chosen, engine.streamable_weights_size)
         # weights that come from main memory during a call cannot be part of a recorded graph
-        self.graphs &= chosen >= engine.streamable_weights_size
+        self.graphs &= engine.weight_streaming_budget_v2 >= engine.streamable_weights_size
+
+    def _weights_that_fit(self) -> int:
+        """Return how many bytes of streamable weights have room on the GPU beside the scratch memory.
+
+        TensorRT's own choice comes through its Python interface as 32 bits: beyond 2 GiB it is any number.
+        """
+        engine, free = self.loaded.engine, memory.free_bytes(self.device)
+        if free is None:
+            return int(engine.streamable_weights_size)
+        engine.weight_streaming_budget_v2 = 0  # streamed weights pass through scratch memory, too
+        return max(0, int(HEADROOM * free) - engine.device_memory_size_v2)
 
 
 class _Plan:
@@ -371,6 +389,9 @@ class _Plan:
         # a slice may lie where the engine cannot read from
         aligned = {n: x.clone() if x.data_ptr() % ALIGNMENT else x for n, x in feeds.items()}
         self._execute({**aligned, OUTPUT: output})
+        kernels = self.denoiser.loaded.kernels
+        if kernels is not None and not self.warm:
+            kernels.keep()  # those of these shapes are among them now
         self.warm = True
         return output
 
@@ -384,11 +405,18 @@ class _Plan:
         """Record the run; it had to run once since the shapes were set."""
         buffers = {name: feed.clone() for name, feed in feeds.items()}
         buffers[OUTPUT] = self._empty_output()
+        device = self.denoiser.device
+        before, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            capturable = getattr(self.context, "is_stream_capturable", None)
+            if capturable is not None and not capturable(stream.cuda_stream):
+                raise RuntimeError("the library says that it cannot be recorded")
+            with torch.cuda.graph(graph, stream=stream):
                 self._execute(buffers)
         except RuntimeError as error:
+            # torch stays on the stream that it records, if ending that fails
+            torch.cuda.set_stream(before)
             self.denoiser.graphs = False
             reason = " ".join(str(error).split())
             warnings.warn(Notice(f"the engine runs without CUDA graphs: {reason}"), stacklevel=2)
@@ -421,6 +449,8 @@ def _context(loaded: LoadedEngine) -> Any:
     config.set_execution_context_allocation_strategy(given)
     strategy = trt.DynamicShapesKernelSpecializationStrategy
     config.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER
+    if loaded.kernels is not None:
+        loaded.kernels.attach(config)
     return loaded.engine.create_execution_context(config)
 
 
