@@ -36,9 +36,9 @@ several shapes), the tokenizer, backbone.json and a model card. It is there whol
 is further from PyTorch than 1e-4 (fp32) or 5e-3 (fp16) of the largest value is not kept (exit code 1).
 Opset 23 is for TensorRT 10.15 and newer and, on a GPU, for ONNX Runtime 1.25 and newer; 20 is for older ones.
 fp16 and bf16 are the denoiser's; the autoencoder stays in fp32, and text encoders compute in it (large ones of
-Wan keep their weights in bf16). bf16 is for TensorRT (export tensorrt), its parity is not measured; for
-onnx+cuda take fp16. Text encoder and autoencoder that --parts leaves out come from the model's own weights
-in PyTorch."""
+Wan keep their weights in bf16). bf16 is for TensorRT (export tensorrt), whose engines are held against PyTorch
+when they are built; for onnx+cuda take fp16. Text encoder and autoencoder that --parts leaves out come from
+the model's own weights in PyTorch."""
 
 TRITON = "Lay an export's denoiser out as a model repository of Triton Inference Server."
 

@@ -25,7 +25,10 @@ DIR is what miga-bench export onnx wrote; engines go to DIR/engines, each with a
 in the precision of the ONNX file, and runs on one kind of GPU and with one version of one library:
 tensorrt builds for the GPU it runs on, tensorrt_rtx for GeForce and RTX cards (7.5, 8.0, 8.6, 8.9, 12.0,
 12.1) on any machine. A profile gives least, usual and largest batch and frames (NAME=SIZE for one size);
-what it leaves out is as in the export. Guidance doubles the batch. What is built already is not built again."""
+what it leaves out is as in the export. Guidance doubles the batch. What is built already is not built again.
+Where there is a GPU that an engine is for, it is run once after it was built or refitted, on an input that
+the export holds with PyTorch's float32 answer; one that is off by more than 1e-2 (fp32), 2e-2 (fp16) or 1e-1
+(bf16) of the largest value is not kept (exit code 1)."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -110,5 +113,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for engine in engines:
         size = engine["bytes"] / 2**20
         how = "is there already" if engine["reused"] else f"in {engine['build_seconds']:.1f} s"
-        print(f"miga-bench: {engine['engine']}: {size:.1f} MiB, {how}", file=sys.stderr)
+        away = engine["parity"]
+        near = (
+            f"not held against PyTorch: {engine['parity_reason'] or 'built before that was done'}"
+        )
+        near = near if away is None else f"{away:.1e} from PyTorch"
+        print(f"miga-bench: {engine['engine']}: {size:.1f} MiB, {how}; {near}", file=sys.stderr)
     return {"engines": engines}

@@ -64,6 +64,15 @@ class Extent:
                 trials.append(trial)
         return trials
 
+    def probe(self) -> dict[str, int] | None:
+        """Return the sizes of the row that engines are held against; None if all are too much for a CPU."""
+        frames = self.usual["frames"]
+        if frames * self.frame_tokens > MOST_TOKENS:
+            if "frames" not in self.dynamic:
+                return None
+            frames = self.least["frames"]
+        return {"batch": 1, "frames": frames}
+
 
 @dataclass
 class Graph:

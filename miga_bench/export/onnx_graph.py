@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch.export import Dim
 
 import miga_bench
 from miga_bench.errors import ExportError
+from miga_bench.export import probe
 from miga_bench.export.graphs import Graph
 from miga_bench.export.session import Session
 from miga_bench.export.sidecar import Port, Sidecar, sha256
@@ -28,21 +29,48 @@ EXTERNAL_FROM = 1 << 30  # bytes of weights; a protobuf file ends at 2 GiB
 SEED = 20
 _KEPT_OUT = ("ScatterND", "ScatterElements")  # engines are slow with them or refuse them
 
-Expected = list[tuple[dict[str, int], tuple[Tensor, ...], tuple[Tensor, ...]]]
+Trials = list[tuple[dict[str, int], tuple[Tensor, ...], tuple[Tensor, ...]]]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a graph has to give.
+
+    Attributes:
+        trials: Sizes, inputs and what PyTorch makes of them in float32: nothing where it is not measured.
+        kept: What engines are held against, None if there is nothing.
+        unprobed: Why there is nothing, of a denoiser.
+    """
+
+    trials: Trials
+    kept: probe.Probe | None = None
+    unprobed: str | None = None
 
 
 def expected(graph: Graph) -> Expected:
-    """Return sizes, inputs and what PyTorch makes of them in float32: nothing where it is not measured."""
+    """Return what a graph has to give."""
     generator = torch.Generator().manual_seed(SEED)
-    if graph.unmeasured:  # the float32 network is not even loaded
-        return [(dict(graph.extent.usual), graph.sample(graph.extent.usual, generator), ())]
-    reference = graph.reference()
-    made: Expected = []
+    size, unprobed = probe.sizes(graph)
+    trials: Trials = []
+    reference = None
+    if graph.unmeasured:
+        inputs = graph.sample(graph.extent.usual, generator)
+        trials.append((dict(graph.extent.usual), inputs, ()))
+    if size or not graph.unmeasured:  # else the float32 network is not even loaded
+        reference = graph.reference()
     with torch.no_grad():
-        for sizes in graph.extent.trials() if graph.extent.usual else [{}]:
+        for sizes in _trials(graph):
             inputs = graph.sample(sizes, generator)
-            made.append((sizes, inputs, _tuple(reference(*inputs))))
-    return made
+            assert reference is not None
+            trials.append((sizes, inputs, _tuple(reference(*inputs))))
+    kept = probe.make(graph, reference, size) if reference is not None and size else None
+    return Expected(trials, kept, unprobed)
+
+
+def _trials(graph: Graph) -> list[dict[str, int]]:
+    if graph.unmeasured:
+        return []
+    return graph.extent.trials() if graph.extent.usual else [{}]
 
 
 def write_graph(
@@ -72,7 +100,7 @@ def write_graph(
     """
     path = folder / f"{graph.name}.onnx"
     size = sum(weight.nbytes for weight in graph.module.parameters())
-    _trace(graph, wanted, opset).save(path, external_data=size >= EXTERNAL_FROM)
+    _trace(graph, opset).save(path, external_data=size >= EXTERNAL_FROM)
     try:
         onnx.checker.check_model(str(path), full_check=True)
         onnx.shape_inference.infer_shapes_path(str(path), str(path), check_type=True)
@@ -92,6 +120,10 @@ def write_graph(
             if entry.key == "location"
         }
     )
+    files = [path.name, *external]
+    if wanted.kept is not None:
+        probe.save(wanted.kept, folder)
+        files.append(probe.NAME)
     sidecar = Sidecar(
         folder=folder,
         graph=graph.name,
@@ -100,26 +132,28 @@ def write_graph(
         backbone=backbone,
         precision=graph.precision,
         opset=opset,
-        inputs=_inputs(graph, wanted),
+        inputs=_inputs(graph, wanted.trials[0][1]),
         outputs=_outputs(model),
         operators=dict(operators.most_common()),
-        sha256={name: sha256(folder / name) for name in (path.name, *external)},
+        sha256={name: sha256(folder / name) for name in files},
         code=made_by(),
         parity=[],
         tolerance=graph.tolerance,
         lora=lora,
         stored=graph.stored,
+        probe=probe.NAME if wanted.kept is not None else None,
+        unprobed=wanted.unprobed,
     )
     sidecar = (
         replace(sidecar, parity_reason=graph.unmeasured)
         if graph.unmeasured
-        else _measured(sidecar, wanted)
+        else _measured(sidecar, wanted.trials)
     )
     sidecar.write()
     return sidecar
 
 
-def _trace(graph: Graph, wanted: Expected, opset: int) -> Any:
+def _trace(graph: Graph, opset: int) -> Any:
     # one batch and one frame would be taken for constants
     sizes = {"batch": 2, "frames": 5} if graph.extent.usual else {}
     sizes = {k: v if k in graph.extent.dynamic else graph.extent.usual[k] for k, v in sizes.items()}
@@ -181,9 +215,9 @@ def _refuse(graph: Graph, model: onnx.ModelProto, operators: Counter[str]) -> No
         raise ExportError(f"{graph.name} as a graph holds {what}: engines are not built from that")
 
 
-def _inputs(graph: Graph, wanted: Expected) -> dict[str, Port]:
+def _inputs(graph: Graph, given: tuple[Tensor, ...]) -> dict[str, Port]:
     extent, ports = graph.extent, {}
-    for (name, shape), tensor in zip(graph.shapes.items(), wanted[0][1], strict=True):
+    for (name, shape), tensor in zip(graph.shapes.items(), given, strict=True):
         free = dict.fromkeys(extent.dynamic, 0)
         settled = [
             size
@@ -216,7 +250,7 @@ def made_by() -> dict[str, str]:
     return known | {name: version(name) for name in ("torch", "onnx", "onnxscript")}
 
 
-def _measured(sidecar: Sidecar, wanted: Expected) -> Sidecar:
+def _measured(sidecar: Sidecar, trials: Trials) -> Sidecar:
     """Return the sidecar with the graph's differences from PyTorch, measured in ONNX Runtime.
 
     Raises:
@@ -224,9 +258,11 @@ def _measured(sidecar: Sidecar, wanted: Expected) -> Sidecar:
     """
     session = Session(sidecar, check=False)
     parity = []
-    for sizes, inputs, outputs in wanted:
+    for sizes, inputs, outputs in trials:
         got = session(dict(zip(sidecar.inputs, inputs, strict=True)))
-        relative = max(_relative(got[n], o) for n, o in zip(sidecar.outputs, outputs, strict=True))
+        relative = max(
+            probe.relative(got[n], o) for n, o in zip(sidecar.outputs, outputs, strict=True)
+        )
         parity.append({"shape": sizes, "relative": relative})
         if not relative <= sidecar.tolerance:
             at = ", ".join(f"{name} {size}" for name, size in sizes.items()) or "its only shape"
@@ -235,12 +271,6 @@ def _measured(sidecar: Sidecar, wanted: Expected) -> Sidecar:
                 f" more than {sidecar.tolerance:g}: nothing was kept"
             )
     return replace(sidecar, parity=parity)
-
-
-def _relative(got: Tensor, wanted: Tensor) -> float:
-    """Return the largest difference over the largest value."""
-    difference = (got.double() - wanted.double()).abs().max()
-    return float(difference / wanted.double().abs().max().clamp_min(1e-12))
 
 
 def _tuple(outputs: Any) -> tuple[Tensor, ...]:

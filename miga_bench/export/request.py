@@ -26,6 +26,7 @@ EXPORTED = (
     FACTS,
     "README.md",
     *(f"{graph}{end}" for graph in GRAPHS for end in (".json", ".onnx", ".onnx.data")),
+    "denoiser.probe.safetensors",
     *(f"tokenizer/{name}" for name in ("*.json", "*.txt", "*.model", "*.jinja")),
     *(f"engines/{name}" for name in ("*.engine", "*.json", "*.cache", "*.part")),
 )

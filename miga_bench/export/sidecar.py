@@ -98,6 +98,8 @@ class Sidecar:
         parity_reason: Why there is no parity, where there is none.
         lora: Name and hash of the merged LoRA, if there is one.
         stored: Type of the weights that the graph itself casts to its precision, where it does.
+        probe: Name of the file with the input and answer that engines are held against, see ``probe.py``.
+        unprobed: Why there is none, where there is none.
     """
 
     folder: Path
@@ -117,6 +119,8 @@ class Sidecar:
     parity_reason: str | None = None
     lora: dict[str, str] | None = None
     stored: str | None = None
+    probe: str | None = None
+    unprobed: str | None = None
 
     @property
     def path(self) -> Path:
@@ -130,8 +134,9 @@ class Sidecar:
 
     @cached_property
     def identity(self) -> str:
-        """One hash of graph and weights."""
-        return hashlib.sha256(json.dumps(self.sha256, sort_keys=True).encode()).hexdigest()
+        """One hash of graph and weights; a file that only tests them does not make them others."""
+        files = {name: self.sha256[name] for name in (self.onnx, *self.external_data)}
+        return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
     def write(self) -> Path:
         """Write it beside its graph; return the file."""
@@ -181,7 +186,7 @@ class Sidecar:
         Raises:
             ValueError: One does, or is.
         """
-        files = [self.onnx, *self.external_data]
+        files = [self.onnx, *self.external_data, *([self.probe] if self.probe else [])]
         for name in {*files, *self.sha256}:
             if not isinstance(name, str) or not name or Path(name).name != name:
                 raise ValueError(f"{name!r} is no file beside it")
@@ -197,7 +202,8 @@ class Sidecar:
         for name, wanted in self.sha256.items():
             path = self.folder / name
             if not path.is_file():
-                part = "weights of" if name in self.external_data else "graph of"
+                parts = {self.onnx: "graph of", self.probe: "test of"}
+                part = parts.get(name, "weights of")
                 raise UserError(
                     f"{path} is missing: it holds the {part} {self.onnx}; copy the whole folder, or"
                     " export it again"

@@ -11,6 +11,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from miga_bench.export import probe
 from miga_bench.export.sidecar import Port, Sidecar, sha256
 from miga_bench.export.tensorrt.runtime import LoadedEngine
 
@@ -49,6 +50,7 @@ def vc2_ports() -> dict[str, Port]:
 def describe(folder: Path, ports: dict[str, Port], **changes) -> Sidecar:
     """Write the sidecar of a ``denoiser.onnx`` that lies in the folder."""
     files = [path.name for path in sorted(folder.glob("denoiser.onnx*"))]
+    probes = [probe.NAME] if (folder / probe.NAME).is_file() else []
     facts = {
         "graph": "denoiser",
         "onnx": "denoiser.onnx",
@@ -59,7 +61,8 @@ def describe(folder: Path, ports: dict[str, Port], **changes) -> Sidecar:
         "inputs": ports,
         "outputs": {"prediction": Port("float32", list(ports["latents"].shape))},
         "operators": {"Mul": 2},
-        "sha256": {name: sha256(folder / name) for name in files},
+        "sha256": {name: sha256(folder / name) for name in [*files, *probes]},
+        "probe": probes[0] if probes else None,
         "code": {},
         "parity": [],
         "tolerance": 1e-4,
@@ -96,6 +99,25 @@ def small_export(folder: Path, scale: float = 0.5, operator: str = "Mul", domain
         model, folder / "denoiser.onnx", save_as_external_data=True, location="denoiser.onnx.data"
     )
     return describe(folder, ports, backbone={"name": "t", "family": "videocrafter2"})
+
+
+def probed(sidecar: Sidecar, answer, frames: int = 3) -> Sidecar:
+    """Return a small export again, with a probe of so many frames; ``answer`` gives its answer."""
+    generator = torch.Generator().manual_seed(1)
+    given = {
+        "latents": torch.randn(1, CHANNELS, frames, SIDE, SIDE, generator=generator).half().float(),
+        "timesteps": torch.rand(1, frames, generator=generator) * 1000,
+        "text": torch.zeros(1, TEXT, WIDTH),
+        "fps": torch.tensor([8.0]),
+    }
+    probe.save({**given, probe.ANSWER: answer(given)}, sidecar.folder)
+    return describe(sidecar.folder, sidecar.inputs, backbone=sidecar.backbone)
+
+
+def small_answer(given, scale=0.5):
+    """Return what a small export computes."""
+    timed = given["latents"] * given["timesteps"][:, None, :, None, None] * scale
+    return timed + given["fps"][:, None, None, None, None]
 
 
 def stand_in(folder: Path, profiles, kernels=None) -> LoadedEngine:
@@ -284,4 +306,8 @@ def export_wan(folder: Path, seed: int = 4):
     )
     folder.mkdir(parents=True, exist_ok=True)
     program.save(folder / "denoiser.onnx", external_data=True)
+    given = dict(zip(("latents", "timesteps", "text"), (x[:1] for x in arguments), strict=True))
+    given |= {name: given[name].half().float() for name in probe.ROUNDED}
+    with torch.no_grad():
+        probe.save({**given, probe.ANSWER: denoiser(*given.values())}, folder)
     return denoiser, describe(folder, wan_ports())

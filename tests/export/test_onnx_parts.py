@@ -2,20 +2,23 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import onnx
 import pytest
 import torch
 from onnx_fixtures import embedded_wan, export, fixed_half_wan, random_vc2
+from safetensors.torch import load_file
 from vc2_fixtures import tiny_folder as vc2_folder
 from wan_fixtures import tiny_folder
 
 from miga_bench.backbones import checkpoint, load_backbone, vc2_checkpoint, wan_checkpoint
 from miga_bench.errors import Notice, UserError
-from miga_bench.export import onnx_graph, onnx_text
+from miga_bench.export import onnx_graph, onnx_text, probe
 from miga_bench.export.backbone import ExportedBackbone
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.facts import ExportFacts
+from miga_bench.export.onnx_denoiser import OnnxDenoiser
 from miga_bench.export.onnx_text import OnnxText
 from miga_bench.export.session import Session
 from miga_bench.export.sidecar import Sidecar
@@ -145,13 +148,13 @@ def test_what_is_missing_and_not_to_be_had_is_one_line(tmp_path):
         opened(folder)
 
 
-def small_graph(precision, extent):
+def small_graph(precision, extent, reference=None):
     from miga_bench.export.graphs import Graph
 
     return Graph(
         "denoiser",
-        torch.nn.Identity(),
-        lambda: pytest.fail("the float32 network was loaded"),
+        torch.nn.Conv3d(4, 4, 1),
+        lambda: reference or pytest.fail("the float32 network was loaded"),
         {"latents": ["batch", 4, "frames", 2, 2]},
         ["prediction"],
         lambda sizes, generator: (torch.zeros(sizes["batch"], 4, sizes["frames"], 2, 2),),
@@ -161,14 +164,48 @@ def small_graph(precision, extent):
 
 
 @pytest.mark.parametrize(("precision", "tokens", "why"), [("bf16", 1, "bf"), ("fp32", 9999, "tok")])
-def test_nothing_is_computed_that_is_not_compared(precision, tokens, why):
+def test_nothing_is_computed_that_is_not_compared(precision, tokens, why, monkeypatch):
     from miga_bench.export.graphs import Extent
 
     sizes = {"batch": 2, "frames": 3}
     graph = small_graph(precision, Extent(sizes, sizes, sizes, ("batch",), tokens))
     assert why in graph.unmeasured
-    ((told, inputs, outputs),) = onnx_graph.expected(graph)
+    monkeypatch.setattr(probe, "free_bytes", lambda device: 99)  # 80 are wanted, a fifth is left
+    wanted = onnx_graph.expected(graph)
+    ((told, inputs, outputs),) = wanted.trials
     assert (told, inputs[0].shape, outputs) == (sizes, (2, 4, 3, 2, 2), ())
+    assert wanted.kept is None
+    assert ("no memory was free" if precision == "bf16" else "too much") in wanted.unprobed
+
+
+def test_in_bfloat16_pytorchs_answer_is_kept_for_engines(tmp_path):
+    from miga_bench.export.graphs import Extent
+
+    sizes = [{"batch": b, "frames": f} for b, f in ((1, 2), (2, 3), (4, 5))]
+    for tokens, frames in ((1, 3), (9999, 2)):
+        extent = Extent(*sizes, ("batch", "frames"), tokens)
+        wanted = onnx_graph.expected(small_graph("bf16", extent, lambda latents: latents + 1 / 3))
+        assert wanted.kept["latents"].shape == (1, 4, frames, 2, 2)
+        assert torch.equal(wanted.kept["prediction"], torch.full((1, 4, frames, 2, 2), 1 / 3))
+    probe.save(wanted.kept, tmp_path)
+    kept = load_file(tmp_path / probe.NAME)
+    assert (kept["latents"].dtype, kept["prediction"].dtype) == (torch.float16, torch.float32)
+
+
+def test_an_export_holds_what_engines_are_held_against():
+    """Breaks if the answer is not that of the input as it is kept, or changes what videos are known by."""
+    for folder in (embedded_wan(), random_vc2(), fixed_half_wan()):
+        sidecar = Sidecar.read(folder, "denoiser")
+        sidecar.check()
+        assert sidecar.probe in sidecar.sha256
+        assert (folder / sidecar.probe).stat().st_size < 1 << 20
+        given = probe.load(sidecar)
+        fps = float(given["fps"][0]) if "fps" in given else None
+        denoiser = OnnxDenoiser(Session(sidecar, check=False), ExportFacts.read(folder), fps)
+        got = denoiser(given["latents"], given["timesteps"], given["text"])
+        assert probe.relative(got, given["prediction"]) <= sidecar.tolerance
+        alone = replace(sidecar, probe=None, sha256=dict(list(sidecar.sha256.items())[:-1]))
+        assert alone.identity == sidecar.identity
 
 
 def test_what_decides_a_video_beside_the_graph_is_in_its_identity(tmp_path):

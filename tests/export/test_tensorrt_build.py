@@ -328,6 +328,7 @@ def test_the_command_builds_and_reports(rtx, export, capsys):
     engines = json.loads(out.splitlines()[-1])["engines"]
     assert [engine["compute_capability"] for engine in engines] == ["8.9", "12.0"]
     assert err.count("MiB, in ") == 2
+    assert err.count("; not held against PyTorch: ") == 2
     assert main([*command, "--compute-capability", "8.9", "--profile", "batch=2"]) == 0
     assert "is there already" in capsys.readouterr().err
 

@@ -6,7 +6,9 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import helper
 from tensorrt_fixtures import small_export
 
 from miga_bench.errors import UserError
@@ -215,6 +217,14 @@ def test_only_weights_of_the_same_graph_can_be_refitted(export, tmp_path):
         refit.check(fixed, other)
     with pytest.raises(UserError, match=r"--refit .* is missing"):
         refit.check(tmp_path / "none.engine", other)
+    model = onnx.load(other.path, load_external_data=False)
+    model.graph.initializer.append(helper.make_tensor("bias", 1, [2], [0.0, 0.0]))
+    onnx.save(model, other.path)  # in the engine's export it was equal to another, and so left out
+    with pytest.raises(UserError, match=r"has other weights than .* \('bias' and 0 more differ"):
+        refit.check(engine, other)
+    other.path.write_bytes(b"no graph")
+    with pytest.raises(UserError, match=r"--refit needs the graph .*denoiser.onnx, which cannot"):
+        refit.check(engine, other)
     content = json.loads(other.file.read_text())
     other.file.write_text(json.dumps({**content, "operators": {"Mul": 3}}))
     with pytest.raises(UserError, match=r"of another graph .* \(operators differ\)"):

@@ -76,6 +76,12 @@ def test_work_is_queued_on_the_current_stream(wan):
             assert_alike(engine, denoiser, given)
 
 
+def test_an_engine_says_how_close_to_pytorch_it_is(wan, library):
+    _, folder = wan
+    (record,) = build(folder, library, Options(level=2), lambda line: None)
+    assert 0 < record["parity"] < 1e-3
+
+
 def test_compiled_kernels_are_kept(wan, library, tmp_path, monkeypatch):
     if not library.targets:
         pytest.skip(f"{library.name} has its kernels in the engine")
@@ -103,5 +109,6 @@ def test_an_engine_takes_other_weights(wan, library, tmp_path):
     _, folder = wan
     (record,) = build(folder, library, Options(refittable=True), lambda line: None)
     other, sidecar = export_wan(tmp_path, seed=5)
-    refit(sidecar.folder, Path(record["engine"]), lambda line: None)
+    refitted = refit(sidecar.folder, Path(record["engine"]), lambda line: None)
+    assert refitted["parity"] < 1e-3
     assert_alike(TensorRTDenoiser.load(tmp_path), other.to("cuda"), arguments(2, 5))

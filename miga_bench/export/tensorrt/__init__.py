@@ -5,6 +5,7 @@
     manifest.py  what an engine is of and for; which engines may be loaded; no TensorRT
     build.py     ONNX to engine
     refit.py     an engine with other weights
+    parity.py    an engine held against PyTorch
     kernels.py   what tensorrt_rtx compiles at a start, kept for the next
     runtime.py   an engine behind the ``Denoiser`` interface
 

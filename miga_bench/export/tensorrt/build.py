@@ -19,6 +19,7 @@ from typing import Any
 from miga_bench import __version__
 from miga_bench.errors import ExportError, Notice, UserError
 from miga_bench.export.sidecar import Sidecar
+from miga_bench.export.tensorrt import parity
 from miga_bench.export.tensorrt.library import Library, gpu, gpu_model
 from miga_bench.export.tensorrt.manifest import FOLDER, Manifest, model_slug
 from miga_bench.export.tensorrt.profiles import Profile
@@ -64,7 +65,8 @@ def build(folder: Path, library: Library, options: Options, say: Say) -> list[di
 
     Raises:
         UserError: Wrong input; nothing was built.
-        ExportError: The library failed; engines built before remain.
+        ExportError: The library failed, or what it built is not what PyTorch computes; engines built before
+            remain.
     """
     if options.level not in LEVELS:
         raise UserError(
@@ -151,6 +153,8 @@ def _engine(
     started = time.perf_counter()
     engine, cache = _serialized(sidecar, library, manifest, say)
     manifest = finished(manifest, engine, time.perf_counter() - started)
+    say("comparing with PyTorch")
+    manifest = parity.built(manifest, engine, sidecar, library, path)
     say(f"writing {path.name}")
     path = keep(manifest, path.parent, engine)
     cache.keep()  # what was built is on the disk, whatever happens to this

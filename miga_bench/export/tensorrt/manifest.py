@@ -48,6 +48,8 @@ class Manifest:
         code: Version of miga-bench.
         bytes: Size of the engine.
         sha256: Hash of the engine.
+        parity: Its largest difference from PyTorch over the largest value, where it was measured.
+        parity_reason: Why it was not.
     """
 
     graph: str
@@ -68,6 +70,8 @@ class Manifest:
     code: str = ""
     bytes: int = 0
     sha256: str = ""
+    parity: float | None = None
+    parity_reason: str | None = None
 
     @property
     def name(self) -> str:

@@ -7,10 +7,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from miga_bench.errors import ExportError, UserError
 from miga_bench.export.sidecar import Sidecar
 from miga_bench.export.tensorrt.build import GRAPH, Say, finished, keep
+from miga_bench.export.tensorrt.library import Library
 from miga_bench.export.tensorrt.manifest import FOLDER, Manifest
+from miga_bench.export.tensorrt.parity import held
+from miga_bench.export.tensorrt.runtime import load_engine
+
+Weights = dict[str, tuple[int, list[int]]]  # type and shape by name
 
 
 def refit(folder: Path, engine: Path, say: Say) -> dict[str, Any]:
@@ -28,8 +35,6 @@ def refit(folder: Path, engine: Path, say: Say) -> dict[str, Any]:
         UserError: The engine cannot take these weights; nothing was written.
         ExportError: The library failed; nothing was written.
     """
-    from miga_bench.export.tensorrt.runtime import load_engine
-
     sidecar = Sidecar.read(folder, GRAPH)
     old = check(engine, sidecar)
     say("checking files")
@@ -41,15 +46,19 @@ def refit(folder: Path, engine: Path, say: Say) -> dict[str, Any]:
     say(f"refitting from {sidecar.onnx}")
     refitter = library.made("Refitter", loaded.engine)
     parser = library.module.OnnxParserRefitter(refitter, library.logger)
-    if not parser.refit_from_file(str(sidecar.path)) or not refitter.refit_cuda_engine():
+    content = None
+    if parser.refit_from_file(str(sidecar.path)) and refitter.refit_cuda_engine():
+        content = loaded.engine.serialize()
+    if content is None:
         raise ExportError(
             f"{old.library} {old.version} could not refit {engine} from {sidecar.path}: "
-            f"{library.failure()}"
+            f"{_reason(library, parser)}"
         )
-    content = loaded.engine.serialize()
     seconds = time.perf_counter() - started
     new = replace(old, onnx=sidecar.identity, backbone=sidecar.backbone)
-    manifest = finished(new, content, seconds)
+    say("comparing with PyTorch")
+    fresh = replace(loaded, kernels=None)  # what is kept there is the old engine's
+    manifest = held(finished(new, content, seconds), fresh, sidecar)
     path = keep(manifest, folder / FOLDER, content)
     return {"engine": str(path), "reused": False, **asdict(manifest)}
 
@@ -72,4 +81,37 @@ def check(engine: Path, sidecar: Sidecar) -> Manifest:
                 f"--refit {engine} is of another graph than {sidecar.path} ({what} differ): only weights "
                 "can be exchanged; build an engine of it instead"
             )
+    _compare(engine, _initializers(old.path), _initializers(sidecar.path), sidecar.path)
     return manifest
+
+
+def _reason(library: Library, parser: Any) -> str:
+    """Return why a refit failed: what the parser says, or else the library."""
+    complaint = library.failure()
+    errors = [parser.get_error(number).desc() for number in range(parser.num_errors)]
+    return " ".join(errors[-1].split()) if errors else complaint
+
+
+def _initializers(path: Path) -> Weights:
+    """Return type and shape of each weight of an ONNX file, by name."""
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except Exception as error:  # protobuf's own kinds have no base but this
+        raise UserError(
+            f"--refit needs the graph {path}, which cannot be read ({error}): export it again"
+        ) from None
+    return {tensor.name: (tensor.data_type, list(tensor.dims)) for tensor in graph.initializer}
+
+
+def _compare(engine: Path, old: Weights, new: Weights, path: Path) -> None:
+    """Refuse weights that are not, one for one, the engine's.
+
+    The exporter makes one weight of equal ones, which need not be equal after training: what is then missing
+    by name would keep the engine's old values in silence.
+    """
+    others = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    if others:
+        raise UserError(
+            f"--refit {engine} has other weights than {path} ({others[0]!r} and {len(others) - 1} more differ"
+            " in name, type or shape): build an engine of it instead"
+        )
