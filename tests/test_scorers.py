@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from narratives import parse_narrative, render_narrative
 from run_workers import SETTINGS, configuration
 
@@ -410,17 +408,6 @@ def test_world_scores_hold_a_few_numbers_of_a_frame(tmp_path, monkeypatch):
     scorer.score(video, item_of([PromptAt("a red circle moves right")], 384))
     assert len(pieces) == 12
     assert sizes[-1] - sizes[1] < 10 * 32 * 300  # bytes; of a picture it would be 49152
-
-
-@settings(max_examples=12, deadline=None)
-@given(frames=st.integers(1, 60), opening=st.integers(1, 40))
-def test_the_bins_of_a_curve_cover_the_video_once(frames, opening):
-    scene = parse_caption("a red circle moves right on a blue field")
-    video = world.render(world.draw_look(scene, random.Random(frames)), frames)
-    for bins in over_time(video, opening).values():
-        covered = [n for first, last, _ in bins for n in range(int(first), int(last) + 1)]
-        assert covered == list(range(frames))
-        assert len(bins) == min(24, frames)
 
 
 def test_suite_scores_are_those_of_the_command(tmp_path):

@@ -280,3 +280,14 @@ def test_a_story_is_rendered_as_told(seed):
         steps = reader.steps_of(middle.place)
         assert all(world.heading(*step) == scene.motion for step in steps.tolist())
         assert drift.direction_of(steps) == scene.motion
+
+
+@settings(max_examples=12, deadline=None)
+@given(frames=st.integers(1, 60), opening=st.integers(1, 40))
+def test_the_bins_of_a_curve_cover_the_video_once(frames, opening):
+    scene = grammar.parse_caption("a red circle moves right on a blue field")
+    video = world.render(world.draw_look(scene, random.Random(frames)), frames)
+    for bins in drift.over_time(video, opening).values():
+        covered = [n for first, last, _ in bins for n in range(int(first), int(last) + 1)]
+        assert covered == list(range(frames))
+        assert len(bins) == min(24, frames)

@@ -1,4 +1,4 @@
-"""FIFO whose queue grows out of the opening clip: no warm-up, the rest as ever."""
+"""FIFO's own choices: windows that are left out, and a queue that grows out of the opening clip."""
 
 import itertools
 
@@ -59,3 +59,18 @@ def test_the_context_is_what_has_left():
 def test_growth_is_not_as_released():
     with pytest.raises(UserError, match="growth=true with released=true"):
         fifo(4, growth=True, released=True)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(3, 8), st.integers(0, 12), st.booleans(), st.integers(1, 12))
+def test_fifo_without_idle_windows_is_the_same_video(window, more, lookahead, length):
+    """Breaks if a latent that is handed out depends on a window that is left out."""
+    made, calls = [], []
+    for released in (True, False):
+        backbone = AnalyticBackbone("wan", window)
+        chosen = FifoSettings(window + more, 2.0, lookahead, released=released)
+        made.append(Fifo(chosen).sample(backbone, PROMPTS, NOISE, length))
+        calls.append(backbone.denoiser.calls)
+        assert calls[-1] == 2 * estimate_windows(Fifo(chosen), backbone, length)
+    assert torch.equal(*made)
+    assert (calls[1] < calls[0]) == (lookahead or more > 0), "one window is never idle"
