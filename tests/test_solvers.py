@@ -66,7 +66,7 @@ def test_ddim_is_diffusers_ddim(eta):
 @pytest.mark.parametrize(("steps", "near"), [(64, "50 or 100"), (3, "2 or 4"), (1000, "500,")])
 def test_the_stock_grid_takes_steps_that_it_has(steps, near):
     """It was cut off after as many: 64 steps began at training step 946 of 1000."""
-    with pytest.raises(UserError, match=rf"steps is {steps}: .*take {near}"):
+    with pytest.raises(UserError, match=rf"steps is {steps}: .*use {near}"):
         ddpm_schedule(steps, "stock")
     for known in (2, 50, 500):
         assert ddpm_schedule(known, "stock").timesteps[1:].tolist() == [
