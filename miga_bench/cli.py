@@ -66,7 +66,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _unknown_argument(argument: str, options: Sequence[str]) -> str:
     if not argument.startswith("-"):
-        return f"unexpected {argument!r}: put a text of several words in quotes"
+        return f"unexpected {argument!r}: put a text of several words in quotes, or see --help"
     near = close_names(argument.split("=")[0], options, most=3)
     return f"no option {argument}" + (f": did you mean {' or '.join(near)}?" if near else "")
 

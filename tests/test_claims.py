@@ -129,7 +129,7 @@ def test_the_papers_difference_is_marked_beside_other_lengths_and_scorers(suite,
         for n in range(6)
     ]
     scorers = [SuiteScores(suite).identity()]
-    run = Results(Path(), "r", {}, {}, arms, rows, {}, {}, scorers)
+    run = Results(Path(), "r", {}, {"backbone": "videocrafter2"}, arms, rows, {}, {}, scorers)
     found = check_claims(run, [SUBJECT])
     (subject,) = (f for f in found if f.claim.text == "MIGA keeps the subject better than FIFO")
     assert subject.alike == (["videocrafter2"] if shown else [])

@@ -11,13 +11,14 @@ from narratives import random_narrative, schedule
 from tiny_wan import TinyWan
 
 from miga_bench.backbones import load_backbone
-from miga_bench.backbones.tiny import evaluate, fit, models, train, world
+from miga_bench.backbones.tiny import evaluate, fit, models, world
 from miga_bench.backbones.tiny.config import TrainConfig, VaeConfig, quick
 from miga_bench.backbones.tiny.drift import measure
 from miga_bench.backbones.tiny.grammar import held_out_prompts, parse_caption
 from miga_bench.backbones.tiny.muon import orthogonal
 from miga_bench.backbones.tiny.tasks import DenoiserTask, VaeTask
 from miga_bench.backbones.tiny.vae_clip import decode_clip, encode_clip, use_whole_clips
+from miga_bench.cli import main
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -158,7 +159,7 @@ def test_muons_updates_are_near_orthogonal():
 def test_the_training_command_makes_a_folder_that_loads(tmp_path, monkeypatch):
     # Compiling takes longer than everything else here and changes no result.
     monkeypatch.setattr(torch, "compile", lambda module, **_: module)
-    assert train.main(["--quick", "--out", str(tmp_path)]) == 0
+    assert main(["train-tiny", "--quick", "--out", str(tmp_path)]) == 0
     model = TinyWan(tmp_path / "weights")
     clip = model.sample(["a red circle moves right on a blue field"], steps=1, latents=2)
     frames = model.decode(clip)

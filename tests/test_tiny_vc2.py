@@ -1,5 +1,6 @@
 """The tiny VideoCrafter2-family model: its training data, its training path and its files."""
 
+import argparse
 import json
 import random
 from dataclasses import replace
@@ -14,6 +15,7 @@ from miga_bench.backbones.tiny.drift import measure
 from miga_bench.backbones.tiny.grammar import Scene, held_out_prompts, parse_caption, random_scene
 from miga_bench.backbones.tiny.models import make_tokenizer
 from miga_bench.backbones.tiny.vc2_data import FrameLatents, Pictures, compute_latents, load_latents
+from miga_bench.cli import main
 from miga_bench.sampling import CounterNoise, PromptSchedule, Short, ShortSettings
 
 
@@ -110,7 +112,7 @@ def test_latents_are_of_every_fourth_frame(tmp_path):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    assert train.main(["--family", "videocrafter2", "--quick", "--out", str(folder)]) == 0
+    assert main(["train-tiny", "--family", "videocrafter2", "--quick", "--out", str(folder)]) == 0
     return folder
 
 
@@ -129,7 +131,9 @@ def test_the_training_command_makes_a_folder_that_loads(trained):
 
 
 def test_a_stopped_training_ends_as_if_it_had_not_been(tmp_path, trained, monkeypatch):
-    command = ["--family", "videocrafter2", "--quick", "--out", str(tmp_path)]
+    parser = argparse.ArgumentParser()
+    train.add_options(parser)
+    command = parser.parse_args(["--family", "videocrafter2", "--quick", "--out", str(tmp_path)])
     whole = torch.load(trained / "denoiser.pt", weights_only=True)
     batches = FrameLatents.__iter__
 
@@ -142,9 +146,9 @@ def test_a_stopped_training_ends_as_if_it_had_not_been(tmp_path, trained, monkey
     with monkeypatch.context() as patch:
         patch.setattr(FrameLatents, "__iter__", break_off)
         with pytest.raises(RuntimeError, match="pulled the plug"):
-            train.main(command)
+            train.run(command)
     assert not (tmp_path / "denoiser.pt").exists()
-    assert train.main(command) == 0
+    train.run(command)
     again = torch.load(tmp_path / "denoiser.pt", weights_only=True)
     assert all(torch.equal(again[name], value) for name, value in whole.items())
 

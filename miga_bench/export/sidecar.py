@@ -197,7 +197,7 @@ class Sidecar:
         """Hold all files against their hashes.
 
         Raises:
-            UserError: One is missing, truncated or another.
+            UserError: One is missing, truncated, another, or may not be read.
         """
         for name, wanted in self.sha256.items():
             path = self.folder / name
@@ -208,7 +208,13 @@ class Sidecar:
                     f"{path} is missing: it holds the {part} {self.onnx}; copy the whole folder, or"
                     " export it again"
                 )
-            if sha256(path) != wanted:
+            try:
+                found = sha256(path)
+            except OSError as error:
+                raise UserError(
+                    f"{path} cannot be read ({(error.strerror or str(error)).lower()}): let this user read it"
+                ) from None
+            if found != wanted:
                 raise UserError(
                     f"{path} is not the file that {self.file.name} describes: it is truncated, or"
                     " of another export; export it again"

@@ -132,7 +132,7 @@ def predict(arguments: Sequence[str], verb: str = "predict") -> dict[str, Any] |
     except Exception as error:
         if not writer.settled:
             raise
-        if not gpu_is_lost(error):  # which was told, and cannot be cleaned up
+        if not gpu_is_lost(error):  # which was reported, and cannot be cleaned up
             text = f"the run is made, but cleaning up failed: {in_print(str(error))}"
             warnings.warn(text, Notice, stacklevel=2)
     finally:

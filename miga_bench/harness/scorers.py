@@ -384,7 +384,7 @@ class StoryScores(ItemScorer):
         """Return the judge; one that could not be loaded is not read again for every video.
 
         Raises:
-            UserError: It cannot be loaded; after the first time as one that was told.
+            UserError: It cannot be loaded; after the first time as one that was reported.
         """
         from miga_bench.harness.score_narrlv import NarrativeRequest
 

@@ -36,7 +36,8 @@ class FifoSettings(CommonSettings):
             released code does. By default, windows of the last passes on which no frame of the video depends
             are left out, and each window gets the prompt of the middle frame it writes.
         growth: Let the queue grow out of the opening clip, as MIGA's does, instead of putting clones of the
-            clip's first frame before it: every latent that is made is handed out. Ours.
+            clip's first frame before it: every latent that is made is handed out. Ours. A video that ends
+            before half a window has left takes all windows of its passes.
     """
 
     lookahead: bool = True

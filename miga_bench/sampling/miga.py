@@ -241,7 +241,8 @@ class _Video:
         if self.length is not None:
             made = self.length + self.quirks.dropped * self.window
             # stage 2 of a video shorter than a window takes a whole one all the same, as the model was trained
-            least = 0 if s.released else self.window
+            finishes = s.stage2_steps > 0 or s.renoise > 0
+            least = self.window if finishes and not s.released else 0
             self.chunks = math.ceil(max(made, least) / s.zigzag)
         self.reflection = Reflection(
             denoiser=self.denoiser,

@@ -199,6 +199,8 @@ def test_an_export_holds_what_engines_are_held_against():
         sidecar.check()
         assert sidecar.probe in sidecar.sha256
         assert (folder / sidecar.probe).stat().st_size < 1 << 20
+        modes = {(folder / name).stat().st_mode for name in sidecar.sha256}
+        assert len(modes) == 1, "who may read the graph may read all of it"
         given = probe.load(sidecar)
         fps = float(given["fps"][0]) if "fps" in given else None
         denoiser = OnnxDenoiser(Session(sidecar, check=False), ExportFacts.read(folder), fps)

@@ -1,4 +1,4 @@
-"""Train a tiny model from scratch: the verb ``train-tiny``, or ``python -m miga_bench.backbones.tiny.train``.
+"""Train a tiny model from scratch: the verb ``train-tiny``.
 
 Two stages on two CPU cores: the autoencoder on freshly rendered clips, then the denoiser with its
 text encoder on latents computed once. A stage whose result is already in ``--out`` is not repeated;
@@ -8,14 +8,11 @@ one that was stopped goes on from its last snapshot.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from miga_bench.errors import plainly
 
 if TYPE_CHECKING:
     from miga_bench.backbones.tiny.stages import Family
@@ -83,15 +80,3 @@ def run(args: argparse.Namespace) -> None:
             start = time.monotonic()
             stage(family, config, out)
             print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(description=SUMMARY, allow_abbrev=False)
-    add_options(parser)
-    run(parser.parse_args(arguments))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(plainly(main))

@@ -68,7 +68,8 @@ class PlainLoop:
         while opening[0].level > self.schedule.clean:
             self._pass(opening, [Window(tuple(range(window)), range(window), 0)])
         opening = opening[: window // s.zigzag * s.zigzag]
-        video = self._stage_1(opening, math.ceil(max(length, self.backbone.window) / s.zigzag))
+        least = window if s.stage2_steps or s.renoise else 0
+        video = self._stage_1(opening, math.ceil(max(length, least) / s.zigzag))
         exit_level = self.schedule.clean + s.stage2_steps
         video = self._unified(video, exit_level, s.stage2_steps)
         if s.renoise:

@@ -85,7 +85,7 @@ class Finding:
         claim: The claim.
         comparison: The run's own pairs.
         verdict: ``holds``, ``does not hold`` or ``not shown``, with the reason.
-        alike: The paper's backbones whose videos are as long as the run's, and scored as they are.
+        alike: The paper's backbones that are the run's, with videos as long, and scored as they are.
     """
 
     claim: Claim
@@ -135,18 +135,18 @@ def check_claims(run: Results, measures: Sequence[Measure]) -> list[Finding]:
 
 
 def _alike(run: Results, claim: Claim) -> list[str]:
-    """Return the paper's backbones whose lengths and scorers are the run's."""
+    """Return the paper's backbones whose model, lengths and scorers are the run's; costs are its machine's."""
     if claim.published is None:
         return []
     table = published_table(claim.published)
-    if how_scored(run, table):
+    if table.toolkit is None or how_scored(run, table):
         return []
     rows = [row for arm in claim.weights for row in run.of(arm)]
     frames = {row.frames for row in rows if row.status == "done"}
     return [
         backbone
         for backbone in claim.paper()
-        if frames == {table.frames.get(backbone)} or not table.frames
+        if backbone == run.model.get("backbone") and frames == {table.frames.get(backbone)}
     ]
 
 
