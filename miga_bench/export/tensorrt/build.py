@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -17,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from miga_bench import __version__
-from miga_bench.errors import ExportError, Notice, UserError
+from miga_bench.errors import ExportError, UserError
 from miga_bench.export.sidecar import Sidecar
 from miga_bench.export.tensorrt import parity
+from miga_bench.export.tensorrt.kernels import keep_cache
 from miga_bench.export.tensorrt.library import Library, gpu, gpu_model
 from miga_bench.export.tensorrt.manifest import FOLDER, Manifest, model_slug
 from miga_bench.export.tensorrt.profiles import Profile
@@ -308,20 +308,9 @@ class TimingCache:
         cache = None if self.config is None else self.config.get_timing_cache()
         if cache is None:
             return
-        part = self.path.with_suffix(".part")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(cache.serialize())
-            part.replace(self.path)
-        except OSError as error:
-            with suppress(OSError):
-                part.unlink()
-            warnings.warn(
-                f"{self.path} cannot be written ({(error.strerror or str(error)).lower()}): the engine is"
-                " whole, a next build measures anew",
-                Notice,
-                stacklevel=2,
-            )
+        keep_cache(
+            self.path, bytes(cache.serialize()), "the engine is whole, a next build measures anew"
+        )
 
 
 def _monitor(trt: Any, capability: str, say: Say) -> Any:

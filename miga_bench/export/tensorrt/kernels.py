@@ -11,6 +11,7 @@ import json
 import uuid
 import warnings
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from miga_bench.backbones.embedding_cache import cache_folder
@@ -53,18 +54,32 @@ class Kernels:
         content = None if self._cache is None else self._cache.serialize()
         if content is None or bytes(content) == self._written:
             return
-        part = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.part")
         self._written = bytes(content)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(self._written)
-            part.replace(self.path)
-        except OSError as error:
-            with suppress(OSError):
-                part.unlink()
-            warnings.warn(
-                f"{self.path} cannot be written ({(error.strerror or str(error)).lower()}): the next start"
-                " compiles the engine's kernels again; set MIGA_BENCH_CACHE to a folder of yours",
-                Notice,
-                stacklevel=2,
-            )
+        keep_cache(
+            self.path,
+            self._written,
+            "the next start compiles the engine's kernels again; set MIGA_BENCH_CACHE to a folder of yours",
+        )
+
+
+def keep_cache(path: Path, content: bytes, otherwise: str) -> None:
+    """Write a cache whole; a folder that takes no more is only a notice.
+
+    Args:
+        path: Where it lies; its folder is made.
+        content: All of it.
+        otherwise: What follows if it cannot be written, and what to do.
+    """
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        reason = (error.strerror or str(error)).lower()
+        warnings.warn(
+            Notice(f"{path} cannot be written ({reason}): {otherwise}"),
+            stacklevel=3,
+        )
