@@ -127,8 +127,9 @@ class Fifo(Sampler[FifoSettings]):
             # The slots before the front are context: what left the queue last, still clean.
             front = queue.levels.count(0)
             frame, level = queue.frames[front], queue.levels[front]
-            plan = fifo_windows(len(queue), window, context, front)
-            if len(queue) == context + s.steps and length is not None:
+            grown = len(queue) == context + s.steps
+            plan = full if grown else fifo_windows(len(queue), window, context, front)
+            if grown and length is not None:
                 # The front leaves behind this pass, a later frame behind each of the ``left`` that follow.
                 left = length - 1 - frame
                 plan = plan[: ending[left]] if left < len(ending) else plan
