@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from miga_bench import __version__
-from miga_bench.errors import FailedError, Notice, UserError, close_names, in_print
+from miga_bench.errors import FailedError, Notice, UserError, close_names, did_you_mean, in_print
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
 # verbs that keep what they have done when they are stopped, and do the rest when they are given again
@@ -68,7 +68,7 @@ def _unknown_argument(argument: str, options: Sequence[str]) -> str:
     if not argument.startswith("-"):
         return f"unexpected {argument!r}: put a text of several words in quotes, or see --help"
     near = close_names(argument.split("=")[0], options, most=3)
-    return f"no option {argument}" + (f": did you mean {' or '.join(near)}?" if near else "")
+    return f"no option {argument}" + (f": {did_you_mean(near)}".rstrip() if near else "")
 
 
 def _parser() -> _Parser:

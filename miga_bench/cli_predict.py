@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from miga_bench.errors import UserError, close_names
+from miga_bench.errors import UserError, near
 from miga_bench.harness.shipped import FOLDER
 
 SUMMARY = "Make a run: many videos, on any number of processes, resumable by the same command."
@@ -82,9 +82,6 @@ def _file(config: str) -> str:
     if config in names():
         return str(FOLDER / f"{config}.yaml")
     if not config.endswith((".yaml", ".yml", ".json")) and os.sep not in config:
-        near = close_names(config, names())
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise UserError(
-            f"no configuration {config!r}: {hint}there are {', '.join(names())}, or give a YAML file"
-        )
+        known = near(config, names(), word="there are")
+        raise UserError(f"no configuration {config!r}: {known}, or give a YAML file")
     return config

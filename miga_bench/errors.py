@@ -3,7 +3,7 @@
 import difflib
 import errno
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -18,6 +18,24 @@ def close_names(name: str, known: Iterable[str], most: int = 2, cutoff: float = 
     """
     plain = {other.lower(): other for other in known}
     return [plain[one] for one in difflib.get_close_matches(name.lower(), plain, most, cutoff)]
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    """Return the question of that name, with a space behind it; nothing without names."""
+    return f"did you mean {' or '.join(names)}? " if names else ""
+
+
+def near(name: str, known: Iterable[str], cutoff: float = 0.6, word: str = "known:") -> str:
+    """Return the end of an error line: similar names, and all known ones.
+
+    Args:
+        name: As typed.
+        known: Names that there are.
+        cutoff: How alike similar ones are at least, 0..1.
+        word: Stands before all known ones.
+    """
+    known = sorted(known)
+    return f"{did_you_mean(close_names(name, known, cutoff=cutoff))}{word} {', '.join(known)}"
 
 
 class UserError(ValueError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from miga_bench.errors import UserError, close_names
+from miga_bench.errors import UserError, near
 
 if TYPE_CHECKING:
     from miga_bench.backbones.base import Backbone
@@ -160,9 +160,5 @@ def _find(name: str) -> Path | str:
         raise UserError(f"no such folder: {name}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return name
-    near = close_names(name, BACKBONES, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise UserError(
-        f"unknown backbone {name!r}: {hint}there are {', '.join(BACKBONES)}, or give the folder "
-        "of a model"
-    )
+    known = near(name, BACKBONES, 0.5, "there are")
+    raise UserError(f"unknown backbone {name!r}: {known}, or give the folder of a model")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from miga_bench.errors import UserError, close_names
+from miga_bench.errors import UserError, close_names, did_you_mean
 
+KINDS = ("torch", "compile", "onnx", "tensorrt")
 PROVIDERS = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
 FORMS = "torch, compile, onnx:FOLDER, onnx+PROVIDER:FOLDER or tensorrt:FOLDER"
 
@@ -34,9 +35,8 @@ class DenoiserChoice:
         """
         head, colon, where = text.partition(":")
         kind, plus, provider = head.partition("+")
-        near = close_names(kind, ("torch", "compile", "onnx", "tensorrt"), most=1)
-        if kind not in ("torch", "compile", "onnx", "tensorrt"):
-            hint = f"did you mean {near[0]}? " if near else ""
+        if kind not in KINDS:
+            hint = did_you_mean(close_names(kind, KINDS))
             raise UserError(f"unknown denoiser {text!r}: {hint}it must be {FORMS}")
         if kind in ("torch", "compile"):
             if colon or plus:

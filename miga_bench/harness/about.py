@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 
-from miga_bench.errors import UserError
+from miga_bench.errors import UserError, near
 from miga_bench.harness.report.published import published_tables
 from miga_bench.sampling import METHODS
-from miga_bench.sampling.presets import near, settings_class
+from miga_bench.sampling.presets import settings_class
 
 NAMES = ("title", "question", "published", "axis", "baseline")
 

@@ -6,7 +6,7 @@ import re
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Iterable
 
-from miga_bench.errors import close_names
+from miga_bench.errors import close_names, did_you_mean
 
 KINDS = {
     "int": "a whole number",
@@ -69,7 +69,7 @@ def _near(key: str, known: Iterable[str]) -> list[str]:
 
 
 def _hint(near: list[str]) -> str:
-    return f"did you mean {' or '.join(near)}? " if near else "check its name "
+    return did_you_mean(near) or "check its name "
 
 
 def _rule(text: str) -> str:

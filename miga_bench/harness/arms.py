@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from miga_bench.errors import UserError
+from miga_bench.errors import UserError, near
 from miga_bench.harness.names import NAME, NAME_RULE
-from miga_bench.sampling.presets import near
 
 FIELDS = ("method", "preset", "settings")
 

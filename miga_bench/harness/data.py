@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from miga_bench.errors import UserError
+from miga_bench.errors import UserError, near
 from miga_bench.harness.deal import deal
 from miga_bench.harness.prompt_lists import Entry, Wish, check_frames, check_seeds, read_wishes
 from miga_bench.harness.request import DEFAULT_FRAMES
 from miga_bench.harness.writer import team_size
-from miga_bench.sampling.presets import near
 
 if TYPE_CHECKING:
     from miga_bench.harness.module import LongVideoModule

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from miga_bench.errors import UserError, placed
+from miga_bench.errors import UserError, near, placed
 from miga_bench.harness.configurations import yaml_of
 from miga_bench.harness.names import NAME, NAME_RULE
 from miga_bench.harness.request import DEFAULT_FRAMES, PromptAt, check_characters, check_prompts
 from miga_bench.harness.stories import open_suite
 from miga_bench.prompts import LISTS
-from miga_bench.sampling.presets import near
 
 FIELDS = ("prompt", "id", "then", "negative_prompt", "frames", "seeds")
 KINDS = (".txt", ".jsonl", ".json", ".yaml", ".yml")

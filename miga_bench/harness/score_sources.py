@@ -18,7 +18,7 @@ from av.error import FFmpegError
 from PIL import Image
 from torch import Tensor
 
-from miga_bench.errors import Notice, UserError, close_names
+from miga_bench.errors import Notice, UserError, close_names, did_you_mean
 from miga_bench.media import count_frames, read_video
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif")
@@ -208,7 +208,7 @@ def with_prompts(sources: Sequence[Source], prompts: Path | None) -> list[Source
     if others and not used:
         known = {source.name for source in sources} | {Path(s.name).stem for s in sources}
         near = close_names(others[0], known, most=1)
-        hint = f"did you mean {near[0]}?" if near else "leave it out"
+        hint = did_you_mean(near).rstrip() or "leave it out"
         raise UserError(f"{prompts} names {others[0]!r}, which is not among the videos: {hint}")
     if others:  # a run's list names the videos, too, that are still to be made
         warnings.warn(

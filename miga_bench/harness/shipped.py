@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from miga_bench.errors import UserError
+from miga_bench.errors import UserError, near
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 
@@ -33,7 +33,6 @@ def shipped(name: str, on: str) -> dict[str, Any]:
 
     from miga_bench.backbones import BACKBONES
     from miga_bench.harness.configurations import merge
-    from miga_bench.sampling.presets import near
 
     if name not in experiments():
         raise UserError(f"unknown experiment {name!r}: {near(name, experiments())}")

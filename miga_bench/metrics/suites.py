@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-from miga_bench.errors import UserError, close_names
+from miga_bench.errors import UserError, near
 
 # The four of the overall score, which is their mean.
 OVERALL = (
@@ -73,9 +73,8 @@ def check_dimensions(names: Sequence[str] | None, networks: str) -> tuple[str, .
         raise UserError(f"unknown networks {networks!r}: there are {', '.join(NETWORKS)}")
     for name in names or ():
         if name not in DIMENSIONS:
-            near = close_names(name, DIMENSIONS, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}? " if near else ""
-            raise UserError(f"unknown dimension {name!r}: {hint}there are {', '.join(DIMENSIONS)}")
+            known = near(name, DIMENSIONS, 0.5, "there are")
+            raise UserError(f"unknown dimension {name!r}: {known}")
         if networks == "tiny" and name not in EMBEDDED:
             raise UserError(
                 f"{name} has no embedded network: use --networks vbench, whose weights are fetched"

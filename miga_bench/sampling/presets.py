@@ -26,7 +26,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from miga_bench.errors import UserError, close_names
+from miga_bench.errors import UserError, near
 from miga_bench.sampling.base import Sampler
 from miga_bench.sampling.fifo import Fifo
 from miga_bench.sampling.freelong import FreeLong
@@ -56,14 +56,6 @@ class ModelKind(Protocol):
     @property
     def preset(self) -> str:
         """The preset that is used where none is named."""
-
-
-def near(name: str, known: typing.Iterable[str]) -> str:
-    """Return the end of an error line: similar names, and all known ones."""
-    known = sorted(known)
-    close = close_names(name, known)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
-    return f"{hint}known: {', '.join(known)}"
 
 
 def preset_values(method: str, family: str, preset: str, default: str) -> Values:

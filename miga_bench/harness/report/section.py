@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from miga_bench.errors import UserError
+from miga_bench.errors import UserError, near
 from miga_bench.harness.costs import ArmCost, cost_of, machines
 from miga_bench.harness.report import pictures, tables
 from miga_bench.harness.report.again import configuration_of
@@ -37,7 +37,6 @@ from miga_bench.harness.report.measures import Measure, measures_of, motion_of
 from miga_bench.harness.report.published import PublishedTable, published_table, published_tables
 from miga_bench.harness.report.scoring import collapses
 from miga_bench.harness.results import Results, Row
-from miga_bench.sampling.presets import near
 
 UNFOLDED = 2  # arms whose differences are shown in full at once
 CHANGING = (
