@@ -202,7 +202,6 @@ def test_stories_of_the_release_are_not_fetched(look, tmp_path, monkeypatch):
         raise AssertionError("fetched")
 
     monkeypatch.setenv("MIGA_BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("urllib.request.urlopen", fetched)
     code, _, steps = look("--no-probe", data__prompts="narrlv:release")
     assert (code, steps["configuration"]["status"]) == (2, "problem")

@@ -214,22 +214,13 @@ def test_the_release_is_not_fetched_where_downloads_are_off(tmp_path, mirror, mo
     assert not (tmp_path / "new").exists()
 
 
-def test_the_release_lies_in_the_cache_and_is_still_found_where_it_lay(tmp_path, monkeypatch):
-    for name in ("MIGA_BENCH_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
+def test_the_release_lies_in_the_cache(tmp_path, monkeypatch):
     place = Path("narrlv") / COMMIT[:12]
-    home, xdg, cache = tmp_path / ".cache/miga-bench", tmp_path / "xdg", tmp_path / "cache"
-    assert release_folder() == home / place
-    (home / place).mkdir(parents=True)
-    monkeypatch.setenv("MIGA_BENCH_CACHE", str(cache))
-    assert release_folder() == home / place
-    monkeypatch.setenv("XDG_CACHE_HOME", str(xdg))
-    assert release_folder() == cache / place
-    (xdg / "miga-bench" / place).mkdir(parents=True)
-    assert release_folder() == xdg / "miga-bench" / place
-    (cache / place).mkdir(parents=True)
-    assert release_folder() == cache / place
+    monkeypatch.setenv("MIGA_BENCH_CACHE", str(tmp_path / "cache"))
+    assert release_folder() == tmp_path / "cache" / place
+    monkeypatch.delenv("MIGA_BENCH_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert release_folder() == tmp_path / ".cache" / "miga-bench" / place
 
 
 def test_the_release_is_eighteen_files():

@@ -43,14 +43,9 @@ FILES: Mapping[str, str] = {f"prompt_suit_v4_{cell}.json": sha for cell, sha in 
 
 
 def release_folder() -> Path:
-    """Where the released suite is kept: below ``$MIGA_BENCH_CACHE`` or ``~/.cache/miga-bench``.
-
-    It was kept below ``$XDG_CACHE_HOME`` once; what was fetched to there, or without the variable, is used on.
-    """
-    place, home = Path("narrlv") / COMMIT[:12], Path.home() / ".cache"
-    before = Path(os.environ.get("XDG_CACHE_HOME") or home) / "miga-bench" / place
-    now = Path(os.environ.get("MIGA_BENCH_CACHE") or home / "miga-bench") / place
-    return before if before.is_dir() and not now.is_dir() else now
+    """Where the released suite is kept: below ``$MIGA_BENCH_CACHE`` or ``~/.cache/miga-bench``."""
+    cache = Path(os.environ.get("MIGA_BENCH_CACHE") or Path.home() / ".cache" / "miga-bench")
+    return cache / "narrlv" / COMMIT[:12]
 
 
 def fetch_release(
