@@ -75,7 +75,10 @@ class ExportedBackbone(Backbone):
         self.frame_size = self._frame_size()
         fps = self._answers.get("fps")
         if choice.kind == "tensorrt":
-            self.denoiser = _engine(folder, self._device, fps, facts)
+            from miga_bench.export.tensorrt.runtime import TensorRTDenoiser
+
+            self.denoiser = TensorRTDenoiser.load(folder, self._device, fps=fps)
+            self.denoiser.row_flops = facts.operations
         else:
             session = Session(main, self._device, choice.provider)
             self.denoiser = OnnxDenoiser(session, facts, fps)
@@ -278,28 +281,6 @@ class ExportedBackbone(Backbone):
     def device(self) -> str:
         """Where the denoiser takes and gives tensors, as torch names it."""
         return self._device
-
-
-class _CountedEngine:
-    """An engine whose operations are known from the graph it was built from."""
-
-    def __init__(self, engine: Any, facts: ExportFacts) -> None:
-        self.engine, self.facts = engine, facts
-        self.row_flops = facts.operations
-        self.rows_that_fit, self.loaded = engine.rows_that_fit, engine.loaded
-
-    def __call__(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        out: Tensor = self.engine(latents, timesteps, text)
-        return out
-
-    def telling(self, fps: float) -> _CountedEngine:
-        return _CountedEngine(self.engine.telling(fps), self.facts)
-
-
-def _engine(folder: Any, device: str, fps: float | None, facts: ExportFacts) -> _CountedEngine:
-    from miga_bench.export.tensorrt.runtime import TensorRTDenoiser
-
-    return _CountedEngine(TensorRTDenoiser.load(folder, device, fps=fps), facts)
 
 
 def _device(choice: DenoiserChoice, device: str | None) -> str:

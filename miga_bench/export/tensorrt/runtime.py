@@ -12,6 +12,7 @@ import math
 import mmap
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,11 +132,14 @@ class TensorRTDenoiser:
     Attributes:
         profiles: The sizes the engine takes.
         max_batch: The most rows of one engine call; larger batches are split.
+        row_flops: Returns the operations of one row of so many latents, where the graph's facts tell them.
 
     Raises:
         UserError: The engine is of something else, or ``weight_budget`` is negative, or given for an
             engine that holds all weights.
     """
+
+    row_flops: Callable[[int], int] | None = None
 
     def __init__(
         self,
