@@ -210,9 +210,6 @@ def _add_demo(verbs: Any) -> None:
     parser.add_argument("--prompts", metavar="N", type=int, default=3, help="how many prompts (3)")
     parser.add_argument("--frames", metavar="N", type=int, default=201, help="frames each (201)")
     parser.add_argument(
-        "--ablation", action="store_true", help="show MIGA's parts one by one instead"
-    )
-    parser.add_argument(
         "--arm",
         metavar="NAME",
         action="append",
@@ -232,17 +229,7 @@ def _add_demo(verbs: Any) -> None:
 def _demo(args: argparse.Namespace) -> int:
     from miga_bench.harness.demo import demo
 
-    _print_json(
-        demo(
-            args.output,
-            args.prompts,
-            args.frames,
-            args.force,
-            args.ablation,
-            args.backbone,
-            args.arms,
-        )
-    )
+    _print_json(demo(args.output, args.prompts, args.frames, args.force, args.backbone, args.arms))
     return DONE
 
 

@@ -14,7 +14,7 @@ import re
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -39,42 +39,17 @@ from miga_bench.harness.report.measures import Measure, measure_of
 from miga_bench.harness.request import GenerateRequest, PromptAt, check_writable
 from miga_bench.media import Cell, SideBySide, VideoWriter, contact_sheet, count_frames, read_video
 from miga_bench.sampling import METHODS
-from miga_bench.sampling.base import PassReport
-
-BACKBONES = ("tiny-wan", "tiny-videocrafter2")
 
 
 @dataclass(frozen=True)
 class DemoArm:
-    """A method with settings: one column of the table."""
+    """A method with a preset: one column of the table."""
 
     method: str
     preset: str | None = None
-    overrides: dict[str, str] = field(default_factory=dict)
 
 
 COLUMNS = {name: DemoArm(name) for name in METHODS} | {"miga anchored": DemoArm("miga", "anchored")}
-_OFF = {"reflection": "off"}
-_BARE = {"zigzag": "1", "stage2_steps": "0", "renoise": "0", "guidance_frames": "0", **_OFF}
-# What MIGA's parts do one by one.
-ABLATION: dict[str, DemoArm] = {
-    "short": COLUMNS["short"],
-    "fifo": COLUMNS["fifo"],
-    "miga, all parts off": DemoArm("miga", None, _BARE),
-    "alignment only": DemoArm("miga", None, {"guidance_frames": "0", **_OFF}),
-    "miga, no reflection": DemoArm("miga", None, _OFF),
-    "miga": COLUMNS["miga"],
-    "anchored, no reflection": DemoArm("miga", "anchored", _OFF),
-    "miga anchored": COLUMNS["miga anchored"],
-}
-# What VideoCrafter2 leaves open besides: its dynamic rescale, and guidance frames as neighbors in time.
-_OPEN_QUESTIONS: dict[str, DemoArm] = {
-    "fifo, not rescaled": DemoArm("fifo", None, {"rescale": "false"}),
-    "miga, not rescaled": DemoArm("miga", None, {"rescale": "false", **_OFF}),
-    "miga, guidance cut": DemoArm("miga", None, {"guidance_cut": "true", **_OFF}),
-}
-ABLATIONS = {"tiny-wan": ABLATION, "tiny-videocrafter2": ABLATION | _OPEN_QUESTIONS}
-ARMS = COLUMNS | ABLATION | _OPEN_QUESTIONS
 _SEEN = (
     "hue_drift",
     "field_drift",
@@ -118,7 +93,6 @@ def demo(
     prompts: int,
     frames: int,
     overwrite: bool = False,
-    ablation: bool = False,
     backbone: str = "tiny-wan",
     arms: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -129,7 +103,6 @@ def demo(
         prompts: How many held-out captions; number k has seed k.
         frames: Frames of every video but ``short``'s, which ends with its clip.
         overwrite: Replace what an earlier demo left.
-        ablation: Show MIGA's parts one by one instead of the other methods.
         backbone: One of the embedded models.
         arms: Only these columns, in any order; all if empty.
 
@@ -140,7 +113,7 @@ def demo(
         UserError: A number is wrong or the folder cannot be written.
     """
     began = time.perf_counter()
-    labels = _chosen(list(ABLATIONS[backbone] if ablation else COLUMNS), arms)
+    labels = _chosen(arms)
     _check(output, prompts, frames, overwrite, backbone)
     videos = output / "videos"
     videos.mkdir(parents=True, exist_ok=True)
@@ -170,11 +143,11 @@ def demo(
     return document
 
 
-def _chosen(labels: list[str], arms: Sequence[str]) -> list[str]:
+def _chosen(arms: Sequence[str]) -> list[str]:
     for arm in arms:
-        if arm not in labels:
-            raise UserError(f"no arm {arm!r} here: there are {', '.join(labels)}")
-    return [label for label in labels if not arms or label in arms]
+        if arm not in COLUMNS:
+            raise UserError(f"no arm {arm!r} here: there are {', '.join(COLUMNS)}")
+    return [label for label in COLUMNS if not arms or label in arms]
 
 
 def _file_name(label: str) -> str:
@@ -208,9 +181,6 @@ class _Keep(Watcher):
     def wrote(self, frames: Tensor, total: int) -> None:
         self.frames.append(frames)
 
-    def passed(self, report: PassReport) -> None:
-        pass
-
 
 def _make_all(items: Sequence[DemoVideo]) -> Iterator[tuple[DemoVideo, dict[str, float]]]:
     """Make the videos, one process per core, and yield their scores as they are done."""
@@ -226,7 +196,7 @@ def _make_all(items: Sequence[DemoVideo]) -> Iterator[tuple[DemoVideo, dict[str,
 
 def make(item: DemoVideo) -> dict[str, float]:
     """Make one video and return what the reader says of it, and what it cost."""
-    arm = ARMS[item.label]
+    arm = COLUMNS[item.label]
     request = GenerateRequest(
         prompts=[PromptAt(item.prompt)],
         output=item.output,
@@ -235,7 +205,6 @@ def make(item: DemoVideo) -> dict[str, float]:
         frames=None if arm.method == "short" else item.frames,
         seed=item.number,
         preset=arm.preset,
-        overrides=arm.overrides,
         overwrite=True,
     )
     backbone, kept = _backbone(item.backbone), _Keep()
