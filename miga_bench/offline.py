@@ -1,10 +1,11 @@
-"""Whether anything may be fetched."""
+"""Whether anything may be fetched, and where what took long to get is kept."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 OFFLINE = ("MIGA_BENCH_OFFLINE", "HF_HUB_OFFLINE")
 
@@ -13,6 +14,16 @@ def downloads_off() -> str | None:
     """Return the environment variable that turns downloads off, None if they are on."""
     on = ("1", "true", "yes", "on")
     return next((name for name in OFFLINE if os.environ.get(name, "").lower() in on), None)
+
+
+def cache_folder(kind: str) -> Path:
+    """Return where something is kept for later commands; the folder need not exist.
+
+    Args:
+        kind: Name of the folder, below ``$MIGA_BENCH_CACHE`` or ``~/.cache/miga-bench``.
+    """
+    root = os.environ.get("MIGA_BENCH_CACHE") or Path.home() / ".cache" / "miga-bench"
+    return Path(root) / kind
 
 
 @contextmanager

@@ -13,13 +13,14 @@ from vc2_fixtures import tiny_text_encoder as tiny_clip
 from wan_fixtures import LENGTH, TEXT_WIDTH, tiny_folder, tiny_text_encoder, tiny_tokenizer
 
 from miga_bench.backbones import load_backbone
-from miga_bench.backbones.embedding_cache import EmbeddingCache, cache_folder
+from miga_bench.backbones.embedding_cache import EmbeddingCache
 from miga_bench.backbones.loaded import text_side
 from miga_bench.backbones.prompt_text import clean_prompt
 from miga_bench.backbones.residence import Residence
 from miga_bench.backbones.vc2_text import VideoCrafterText
 from miga_bench.backbones.wan_text import NEGATIVE_PROMPT, TEXT_LENGTH, WanText
 from miga_bench.errors import Notice, UserError
+from miga_bench.offline import cache_folder
 
 PROMPTS = ["a red circle moves right", "", "a &amp;amp;\n  green   SQUARE", "a dog"]
 
@@ -197,7 +198,7 @@ def test_the_encoder_stays_only_if_told_to(tokenizer, keep):
 def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
     """Breaks if MIGA_BENCH_CACHE is ignored."""
     monkeypatch.setenv("MIGA_BENCH_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path / "text"
+    assert cache_folder("text") == tmp_path / "text"
 
 
 def test_missing_tokenizers_are_named(tokenizer, tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,13 +16,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """Return where embeddings are kept: ``$MIGA_BENCH_CACHE`` or ``~/.cache/miga-bench``."""
-    return (
-        Path(os.environ.get("MIGA_BENCH_CACHE") or Path.home() / ".cache" / "miga-bench") / "text"
-    )
 
 
 class EmbeddingCache:

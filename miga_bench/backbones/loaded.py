@@ -16,10 +16,11 @@ from torch import Tensor
 
 from miga_bench.backbones import BACKBONES, memory
 from miga_bench.backbones.base import Backbone, FrameAttention
-from miga_bench.backbones.embedding_cache import EmbeddingCache, cache_folder
+from miga_bench.backbones.embedding_cache import EmbeddingCache
 from miga_bench.backbones.encoder_text import EncoderText, tell_crowded
 from miga_bench.backbones.residence import Residence
 from miga_bench.errors import UserError, is_out_of_memory
+from miga_bench.offline import cache_folder
 
 Text = TypeVar("Text", bound=EncoderText)
 NETWORKS = ("transformer", "unet", "vae", "text_encoder")  # folders whose configuration decides
@@ -211,6 +212,6 @@ def text_side(
         load,
         dtype,
         lambda: source.text_identity,
-        cache=EmbeddingCache(cache_folder()) if cached else None,
+        cache=EmbeddingCache(cache_folder("text")) if cached else None,
         keep=not (cached or residence.offload),
     )

@@ -35,7 +35,6 @@ from miga_bench.backbones.checkpoint import (
     sha256_of,
     weight_files,
 )
-from miga_bench.backbones.embedding_cache import cache_folder
 from miga_bench.backbones.hub_files import download
 from miga_bench.backbones.vc2_denoiser import KEEP_FLOAT32, VideoCrafterUNet
 from miga_bench.backbones.vc2_keys import (
@@ -49,6 +48,7 @@ from miga_bench.backbones.vc2_keys import (
     vae_config,
 )
 from miga_bench.errors import UserError
+from miga_bench.offline import cache_folder
 
 CHECKPOINT = "model.ckpt"
 TOKENIZER = "openai/clip-vit-large-patch14"  # the vocabulary is that of every CLIP
@@ -194,7 +194,7 @@ def converted(path: Path) -> Path:
             cannot be written.
     """
     key = fingerprint_of([path], path.parent)[:24]
-    folder = cache_folder().with_name("videocrafter2") / f"{key}-{CACHE_VERSION}"
+    folder = cache_folder("videocrafter2") / f"{key}-{CACHE_VERSION}"
     if folder.is_dir():
         return folder
     try:

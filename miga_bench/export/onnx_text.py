@@ -10,12 +10,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from miga_bench.backbones.checkpoint import BIG_ENCODER, fingerprint_of
-from miga_bench.backbones.embedding_cache import EmbeddingCache, cache_folder
+from miga_bench.backbones.embedding_cache import EmbeddingCache
 from miga_bench.backbones.prompt_text import PromptText, clean_prompt
 from miga_bench.errors import UserError
 from miga_bench.export.facts import ExportFacts
 from miga_bench.export.session import Session
 from miga_bench.export.sidecar import Sidecar
+from miga_bench.offline import cache_folder
 
 PADDING = 0
 
@@ -58,7 +59,7 @@ class OnnxText(PromptText):
         size = sum((sidecar.folder / name).stat().st_size for name in sidecar.sha256)
         self._session: Session | None = None
         self._known: dict[str, Tensor] = {}
-        self._cache = EmbeddingCache(cache_folder()) if size >= BIG_ENCODER else None
+        self._cache = EmbeddingCache(cache_folder("text")) if size >= BIG_ENCODER else None
         self._identity = f"{sidecar.identity} {fingerprint_of([path], folder)}"
         if self._cache is None:
             self._session = open_session()

@@ -17,9 +17,9 @@ import onnxruntime
 import torch
 from filelock import FileLock
 
-from miga_bench.backbones.embedding_cache import cache_folder
 from miga_bench.errors import Notice, UserError
 from miga_bench.export.sidecar import Sidecar
+from miga_bench.offline import cache_folder
 
 PROTOBUF = 1 << 31  # bytes at which a serialized graph ends
 
@@ -114,7 +114,7 @@ def _folder(sidecar: Sidecar, device: torch.device, kind: str, library: str) -> 
     profile = [[port.min, port.opt, port.max] for port in sidecar.inputs.values()]
     about = [sidecar.identity, profile, gpu, onnxruntime.__version__, library]
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
-    folder = cache_folder().with_name(kind) / key
+    folder = cache_folder(kind) / key
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from miga_bench.backbones.base import Backbone
-from miga_bench.backbones.embedding_cache import cache_folder
 from miga_bench.errors import Notice, UserError
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.onnx_folder import export_onnx
@@ -22,6 +21,7 @@ from miga_bench.export.opening import open_model
 from miga_bench.export.request import FACTS, OnnxRequest
 from miga_bench.export.sidecar import Sidecar
 from miga_bench.harness.locks import NamedLock
+from miga_bench.offline import cache_folder
 from miga_bench.sampling.base import Sampler
 from miga_bench.sampling.estimate import estimate
 
@@ -44,7 +44,7 @@ def faster(backbone: Any, sampler: Sampler[Any], latents: int | None) -> Backbon
     """
     if not _pays(backbone, sampler, latents):
         return backbone
-    folder = cache_folder().with_name("onnx") / f"{backbone.name}-{_identity(backbone)}"
+    folder = cache_folder("onnx") / f"{backbone.name}-{_identity(backbone)}"
     try:
         # another command may be at it
         with NamedLock(folder.with_name(f".{folder.name}.lock")).held():

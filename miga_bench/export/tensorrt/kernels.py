@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from miga_bench.backbones.embedding_cache import cache_folder
 from miga_bench.errors import Notice
+from miga_bench.offline import cache_folder
 
 
 class Kernels:
@@ -32,7 +32,7 @@ class Kernels:
 
     def __init__(self, engine: str, gpu: str, version: str) -> None:
         key = hashlib.sha256(json.dumps([engine, gpu, version]).encode()).hexdigest()[:32]
-        self.path = cache_folder().with_name("tensorrt-rtx") / f"{key}.kernels"
+        self.path = cache_folder("tensorrt-rtx") / f"{key}.kernels"
         self._cache: Any = None
         self._written = b""
 

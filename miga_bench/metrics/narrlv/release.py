@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from miga_bench.errors import UserError
-from miga_bench.offline import downloads_off
+from miga_bench.offline import cache_folder, downloads_off
 
 COMMIT = "8a560e9246e1fdcb8ab5ecedfb5690546d541011"
 URL = f"https://raw.githubusercontent.com/AMAP-ML/NarrLV/{COMMIT}/resource/prompt_suite"
@@ -43,9 +43,8 @@ FILES: Mapping[str, str] = {f"prompt_suit_v4_{cell}.json": sha for cell, sha in 
 
 
 def release_folder() -> Path:
-    """Where the released suite is kept: below ``$MIGA_BENCH_CACHE`` or ``~/.cache/miga-bench``."""
-    cache = Path(os.environ.get("MIGA_BENCH_CACHE") or Path.home() / ".cache" / "miga-bench")
-    return cache / "narrlv" / COMMIT[:12]
+    """Where the released suite is kept, in the user's cache."""
+    return cache_folder("narrlv") / COMMIT[:12]
 
 
 def fetch_release(
