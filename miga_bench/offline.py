@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import uuid
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from miga_bench.errors import Notice
 
 OFFLINE = ("MIGA_BENCH_OFFLINE", "HF_HUB_OFFLINE")
 
@@ -24,6 +28,26 @@ def cache_folder(kind: str) -> Path:
     """
     root = os.environ.get("MIGA_BENCH_CACHE") or Path.home() / ".cache" / "miga-bench"
     return Path(root) / kind
+
+
+def keep_cache(path: Path, content: bytes, otherwise: str) -> None:
+    """Write a cache whole; a folder that takes no more is only a notice.
+
+    Args:
+        path: Where it lies; its folder is made.
+        content: All of it.
+        otherwise: What follows if it cannot be written, and what to do.
+    """
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        reason = (error.strerror or str(error)).lower()
+        warnings.warn(f"{path} cannot be written ({reason}): {otherwise}", Notice, stacklevel=3)
 
 
 @contextmanager

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+from miga_bench.offline import keep_cache
 
 
 class EmbeddingCache:
@@ -37,13 +34,9 @@ class EmbeddingCache:
             return None
 
     def save(self, path: Path, embedding: Tensor) -> None:
-        """Write ``[tokens, D]`` atomically; a folder that cannot be written to is only a warning."""
-        part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_file({"embedding": embedding.contiguous().cpu()}, part)
-            part.replace(path)
-        except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                part.unlink()
-            logger.warning("text embeddings are not kept: %s", error)
+        """Write ``[tokens, D]`` whole; a folder that takes no more is only a notice."""
+        keep_cache(
+            path,
+            save({"embedding": embedding.contiguous().cpu()}),
+            "the text encoder runs again for this prompt; set MIGA_BENCH_CACHE to a folder of yours",
+        )

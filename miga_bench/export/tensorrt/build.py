@@ -19,10 +19,10 @@ from miga_bench import __version__
 from miga_bench.errors import ExportError, UserError
 from miga_bench.export.sidecar import Sidecar
 from miga_bench.export.tensorrt import parity
-from miga_bench.export.tensorrt.kernels import keep_cache
 from miga_bench.export.tensorrt.library import Library, gpu, gpu_model
 from miga_bench.export.tensorrt.manifest import FOLDER, Manifest, model_slug
 from miga_bench.export.tensorrt.profiles import Profile
+from miga_bench.offline import keep_cache
 
 GRAPH = "denoiser"
 LEVELS = range(6)

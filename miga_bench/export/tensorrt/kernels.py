@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
-import warnings
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from miga_bench.errors import Notice
-from miga_bench.offline import cache_folder
+from miga_bench.offline import cache_folder, keep_cache
 
 
 class Kernels:
@@ -59,27 +55,4 @@ class Kernels:
             self.path,
             self._written,
             "the next start compiles the engine's kernels again; set MIGA_BENCH_CACHE to a folder of yours",
-        )
-
-
-def keep_cache(path: Path, content: bytes, otherwise: str) -> None:
-    """Write a cache whole; a folder that takes no more is only a notice.
-
-    Args:
-        path: Where it lies; its folder is made.
-        content: All of it.
-        otherwise: What follows if it cannot be written, and what to do.
-    """
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        reason = (error.strerror or str(error)).lower()
-        warnings.warn(
-            Notice(f"{path} cannot be written ({reason}): {otherwise}"),
-            stacklevel=3,
         )
