@@ -116,7 +116,7 @@ def test_original_files(original):
 def test_original_files_make_the_same_prediction_and_frames(original):
     """Breaks if sizes read off the files (heads, layers, widths) change the computation."""
     root, (transformer, _, encoder) = original
-    backbone = load_wan(root, height=32, width=48, cache_text=False)
+    backbone = load_wan(root, height=32, width=48)
     x, t = torch.randn(1, 16, 2, 4, 6), torch.tensor([500.0])
     text = backbone.encode(["a red circle"])
     with torch.no_grad():

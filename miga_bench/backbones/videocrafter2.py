@@ -80,7 +80,6 @@ class VideoCrafter2Backbone(LoadedBackbone):
         residence: Residence,
         dtype: torch.dtype,
         defaults: VideoCrafterDefaults,
-        cache_text: bool | None = None,
     ) -> None:
         """Load denoiser and autoencoder; the text encoder waits for a prompt it does not know.
 
@@ -90,8 +89,6 @@ class VideoCrafter2Backbone(LoadedBackbone):
             residence: Device, and whether networks leave it between uses.
             dtype: Of the denoiser; autoencoder and text encoder stay float32.
             defaults: Size, window, rates, schedule, negative prompt.
-            cache_text: Keep embeddings on disk and drop the encoder after use; None does so for
-                encoders of 1 GiB and more.
         """
         self.name = name
         self.window, self.frame_rate = defaults.window, defaults.frame_rate
@@ -100,7 +97,7 @@ class VideoCrafter2Backbone(LoadedBackbone):
         check_answers(name, defaults.grid, defaults.fps, defaults.fps_range)
         network: Any = source.unet(dtype, residence.home)
         self.vae = source.vae(torch.float32, residence.home)
-        self.text = make_text(source, residence, cache_text)
+        self.text = make_text(source, residence)
         self.check_channels(network.config, self.vae.config.latent_channels)
         self.latent_shape = self._latent_shape(network.config, defaults.height, defaults.width)
         for part in (network, self.vae):
@@ -211,20 +208,17 @@ class VideoCrafter2Backbone(LoadedBackbone):
         return tokens * 6 * width * element + max(residual, forward, attention)
 
 
-def make_text(
-    source: VideoCrafterSource, residence: Residence, cache_text: bool | None = None
-) -> VideoCrafterText:
+def make_text(source: VideoCrafterSource, residence: Residence) -> VideoCrafterText:
     """Return a model's text side alone.
+
+    The embeddings of a big encoder are kept on disk, and it is dropped after use.
 
     Args:
         source: The model on disk.
         residence: Where the encoder runs, and what has to leave before.
-        cache_text: See ``VideoCrafter2Backbone``.
     """
-    cached = source.text_is_big() if cache_text is None else cache_text
-    return text_side(
-        VideoCrafterText, source, residence, source.text_encoder, torch.float32, cached
-    )
+    encoder, cached = source.text_encoder, source.text_is_big()
+    return text_side(VideoCrafterText, source, residence, encoder, torch.float32, cached)
 
 
 def load_videocrafter2(
@@ -234,7 +228,6 @@ def load_videocrafter2(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     offload: bool = False,
-    cache_text: bool | None = None,
     **changes: Any,
 ) -> VideoCrafter2Backbone:
     """Load a VideoCrafter2 model.
@@ -247,7 +240,6 @@ def load_videocrafter2(
         dtype: Of the denoiser, a name in ``residence.DTYPES`` or a torch type; by default bfloat16
             on a GPU, float32 on a CPU. The embeddings of time and frame rate stay float32.
         offload: Keep the networks in main memory and bring one at a time to the device.
-        cache_text: See ``VideoCrafter2Backbone``.
         **changes: Fields of ``VideoCrafterDefaults`` to use instead of the model's own; None is
             ignored.
 
@@ -264,5 +256,4 @@ def load_videocrafter2(
             Residence(place, offload and place.type != "cpu"),
             kind,
             join_defaults(VideoCrafterDefaults, {}, source.side, changes),
-            cache_text,
         )

@@ -72,7 +72,6 @@ class WanBackbone(LoadedBackbone):
         residence: Residence,
         dtype: torch.dtype,
         defaults: WanDefaults,
-        cache_text: bool | None = None,
     ) -> None:
         """Load denoiser and autoencoder; the text encoder waits for a prompt it does not know.
 
@@ -82,8 +81,6 @@ class WanBackbone(LoadedBackbone):
             residence: Device, and whether networks leave it between uses.
             dtype: Of the denoiser; the autoencoder stays float32.
             defaults: Size, window, frame rate, shift, negative prompt.
-            cache_text: Keep embeddings on disk and drop the encoder after use; None does so for
-                encoders of 1 GiB and more.
         """
         self.name, self.defaults = name, defaults
         self.window, self.frame_rate = defaults.window, defaults.frame_rate
@@ -91,7 +88,7 @@ class WanBackbone(LoadedBackbone):
         self.source, self._residence, self._dtype = source, residence, dtype
         transformer = source.transformer(dtype, residence.home)
         self.vae = source.vae(torch.float32, residence.home)
-        self.text = make_text(source, residence, dtype, cache_text)
+        self.text = make_text(source, residence, dtype)
         self.denoiser = WanDenoiser(transformer).eval()
         self.check_channels(self.denoiser.transformer.config, self.vae.config.z_dim)
         self.latent_shape = self._latent_shape(defaults.height, defaults.width)
@@ -167,19 +164,18 @@ class WanBackbone(LoadedBackbone):
         )
 
 
-def make_text(
-    source: WanSource, residence: Residence, dtype: torch.dtype, cache_text: bool | None = None
-) -> WanText:
+def make_text(source: WanSource, residence: Residence, dtype: torch.dtype) -> WanText:
     """Return a model's text side alone, for example to fill the cache on another machine.
+
+    The embeddings of a big encoder are kept on disk, and it is dropped after use.
 
     Args:
         source: The model on disk or on the Hub.
         residence: Where the encoder runs, and what has to leave before.
         dtype: Of the denoiser. Encoders whose embeddings are cached run in bfloat16, as published;
             none runs in float16, in which UMT5 overflows.
-        cache_text: See ``WanBackbone``.
     """
-    cached = source.text_is_big() if cache_text is None else cache_text
+    cached = source.text_is_big()
     kind = torch.bfloat16 if cached or dtype == torch.float16 else dtype
     return text_side(WanText, source, residence, source.text_encoder, kind, cached)
 
@@ -203,7 +199,6 @@ def load_wan(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     offload: bool = False,
-    cache_text: bool | None = None,
     **changes: Any,
 ) -> WanBackbone:
     """Load a Wan2.1 model.
@@ -215,7 +210,6 @@ def load_wan(
         dtype: Of the denoiser, a name in ``residence.DTYPES`` or a torch type; by default bfloat16
             on a GPU, float32 on a CPU. Time embedding, modulation tables and norms stay float32.
         offload: Keep the networks in main memory and bring one at a time to the device.
-        cache_text: See ``WanBackbone``.
         **changes: Fields of ``WanDefaults`` to use instead of the model's own; None is ignored.
 
     Raises:
@@ -231,7 +225,6 @@ def load_wan(
             Residence(place, offload and place.type != "cpu"),
             kind,
             _defaults(source, changes),
-            cache_text,
         )
 
 

@@ -59,7 +59,8 @@ def test_a_large_umt5_keeps_its_type_on_disk_and_runs_on_a_cpu(big, tmp_path, mo
     assert sidecar.parity[0]["relative"] <= sidecar.tolerance == 1e-3
     facts = ExportFacts.read(tmp_path / "out")
     text = OnnxText(sidecar, lambda: Session(sidecar), tmp_path / "out" / "tokenizer", facts)
-    wanted = load_backbone(model, device="cpu", cache_text=False).encode(PROMPTS)
+    monkeypatch.setattr(wan_checkpoint, "BIG_ENCODER", 1 << 30)  # in PyTorch in float32
+    wanted = load_backbone(model, device="cpu").encode(PROMPTS)
     assert (text.encode(PROMPTS) - wanted).abs().max() <= 2e-2 * wanted.abs().max()
 
 
