@@ -197,6 +197,8 @@ def _validate(args: argparse.Namespace) -> int:
 
 
 def _add_demo(verbs: Any) -> None:
+    from miga_bench.backbones import EMBEDDED
+
     parser = _verb(
         verbs,
         "demo",
@@ -219,7 +221,7 @@ def _add_demo(verbs: Any) -> None:
     )
     parser.add_argument(
         "--backbone",
-        choices=("tiny-wan", "tiny-videocrafter2"),
+        choices=EMBEDDED,
         default="tiny-wan",
         help="which embedded model (tiny-wan)",
     )

@@ -67,6 +67,7 @@ BACKBONES: dict[str, BackboneEntry] = {
         "weights for research only",
     ),
 }
+EMBEDDED = tuple(name for name, entry in BACKBONES.items() if entry.embedded)
 
 
 def load_backbone(

@@ -119,11 +119,6 @@ class Graph:
 FIXED = Extent({}, {}, {}, ())
 
 
-def fixed(shape: torch.Size) -> list[int | str]:
-    """Return a shape without free dimensions."""
-    return list(shape)
-
-
 class WanDenoiserGraph(nn.Module):
     """``WanNetwork`` with the network's own attention."""
 

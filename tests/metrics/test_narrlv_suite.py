@@ -17,7 +17,7 @@ from miga_bench.backbones.tiny.grammar import parse_caption
 from miga_bench.backbones.tiny.suite import write_suite
 from miga_bench.errors import UserError
 from miga_bench.metrics.narrlv.judge import original_frames, seed_of
-from miga_bench.metrics.narrlv.quality import rate, read_quality
+from miga_bench.metrics.narrlv.quality import read_quality
 from miga_bench.metrics.narrlv.release import COMMIT, FILES, fetch_release, release_folder
 from miga_bench.metrics.narrlv.suite import FACTORS, FIDELITY, load_suite
 from miga_bench.offline import OFFLINE
@@ -272,20 +272,6 @@ def test_qualities_are_read_in_each_form(tmp_path):
             read_quality(path, suite)
     with pytest.raises(UserError, match="cannot read"):
         read_quality(tmp_path / "none", suite)
-
-
-def test_first_frames_are_rated():
-    import torch
-
-    from miga_bench.metrics.narrlv.answers import TensorVideo
-
-    suite = load_suite(NATURAL / NAME)
-    video = TensorVideo(torch.tensor([0.25, 0.75]).view(2, 1, 1, 1).expand(2, 3, 4, 4))
-    brightness = lambda frame: 1 + 4 * frame.float().mean().item() / 255  # noqa: E731
-    rated = dict(rate(suite.items, lambda item: video, brightness))
-    assert rated == {item.key: pytest.approx(2.0, abs=0.01) for item in suite.items}
-    with pytest.raises(UserError, match="1 to 5"):
-        list(rate(suite.items, lambda item: video, lambda frame: 0.0))
 
 
 def test_loading_a_suite_needs_no_torch():

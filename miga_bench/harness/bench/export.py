@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from miga_bench.backbones import BACKBONES, load_backbone
+from miga_bench.backbones import BACKBONES, EMBEDDED, load_backbone
 from miga_bench.backbones.base import Backbone
 from miga_bench.errors import plainly
 from miga_bench.export.choice import DenoiserChoice
@@ -40,7 +40,7 @@ from miga_bench.harness.generate import generate
 from miga_bench.harness.provenance import hardware, versions
 from miga_bench.harness.request import GenerateRequest, PromptAt
 
-MODELS = ("tiny-wan", "tiny-videocrafter2", RANDOM)
+MODELS = (*EMBEDDED, RANDOM)
 WINDOWS = 4  # of a pass; with guidance a call has twice as many rows
 VIDEO_WINDOWS = 2  # MIGA's default settings, and a video of so many windows
 

@@ -10,21 +10,19 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from miga_bench.backbones import load_backbone
+from miga_bench.backbones import EMBEDDED, load_backbone
 from miga_bench.backbones.base import Backbone
 from miga_bench.harness.bench.common import Part, Row, Say, maker, prompts_of
 from miga_bench.harness.bench.counts import windows_before_first
 from miga_bench.harness.bench.rounds import timed
 from miga_bench.sampling import METHODS, CounterNoise, PassReport, resolve
 
-MODELS = ("tiny-wan", "tiny-videocrafter2")
-
 
 def measure(say: Say, repeats: int) -> Part:
     """Count and time for each endless method on each embedded model, once: counts do not vary."""
     del repeats
     part = Part({"settings": "default preset, guidance off", "models": {}})
-    for model in MODELS:
+    for model in EMBEDDED:
         backbone = load_backbone(model, device="cpu")
         maker(backbone, "short", {"steps": 4}, backbone.window)()  # warm-up
         part.document["models"][model] = {}

@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 
-from miga_bench.backbones import load_backbone
+from miga_bench.backbones import EMBEDDED, load_backbone
 from miga_bench.harness.bench.common import Part, Row, Say, TimeMeter, in_a_process, maker
 from miga_bench.harness.bench.counts import windows_per_latent
 from miga_bench.harness.bench.rounds import Spread, seconds
 from miga_bench.harness.provenance import forget_peak_memory, peak_memory_mib
 from miga_bench.sampling import METHODS, FifoSettings, MigaSettings, PassReport, resolve
 
-MODELS = ("tiny-wan", "tiny-videocrafter2")
 PATIENCE = 10.0
 MOST_OUTSIDE = 0.08
 WARM_STEPS = 4
@@ -32,7 +31,7 @@ WARM_STEPS = 4
 def measure(say: Say, repeats: int) -> Part:
     """Measure all methods on all embedded models."""
     part = Part({"settings": "default preset", "models": {}})
-    for model in MODELS:
+    for model in EMBEDDED:
         part.document["models"][model] = {}
         for method in METHODS:
             say(f"{method} on {model}")

@@ -16,6 +16,7 @@ from miga_bench.harness.report.comparability import comparability
 from miga_bench.harness.report.document import Block, Heading, Paragraph, pictures_of
 from miga_bench.harness.report.html import to_html
 from miga_bench.harness.report.markdown import to_markdown
+from miga_bench.harness.report.measures import measure_of
 from miga_bench.harness.report.published import published_table
 from miga_bench.harness.report.request import FIGURES, HTML, MARKDOWN, ReportRequest
 from miga_bench.harness.report.section import (
@@ -84,9 +85,7 @@ def _combined(facts: Sequence[RunFacts]) -> list[Block]:
         paper = published_table(key)
         sharing = [f for f in facts if f.paper is not None and f.paper.key == key]
         bases = list(dict.fromkeys(m.base for f in sharing for m in f.measures))
-        columns = [
-            m for m in map(tables.of_base, bases) if m.column in paper.columns or m.is_motion
-        ]
+        columns = [m for m in map(measure_of, bases) if m.column in paper.columns or m.is_motion]
         if not columns:
             continue
         caption = f"{paper.title}: {', '.join(f.run.name for f in sharing)}, beside the paper"

@@ -19,7 +19,6 @@ from miga_bench.harness.report.measures import (
     MINUS,
     Measure,
     base_of,
-    measure_of,
     motion_of,
     value_of,
 )
@@ -365,11 +364,6 @@ def glossary(measures: Sequence[Measure], collapses: Sequence[str] = ()) -> Tabl
     return Table(
         "What the measures mean", ["measure", "what it tells", "how to read"], [Group("", rows)]
     )
-
-
-def of_base(base: str) -> Measure:
-    """Return a column for several runs, whatever networks each used."""
-    return measure_of(base)
 
 
 def _plain(value: float | None, digits: int) -> str:

@@ -127,7 +127,7 @@ def _labels(rows: Sequence[Row]) -> list[str]:
 
 
 def _params(results: Results, arm: Arm) -> dict[str, str]:
-    model = {k: v for k, v in results.model.items() if k not in ("weights_hash", "method")}
+    model = {k: v for k, v in results.model.items() if k != "weights_hash"}
     own = {"arm": arm.name, "method": arm.method, **arm.settings}
     return {plain(name): str(value) for name, value in {**model, **own}.items()}
 

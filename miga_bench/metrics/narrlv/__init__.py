@@ -17,7 +17,7 @@ from miga_bench.metrics.narrlv.answers import (
     read_answers,
 )
 from miga_bench.metrics.narrlv.judge import Judge, Sampling, original_frames
-from miga_bench.metrics.narrlv.quality import rate, read_quality
+from miga_bench.metrics.narrlv.quality import read_quality
 from miga_bench.metrics.narrlv.release import fetch_release
 from miga_bench.metrics.narrlv.scorer import (
     Cell,
@@ -53,7 +53,6 @@ __all__ = [
     "load_suite",
     "original_frames",
     "provenance_of",
-    "rate",
     "read_answers",
     "read_quality",
     "score_video",

@@ -1,38 +1,19 @@
 """The quality term of NarrLV's released scores: Q-Align on a video's first frame, 1 (bad) to 5 (excellent).
 
 Q-Align (arXiv 2312.17090, model q-future/one-align) is not a dependency: its code is fetched with its weights
-and runs with old versions only. Anything that maps a first frame to 1..5 will do as a model, and values
-from elsewhere are read from a file, the one of the original's ``answer_gen_aes.py`` included.
+and runs with old versions only. Its values are read from a file, the one of the original's
+``answer_gen_aes.py`` included.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from miga_bench.errors import UserError
-from miga_bench.metrics.narrlv.answers import Video
-from miga_bench.metrics.narrlv.suite import Story, Suite
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    Quality = Callable[[Tensor], float]  # uint8 [3, H, W] -> 1..5
-
-
-def rate(
-    items: Iterable[Story], videos: Callable[[Story], Video], quality: Quality
-) -> Iterator[tuple[str, float]]:
-    """Rate the first frame of each item's video; yields (item's key, 1 to 5).
-
-    Raises:
-        UserError: The model's value is out of range.
-    """
-    for item in items:
-        value = float(quality(videos(item).pick([0])[0]))
-        yield item.key, _checked(value, f"quality of {item.key}")
+from miga_bench.metrics.narrlv.suite import Suite
 
 
 def read_quality(path: str | Path, suite: Suite | None = None) -> dict[str, float]:

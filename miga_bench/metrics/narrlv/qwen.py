@@ -40,7 +40,6 @@ class QwenJudge:
         sampling: How answers are drawn; what it does not name (top_k) is as the model's folder says.
         device: ``auto`` spreads the model over all GPUs (needs accelerate); or one device.
         dtype: Precision of the weights, by torch's name.
-        attention: transformers' attention implementation; the original runs ``flash_attention_2``.
 
     Raises:
         UserError: The model cannot be loaded.
@@ -55,13 +54,11 @@ class QwenJudge:
         sampling: Sampling | None = None,
         device: str = "auto",
         dtype: str = "bfloat16",
-        attention: str | None = None,
     ) -> None:
         from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
         self.sampling = sampling or Sampling()
         self.dtype = dtype
-        self.attention = attention
         precision = getattr(torch, dtype, None)
         if not isinstance(precision, torch.dtype) or not precision.is_floating_point:
             raise UserError(f"dtype is {dtype!r}; it must be bfloat16, float16 or float32")
@@ -70,7 +67,6 @@ class QwenJudge:
             self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
                 model,
                 dtype=precision,
-                attn_implementation=attention,
                 device_map="auto" if device == "auto" else None,
             ).eval()
         except (OSError, ValueError, ImportError) as error:
