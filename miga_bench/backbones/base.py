@@ -13,6 +13,7 @@ from torch import Tensor
 from miga_bench.errors import UserError
 
 if TYPE_CHECKING:
+    from miga_bench.backbones.prompt_text import PromptText
     from miga_bench.backbones.schedule import Grid, Schedule
     from miga_bench.backbones.solvers import Solver
 
@@ -153,6 +154,7 @@ class Backbone(ABC):
         latent_shape: Channels, height and width of one latent.
         frame_rate: Frames per second of the decoded video.
         denoiser: The network behind the ``Denoiser`` interface.
+        text: The text side, which knows how long a prompt may be; None knows of no limit.
         team: The processes that denoise together; None is this one alone.
         meter: Measures the denoiser calls of samplers that begin now; None measures nothing.
         arithmetic: Returns the context of each denoiser call, as automatic mixed precision has one. What
@@ -171,6 +173,7 @@ class Backbone(ABC):
     latent_shape: LatentShape
     frame_rate: float
     denoiser: Denoiser
+    text: PromptText | None = None
     team: Team | None = None
     meter: Meter | None = None
     arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -187,11 +190,12 @@ class Backbone(ABC):
 
     def encode_ahead(self, prompts: Sequence[str]) -> None:
         """Have prompts ready for ``encode``, if its encoder would be loaded for each anew."""
-        return
+        if self.text is not None:
+            self.text.encode_ahead(prompts)
 
     def unknown_words(self, prompts: Sequence[str]) -> list[str]:
         """Return the prompts' words that the text encoder has no token for."""
-        return []
+        return [] if self.text is None else self.text.unknown_words(prompts)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Refuse prompts that cannot be encoded; the encoder does not run.
@@ -203,7 +207,7 @@ class Backbone(ABC):
 
     def beginning(self, prompt: str) -> str:
         """Return the prompt, or if it is too long as many of its first words as the text encoder reads."""
-        return prompt
+        return prompt if self.text is None else self.text.beginning(prompt)
 
     @abstractmethod
     def decoder(self) -> StreamingDecoder:

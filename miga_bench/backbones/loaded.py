@@ -79,14 +79,6 @@ class LoadedBackbone(Backbone):
             )
         return text.to(self._residence.device, self._dtype)
 
-    def encode_ahead(self, prompts: Sequence[str]) -> None:
-        """Have prompts ready for ``encode``, if its encoder would be loaded for each anew."""
-        self.text.encode_ahead(prompts)
-
-    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
-        """Return the prompts' words that the tokenizer does not know."""
-        return self.text.unknown_words(prompts)
-
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Refuse prompts that cannot be encoded; the encoder does not run.
 
@@ -95,10 +87,6 @@ class LoadedBackbone(Backbone):
         """
         if self.text.needs_encoder(prompts):
             self.source.text_files()
-
-    def beginning(self, prompt: str) -> str:
-        """Return the prompt, or if it is too long as many of its first words as the text encoder reads."""
-        return self.text.beginning(prompt)
 
     def attending(self, attention: FrameAttention) -> AbstractContextManager[None]:
         """Return a context in which ``attention`` does the network's attention over frames."""

@@ -163,7 +163,7 @@ class ExportedBackbone(Backbone):
         return self._device if on_gpu else "cpu"
 
     @cached_property
-    def text(self) -> OnnxText | EncoderText:
+    def text(self) -> OnnxText | EncoderText:  # type: ignore[override]
         """The text side, loaded when first asked for."""
         if not self._exported["text"]:
             assert self._parts is not None
@@ -181,14 +181,6 @@ class ExportedBackbone(Backbone):
         """Return the prompts' embeddings ``[len(prompts), S, D]``, padded as the family does."""
         return self.text.encode(prompts).to(self._device)
 
-    def encode_ahead(self, prompts: Sequence[str]) -> None:
-        """Have prompts ready for ``encode``, if its encoder would be loaded for each anew."""
-        self.text.encode_ahead(prompts)
-
-    def unknown_words(self, prompts: Sequence[str]) -> list[str]:
-        """Return the prompts' words that the tokenizer does not know."""
-        return self.text.unknown_words(prompts)
-
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Refuse prompts that cannot be encoded; the encoder does not run.
 
@@ -202,10 +194,6 @@ class ExportedBackbone(Backbone):
         elif text.needs_encoder(prompts):
             assert self._parts is not None
             self._parts.source.text_files()
-
-    def beginning(self, prompt: str) -> str:
-        """Return the prompt, or if it is too long as many of its first words as the text encoder reads."""
-        return self.text.beginning(prompt)
 
     def decoder(self) -> StreamingDecoder:
         """Return a fresh streaming decoder for one video."""

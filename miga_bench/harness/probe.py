@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,8 +128,7 @@ class Probe:
 
     def _text(self) -> Tensor:
         """Return an embedding of the right shape; a big encoder is not loaded for it."""
-        text: Any = getattr(self._backbone, "text", None)
-        width = getattr(self._backbone, "text_width", None)
+        text, width = self._backbone.text, getattr(self._backbone, "text_width", None)
         if text is None or width is None:  # among others an export, whose encoder is at hand
             return self._backbone.encode([""])
         kind = next(iter(self._backbone.denoiser.parameters())).dtype  # type: ignore[attr-defined]
