@@ -18,8 +18,7 @@ h, w the level's size, P = h * w, S text rows, D text width, a attention head wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,10 +29,11 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from miga_bench.backbones.base import AttentionSite, FrameAttention, Rows, Shortcut
 from miga_bench.backbones.fused_attention import fused_attention
+from miga_bench.backbones.open_attention import OpenAttention
 
 # Parts whose parameters stay float32 whatever the type of the rest: they see timesteps.
 KEEP_FLOAT32 = ("time_embedding", "fps_embedding")
@@ -339,7 +339,7 @@ def _attention(attention: Any, tokens: Tensor, site: AttentionSite, call: _Call)
     return attention.to_out[0](out.flatten(3))
 
 
-class VideoCrafterDenoiser(nn.Module):
+class VideoCrafterDenoiser(OpenAttention):
     """``VideoCrafterUNet`` behind the ``Denoiser`` interface.
 
     Several may share a network and differ in the rest.
@@ -353,7 +353,6 @@ class VideoCrafterDenoiser(nn.Module):
         super().__init__()
         self.network: Any = network
         self.fps = fps
-        self._attention: FrameAttention | None = None
 
     def forward(
         self,
@@ -386,18 +385,3 @@ class VideoCrafterDenoiser(nn.Module):
             attention=self._attention,
             shortcut=shortcut,
         )
-
-    @property
-    def attention(self) -> FrameAttention | None:
-        """What stands in for the attention over frames now; None is the network's own."""
-        return self._attention
-
-    @contextmanager
-    def attending(self, attention: FrameAttention) -> Iterator[None]:
-        """Let ``attention`` do the attention over frames while the context is entered."""
-        before = self._attention
-        self._attention = attention
-        try:
-            yield
-        finally:
-            self._attention = before

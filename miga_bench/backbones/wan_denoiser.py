@@ -10,8 +10,7 @@ S text rows, D text width, d model width, a attention head width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,6 +21,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
 from miga_bench.backbones.base import AttentionSite, FrameAttention, Rows, Shortcut
+from miga_bench.backbones.open_attention import OpenAttention
 from miga_bench.backbones.rotary import Rotary
 
 
@@ -212,8 +212,11 @@ class WanNetwork(nn.Module):
         return self._add_gated(hidden, block.ffn(normed), gate_ff, frames)
 
 
-class WanDenoiser(nn.Module):
+class WanDenoiser(OpenAttention):
     """``WanTransformer3DModel`` behind the ``Denoiser`` interface.
+
+    What does the attention over frames in its place does the blocks' self-attention: its queries and keys come
+    normalized and rotated. Attention to the text is left alone.
 
     Attributes:
         network: The part with weights, free of table building; compile or export this one:
@@ -228,7 +231,6 @@ class WanDenoiser(nn.Module):
             raise ValueError("a text-to-video Wan transformer with temporal patch size 1 is needed")
         self.network = WanNetwork(transformer)
         self.rotary = Rotary(config.attention_head_dim, *config.patch_size[1:])
-        self._attention: FrameAttention | None = None
 
     @property
     def transformer(self) -> WanTransformer3DModel:
@@ -258,24 +260,6 @@ class WanDenoiser(nn.Module):
         if self._attention is None and shortcut is None:
             return self.network(latents, timesteps, text, cos, sin)
         return self.network(latents, timesteps, text, cos, sin, self._attention, shortcut)
-
-    @property
-    def attention(self) -> FrameAttention | None:
-        """What stands in for the attention over frames now; None is the network's own."""
-        return self._attention
-
-    @contextmanager
-    def attending(self, attention: FrameAttention) -> Iterator[None]:
-        """Let ``attention`` do the blocks' self-attention while the context is entered.
-
-        Queries and keys come normalized and rotated; attention to the text is left alone.
-        """
-        before = self._attention
-        self._attention = attention
-        try:
-            yield
-        finally:
-            self._attention = before
 
 
 def is_ours(denoiser: object) -> bool:
