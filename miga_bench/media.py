@@ -324,11 +324,12 @@ class SideBySide:
         for r, frames in enumerate(rows):
             for c, frame in enumerate(frames):
                 canvas.paste(_scaled(frame, self.height, self.width), self._corner(r, c))
-        return _to_tensor(canvas)
+        return to_tensor(canvas)
 
 
-def _to_tensor(image: Image.Image) -> Tensor:
-    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+def to_tensor(image: Image.Image) -> Tensor:
+    """Return a picture of any mode as uint8 ``[3, H, W]``."""
+    flat = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
     return flat.view(image.height, image.width, 3).permute(2, 0, 1)
 
 

@@ -219,11 +219,9 @@ def sha256_of(files: Iterable[Path], root: Path) -> str:
     """Hash whole files and their names relative to ``root``, in name order."""
     total = hashlib.sha256()
     for path in sorted(files):
-        digest = hashlib.sha256()
         with path.open("rb") as opened:
-            while block := opened.read(_SAMPLE):
-                digest.update(block)
-        total.update(f"{path.relative_to(root).as_posix()} {digest.hexdigest()}\n".encode())
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        total.update(f"{path.relative_to(root).as_posix()} {digest}\n".encode())
     return total.hexdigest()
 
 

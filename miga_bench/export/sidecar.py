@@ -27,8 +27,6 @@ from miga_bench.errors import UserError
 FORMAT = 1
 PRECISIONS = ("fp32", "fp16", "bf16")
 
-_BLOCK = 1 << 20
-
 
 @dataclass(frozen=True)
 class Port:
@@ -223,8 +221,5 @@ class Sidecar:
 
 def sha256(path: Path) -> str:
     """Return the hash of a file's content."""
-    digest = hashlib.sha256()
     with path.open("rb") as opened:
-        while block := opened.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and folders that are not there yet."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+
+
+def nearest(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
 
 
 def write_json(path: Path, document: Mapping[str, object]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from miga_bench.errors import UserError
+from miga_bench.harness.files import nearest
 
 UNKNOWN = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what file systems without locks answer
 
@@ -40,16 +41,14 @@ def check_lockable(folder: Path) -> None:
     Raises:
         UserError: It has none.
     """
-    nearest = folder.absolute()
-    while not nearest.exists():
-        nearest = nearest.parent
+    place = nearest(folder)
     try:
-        with tempfile.TemporaryFile(dir=nearest) as file:
+        with tempfile.TemporaryFile(dir=place) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in UNKNOWN:
             raise UserError(
-                f"{nearest} takes no locks ({error.strerror}), without which two processes could write one"
+                f"{place} takes no locks ({error.strerror}), without which two processes could write one"
                 " video: have it mounted with them (NFS with its lock service, Lustre with -o flock), or"
                 " choose another run.root"
             ) from None

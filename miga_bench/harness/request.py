@@ -13,6 +13,7 @@ from pathlib import Path
 
 from miga_bench.errors import UserError
 from miga_bench.export.choice import DenoiserChoice
+from miga_bench.harness.files import nearest
 
 LONGEST_PROMPT = 4000  # characters; the text encoder's own limit, in tokens, is checked by it
 DEFAULT_FRAMES = 300
@@ -196,17 +197,15 @@ def check_writable(folder: Path, option: str = "-o") -> None:
     Raises:
         UserError: The folder, or the nearest one above it that exists, cannot be written.
     """
-    nearest = folder.absolute()
-    while not nearest.exists():
-        nearest = nearest.parent
+    place = nearest(folder)
     try:
-        with tempfile.TemporaryFile(dir=nearest):
+        with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         whose = ""
         if isinstance(error, PermissionError):
-            facts = nearest.stat()
+            facts = place.stat()
             whose = f"; {stat.filemode(facts.st_mode)}, of user {facts.st_uid}"
         raise UserError(
-            f"cannot write in {nearest} ({error.strerror}{whose}): choose another {option}"
+            f"cannot write in {place} ({error.strerror}{whose}): choose another {option}"
         ) from None

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from miga_bench.errors import Notice, UserError, close_names, did_you_mean
-from miga_bench.media import count_frames, read_video
+from miga_bench.media import count_frames, read_video, to_tensor
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -88,15 +88,14 @@ class Source:
             return
         for picture in pictures_of(self.path):
             with Image.open(picture) as image:
-                yield _to_tensor(image)
+                yield to_tensor(image)
 
     def digest(self) -> str:
         """Return the SHA-256 of the content."""
         digest = hashlib.sha256()
         for path in [self.path] if self.path.is_file() else pictures_of(self.path):
             with open(path, "rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
+                hashlib.file_digest(file, lambda: digest)  # one for all files
         return digest.hexdigest()
 
 
@@ -285,12 +284,6 @@ def _recorded(video: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return " / ".join(texts) or None
-
-
-def _to_tensor(image: Image.Image) -> Tensor:
-    rgb = image.convert("RGB")
-    pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
-    return pixels.reshape(rgb.height, rgb.width, 3).permute(2, 0, 1)
 
 
 def _pixels(shape: Sequence[int]) -> str:

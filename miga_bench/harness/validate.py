@@ -10,7 +10,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -18,6 +17,7 @@ from torch import nn
 from miga_bench.backbones.hub_files import hub_id, missing_files
 from miga_bench.errors import UserError
 from miga_bench.harness.deal import deal
+from miga_bench.harness.files import nearest
 from miga_bench.harness.items import Item
 from miga_bench.harness.predict import parse
 from miga_bench.harness.probe import Probe
@@ -181,7 +181,7 @@ class Preflight:
     def disk(self) -> tuple[str, str]:
         """Compare what the missing videos may take with what is free."""
         need = sum(_file_bytes(self.items[name], self.estimates[name]) for name in self.todo)
-        free = shutil.disk_usage(_nearest(self.writer.run.store.root)).free
+        free = shutil.disk_usage(nearest(self.writer.run.store.root)).free
         self.facts["disk"] = {"need_bytes": need, "free_bytes": free}
         each = need / max(1, len(self.todo)) / 2**20
         told = f"about {_size(need)} ({each:.1f} MiB a video), {_size(free)} free"
@@ -340,13 +340,6 @@ def _file_bytes(item: Item, estimate: Estimate) -> int:
     pixels = item.height * item.width
     video = item.frames * pixels * (LOSSLESS if item.lossless else LOSSY)
     return int(video + 3 * SHEET_CELLS * pixels + PASS_BYTES * estimate.windows)
-
-
-def _nearest(folder: Path) -> Path:
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return folder
 
 
 def _size(count: float) -> str:
