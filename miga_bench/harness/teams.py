@@ -29,6 +29,7 @@ from miga_bench.harness.ranks import PATIENCE
 from miga_bench.harness.stop import StopRequested, StopSignals
 from miga_bench.harness.window_parallel import WindowParallel
 from miga_bench.sampling.base import CommonSettings
+from miga_bench.sampling.rules import refuse_shared_cache
 
 # A team's ranks are never further apart within a video than a decoded latent, or a compilation.
 SILENCE = timedelta(minutes=30)
@@ -55,14 +56,10 @@ def check_settings(size: int, settings: Iterable[CommonSettings]) -> None:
     """Refuse settings that a team of this size cannot work by.
 
     Raises:
-        UserError: They ask for a cache, whose entries would be spread over the processes.
+        UserError: They ask for a cache.
     """
-    cache = max((one.cache for one in settings), default=0)
-    if size > 1 and cache:
-        raise UserError(
-            f"cache is {cache:g} and run.window_parallel is {size}: processes that make a video together"
-            " have no cache in common; leave one of the two out"
-        )
+    for one in settings:
+        refuse_shared_cache(one.cache, size > 1)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,19 @@ def refuse_cache(s: CommonSettings, method: str, why: str) -> None:
     )
 
 
+def refuse_shared_cache(threshold: float, shared: bool) -> None:
+    """Refuse the cache where several processes make one video, over which its entries would be spread.
+
+    Raises:
+        UserError: It is on.
+    """
+    require(
+        not (threshold and shared),
+        f"cache is {threshold:g}: processes that make a video together (run.window_parallel) do not share one;"
+        " leave cache out, or let each make its own",
+    )
+
+
 def check_cache(threshold: float, backbone: Backbone) -> None:
     """Refuse a cache where the denoiser cannot have one.
 
@@ -38,11 +51,7 @@ def check_cache(threshold: float, backbone: Backbone) -> None:
             f"cache needs an uncompiled PyTorch denoiser, which {backbone.name} does not have here: leave cache"
             " out"
         )
-    if backbone.team is not None:
-        raise UserError(
-            f"cache is {threshold:g}: processes that make a video together do not share one; leave cache "
-            "out, or let each make its own"
-        )
+    refuse_shared_cache(threshold, backbone.team is not None)
 
 
 def refuse_changes(prompts: PromptSchedule, method: str, length: int) -> None:
