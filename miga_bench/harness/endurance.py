@@ -35,7 +35,7 @@ from miga_bench.backbones.tiny.grammar import parse_caption
 from miga_bench.backbones.tiny.world import CLIP_FRAMES
 from miga_bench.errors import FailedError, plainly
 from miga_bench.harness.bench.common import PROMPT
-from miga_bench.harness.provenance import hardware, versions
+from miga_bench.harness.provenance import hardware, memory_kib, versions
 from miga_bench.media import count_frames, read_video
 
 # Few steps, so that thousands of frames end soon; what is held in memory does not depend on them.
@@ -102,7 +102,7 @@ def watch(
             watched.files.append(len(os.listdir(own / "fd")))
             watched.threads.append(len(os.listdir(own / "task")))
             if not watched.early_peak_mib and video.exists() and count_frames(video) >= EARLY:
-                watched.early_peak_mib = _peak_mib(own)
+                watched.early_peak_mib = round((memory_kib("VmHWM", process.pid) or 0) / 1024, 1)
         except OSError:  # it ended just now, or there is no /proc
             continue
         if frames is None and end is None and watched.early_peak_mib:
@@ -115,13 +115,6 @@ def watch(
         raise FailedError(f"generate failed: {error.strip()}")
     watched.record = json.loads(out.splitlines()[-1])
     return watched
-
-
-def _peak_mib(process: Path) -> float:
-    """Return the peak memory of a running process so far, by its folder in /proc; rounded as recorded."""
-    status = (process / "status").read_text()
-    peak = next(int(ln.split()[1]) for ln in status.splitlines() if ln.startswith("VmHWM"))
-    return round(peak / 1024, 1)
 
 
 def growth(looks: Sequence[int]) -> int:

@@ -67,11 +67,24 @@ def peak_memory_mib(device: str) -> dict[str, float]:
     return peaks
 
 
-def _resident_peak_kib() -> float | None:
+def memory_kib(field: str, process: int | str = "self") -> int | None:
+    """Return what a process holds, in KiB; None where the system does not say, or the process is gone.
+
+    Args:
+        field: ``VmRSS`` is what it holds now, ``VmHWM`` the most since that was last forgotten.
+        process: Its number; by default this one.
+    """
     with suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return float(line.split()[1])
+        for line in Path(f"/proc/{process}/status").read_text(errors="replace").splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1])
+    return None
+
+
+def _resident_peak_kib() -> float | None:
+    kib = memory_kib("VmHWM")
+    if kib is not None:
+        return kib
     with suppress(ImportError):  # not on Windows
         import resource
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from miga_bench.backbones import EMBEDDED, load_backbone
 from miga_bench.harness.bench.common import Part, Row, Say, TimeMeter, in_a_process, maker
 from miga_bench.harness.bench.counts import windows_per_latent
 from miga_bench.harness.bench.rounds import Spread, seconds
-from miga_bench.harness.provenance import forget_peak_memory, peak_memory_mib
+from miga_bench.harness.provenance import forget_peak_memory, memory_kib, peak_memory_mib
 from miga_bench.sampling import METHODS, FifoSettings, MigaSettings, PassReport, resolve
 
 PATIENCE = 10.0
@@ -63,7 +62,7 @@ def measure_one(model: str, method: str, repeats: int) -> dict[str, Any]:
     """Measure one method on one model in this process."""
     backbone = load_backbone(model, device="cpu")
     maker(backbone, "short", {"steps": WARM_STEPS}, backbone.window)()
-    loaded = _resident_mib()
+    loaded = memory_kib("VmRSS")
     forget_peak_memory("cpu")
     meter = TimeMeter()
     backbone.meter = meter
@@ -86,20 +85,11 @@ def measure_one(model: str, method: str, repeats: int) -> dict[str, Any]:
         "search_windows": cost.search_windows,
         "share_outside": Spread(tuple(outside)).document(),
         "peak_memory_mib": peak_memory_mib("cpu")["process"],
-        "loaded_memory_mib": loaded,
+        "loaded_memory_mib": None if loaded is None else loaded / 2**10,
     }
     if isinstance(settings, FifoSettings | MigaSettings):
         found["windows_per_further_latent"] = round(windows_per_latent(settings, backbone), 4)
     return found
-
-
-def _resident_mib() -> float | None:
-    """Return the memory this process holds now; None where the system does not say."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(x.split()[1]) / 2**10 for x in lines if x.startswith("VmRSS:")), None)
 
 
 if __name__ == "__main__":

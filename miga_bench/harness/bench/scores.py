@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from miga_bench.errors import UserError, plainly
+from miga_bench.harness.provenance import forget_peak_memory, memory_kib
 from miga_bench.metrics.networks.original import import_torchvision, module
 
 PIECE = 16
@@ -127,7 +128,7 @@ def cost(work: Callable[[], dict[str, float]]) -> Cost:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # what earlier work freed is not this one's
-    Path("/proc/self/clear_refs").write_text("5")
+    forget_peak_memory("cpu")
     before, began = _memory("VmRSS"), time.process_time()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         scores = work()
@@ -135,8 +136,9 @@ def cost(work: Callable[[], dict[str, float]]) -> Cost:
 
 
 def _memory(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+    kib = memory_kib(field)
+    assert kib is not None  # the original runs on Linux
+    return kib * 1024
 
 
 def make_networks(folder: Path, width: int, layers: int) -> Networks:
