@@ -3,7 +3,7 @@
 The frames travel as single pictures in data URLs, after the question. The original's judge is shown them as a
 video of 10 frames a second, as is ``QwenJudge``; the protocol has no part for that, and answers may be others.
 Servers name the repetition penalty differently, which is why it has a dialect: vLLM, SGLang and llama.cpp take
-``repetition_penalty``; ``transformers serve`` takes ``frequency_penalty`` and adds 1 to it; others have none.
+``repetition_penalty``; ``transformers serve`` takes ``frequency_penalty`` and adds 1 to it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from miga_bench.metrics.narrlv.judge import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-Dialect = Literal["vllm", "transformers", "openai"]
+Dialect = Literal["vllm", "transformers"]
 _JPEG_QUALITY = 95  # what the original's OpenCV writes by default
 
 
@@ -36,7 +36,7 @@ class ServerJudge:
         url: Base address, ending in ``/v1`` as a rule.
         model: Name of the model there.
         sampling: How answers are drawn.
-        dialect: How the server calls the repetition penalty; ``openai`` leaves it out.
+        dialect: How the server calls the repetition penalty.
         concurrency: Questions under way at once.
         timeout: Seconds to wait for one answer.
         retries: How often a failed request is repeated, waiting longer each time (the client's
@@ -133,7 +133,7 @@ class ServerJudge:
         except openai.APIError as error:
             raise UserError(
                 f"the judge at {self.url} refuses the request ({_said(error)}); check the model's "
-                f"name {self.model!r}, the key and the dialect {self.dialect!r}"
+                f"name {self.model!r}, the key, and that the server takes {', '.join(self._penalty())}"
             ) from None
         except ValueError as error:  # of JSON that is none
             raise self._nonsense(first_line(error)) from None
@@ -163,22 +163,17 @@ class ServerJudge:
     def _penalty(self) -> dict[str, float]:
         if self.dialect == "vllm":
             return {"repetition_penalty": self.sampling.repetition_penalty}
-        if self.dialect == "transformers":
-            return {"frequency_penalty": self.sampling.repetition_penalty - 1}
-        return {}
+        return {"frequency_penalty": self.sampling.repetition_penalty - 1}
 
     def provenance(self) -> dict[str, Any]:
         """Return address, model, dialect and sampling; not what only decides how fast answers come."""
-        sampling = self.sampling.as_dict()
-        if self.dialect == "openai":
-            sampling.pop("repetition_penalty")
         return {
             "judge": "server",
             "url": self.url,
             "model": self.model,
             "dialect": self.dialect,
             "images": f"jpeg {_JPEG_QUALITY}",
-            "sampling": sampling,
+            "sampling": self.sampling.as_dict(),
             "suffix": SUFFIX,
         }
 
