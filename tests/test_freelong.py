@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as nnf
 from analytic import PROMPTS, AnalyticBackbone
+from helpers import refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miga_bench.backbones import load_backbone
 from miga_bench.backbones.base import AttentionSite, LatentShape
-from miga_bench.errors import NumericalError, UserError
+from miga_bench.errors import NumericalError
 from miga_bench.sampling import (
     CounterNoise,
     PromptSchedule,
@@ -270,13 +271,6 @@ def test_the_network_is_as_it_was_whenever_the_caller_may_look(sampler, tiny, pr
     next(stream)
     assert tiny.denoiser._attention is None
     assert seen == [None] * 3
-
-
-def refusal(call):
-    with pytest.raises(UserError) as error:
-        call()
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 @names

@@ -5,12 +5,12 @@ line that a terminal shows as it is. The examples are the same every time.
 """
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from helpers import Code
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from report_runs import RunFolder
@@ -435,21 +435,11 @@ def test_tracking_uris(text):
     good_or_one_line(lambda: tracking_uri(text, Path("/tmp")))
 
 
-class Owned:
-    """Leaves a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
-
-
 @pytest.mark.parametrize("name", ["w.bin", "w.pt", "w.ckpt", "w.safetensors"])
 def test_code_in_weights_is_never_run(tmp_path, name):
     for content in (
-        Owned(tmp_path / "owned"),
-        {"a": torch.zeros(1), "b": Owned(tmp_path / "owned")},
+        Code(tmp_path / "owned"),
+        {"a": torch.zeros(1), "b": Code(tmp_path / "owned")},
     ):
         for zipped in (True, False):
             torch.save(content, tmp_path / name, _use_new_zipfile_serialization=zipped)

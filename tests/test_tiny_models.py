@@ -21,14 +21,6 @@ from miga_bench.backbones.tiny.vae_clip import decode_clip, encode_clip, use_who
 from miga_bench.cli import main
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def shipped():
     return TinyWan()

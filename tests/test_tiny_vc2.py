@@ -19,14 +19,6 @@ from miga_bench.cli import main
 from miga_bench.sampling import CounterNoise, PromptSchedule, Short, ShortSettings
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     """Latents that say where they come from: value = clip number, plus frame / 100."""

@@ -14,15 +14,6 @@ from hypothesis import strategies as st
 from miga_bench.backbones.tiny import drift, grammar, reader, world
 from miga_bench.errors import UserError
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 scenes = st.builds(
     grammar.Scene,
     shape=st.sampled_from(grammar.SHAPES),

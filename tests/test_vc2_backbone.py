@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from helpers import refusal
 from huggingface_hub.errors import LocalEntryNotFoundError
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
@@ -21,7 +22,6 @@ from miga_bench.backbones.solvers import DDIM
 from miga_bench.backbones.vc2_checkpoint import open_source
 from miga_bench.backbones.vc2_text import TEXT_LENGTH, VideoCrafterText
 from miga_bench.backbones.videocrafter2 import VideoCrafter2Backbone, VideoCrafterDefaults
-from miga_bench.errors import UserError
 from miga_bench.sampling.fitting import FittingDenoiser
 
 SIZE = {"height": 16, "width": 24}
@@ -41,13 +41,6 @@ def backbone(folder):
 def inputs(backbone):
     latents = torch.randn(1, CHANNELS, 3, 8, 12, generator=torch.Generator().manual_seed(0))
     return latents, torch.full((1, 3), 500.0), backbone.encode(["a red circle"])
-
-
-def refusal(call):
-    with pytest.raises(UserError) as error:
-        call()
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def test_what_a_sampler_sees(backbone, folder, inputs):

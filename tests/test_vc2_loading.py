@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+from helpers import Code, refusal
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 from vc2_fixtures import tiny_folder, tiny_text_encoder, tiny_unet, tiny_vae
@@ -64,14 +64,6 @@ def original(tmp_path, folder):
 def same_weights(one, other):
     left, right = one.state_dict(), other.state_dict()
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
-
-
-def refusal(call):
-    with pytest.raises(UserError) as error:
-        call()
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 def test_diffusers_folder(folder):
@@ -267,14 +259,6 @@ def test_truncated_checkpoints_are_named(original, table, kept):
     message = refusal(lambda: open_source(original))
     assert str(path) in message
     assert "truncated" in message
-
-
-class Code:
-    def __init__(self, folder):
-        self.folder = str(folder)
-
-    def __reduce__(self):
-        return os.mkdir, (self.folder,)
 
 
 def test_checkpoints_that_carry_code_are_refused(original, tmp_path):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from helpers import refusal
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 from wan_fixtures import CHANNELS, LENGTH, TEXT_WIDTH, tiny_folder
@@ -22,7 +23,6 @@ from miga_bench.backbones import (
 from miga_bench.backbones.solvers import UniPC
 from miga_bench.backbones.wan import Residence, load_wan
 from miga_bench.backbones.wan_denoiser import WanDenoiser
-from miga_bench.errors import UserError
 from miga_bench.sampling.attention import full_attention
 
 
@@ -34,13 +34,6 @@ def folder(tmp_path):
 @pytest.fixture
 def backbone(folder):
     return load_backbone(folder)
-
-
-def refusal(call):
-    with pytest.raises(UserError) as error:
-        call()
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def test_what_a_sampler_sees(backbone, folder):

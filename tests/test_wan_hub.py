@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from helpers import refusal
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from wan_fixtures import tiny_folder
 from wan_original import original_folder
@@ -17,7 +18,6 @@ from miga_bench.backbones.wan_checkpoint import (
     ORIGINAL_VAE,
     find_source,
 )
-from miga_bench.errors import UserError
 from miga_bench.offline import OFFLINE
 
 ORIGINAL = "Wan-AI/Wan2.1-T2V-1.3B"
@@ -67,13 +67,6 @@ def hub(tmp_path, monkeypatch):
     for switch in OFFLINE:
         monkeypatch.delenv(switch, raising=False)
     return put
-
-
-def refusal(call):
-    with pytest.raises(UserError) as error:
-        call()
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def test_the_original_repository_is_fetched_and_its_encoder_when_needed(

@@ -1,7 +1,6 @@
 """Wan models load from both layouts, and what does not fit is named in one line."""
 
 import json
-import os
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from diffusers.loaders.single_file_utils import (
     convert_wan_transformer_to_diffusers,
     convert_wan_vae_to_diffusers,
 )
+from helpers import Code, refusal
 from safetensors.torch import load_file, save_file
 from transformers import UMT5Config, UMT5EncoderModel
 from wan_fixtures import tiny_folder, tiny_text_encoder, tiny_transformer, tiny_vae
@@ -32,7 +32,6 @@ from miga_bench.backbones.wan_checkpoint import (
     make_text_encoder,
     transformer_config,
 )
-from miga_bench.errors import UserError
 
 CPU = torch.device("cpu")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -56,14 +55,6 @@ def same_weights(one, other):
 
 def edit(path, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def refusal(call):
-    with pytest.raises(UserError) as error:
-        call()
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 def test_diffusers_folder(folder):
@@ -224,14 +215,6 @@ def test_truncated_checkpoints_are_named(original, kept):
     message = refusal(lambda: load_wan(original[0]))
     assert str(path) in message
     assert "truncated" in message
-
-
-class Code:
-    def __init__(self, folder):
-        self.folder = str(folder)
-
-    def __reduce__(self):
-        return os.mkdir, (self.folder,)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

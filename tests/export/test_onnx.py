@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from helpers import refusal
 from onnx_fixtures import embedded_wan, export, fixed_half_wan, random_vc2
 from safetensors.torch import save_file
 from tensorrt_fixtures import small_export
@@ -232,13 +233,6 @@ def _frames(path):
         for chunk in read_video(path)
         for frame in torch.as_tensor(chunk).reshape(-1, 3, 64, 64)
     ]
-
-
-def refusal(work):
-    with pytest.raises(UserError) as error:
-        work()
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from helpers import refusal
 from onnx_fixtures import embedded_wan
 
-from miga_bench.errors import UserError
 from miga_bench.export.onnx_folder import staged
 from miga_bench.export.request import FACTS, check_output
 from miga_bench.export.triton import export_triton
@@ -18,13 +18,6 @@ def export(folder, facts=AN_EXPORT):
     (folder / FACTS).write_text(json.dumps(facts))
     (folder / "denoiser.onnx").write_bytes(b"graph")
     return folder
-
-
-def refusal(call):
-    with pytest.raises(UserError) as error:
-        call()
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def test_an_export_is_replaced_if_asked(tmp_path):

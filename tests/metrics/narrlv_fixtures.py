@@ -13,10 +13,12 @@ from transformers import (
 )
 
 import miga_bench
-from miga_bench.metrics.narrlv.suite import Story
+from miga_bench.metrics.narrlv.suite import Story, Suite, load_suite
 
 PROMPTS = Path(miga_bench.__file__).parent / "prompts"
 TINY, NATURAL = PROMPTS / "tiny", PROMPTS / "natural"
+_SUITE = load_suite(NATURAL / "natural_target_action_tna_2.json")
+FEW = Suite(_SUITE.items[:1], (), _SUITE.digest, _SUITE.source)  # one story
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 SPECIAL += ("<|image_pad|>", "<|video_pad|>")

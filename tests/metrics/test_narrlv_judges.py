@@ -7,7 +7,7 @@ import urllib.request
 import pytest
 import torch
 from narratives import parse_narrative, render_narrative
-from narrlv_fixtures import NATURAL, TINY, tiny_qwen
+from narrlv_fixtures import FEW, TINY, tiny_qwen
 from PIL import Image
 from ports import free_port
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -22,8 +22,6 @@ from miga_bench.metrics.narrlv.scorer import score_video
 from miga_bench.metrics.narrlv.server import ServerJudge
 from miga_bench.metrics.narrlv.suite import load_suite
 
-SUITE = load_suite(NATURAL / "natural_target_action_tna_2.json")
-FEW = SUITE.__class__(SUITE.items[:1], (), SUITE.digest, SUITE.source)
 SHORT = Sampling(max_new_tokens=6)
 
 

@@ -7,20 +7,17 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from narrlv_fixtures import NATURAL
+from narrlv_fixtures import FEW
 
 from miga_bench.cli import main
 from miga_bench.errors import JudgeDownError, UserError
 from miga_bench.harness import score_narrlv
 from miga_bench.metrics.narrlv.answers import TensorVideo, ask, read_answers, slots
 from miga_bench.metrics.narrlv.server import ServerJudge
-from miga_bench.metrics.narrlv.suite import load_suite
 
 # the client's own, whichever generation
 httpx = pytest.importorskip("httpx2" if hasattr(openai._base_client, "httpx2") else "httpx")
 
-SUITE = load_suite(NATURAL / "natural_target_action_tna_2.json")
-FEW = SUITE.__class__(SUITE.items[:1], (), SUITE.digest, SUITE.source)
 FRAMES = torch.zeros(1, 3, 28, 28, dtype=torch.uint8)
 URL = "http://127.0.0.1:9/v1"
 

@@ -14,14 +14,6 @@ from miga_bench.metrics.networks.tiny import WEIGHTS, TinyEncoder, TinyNet, tiny
 HUES = ["nothing", *(f"hue {degrees}" for degrees in score_checks.HUE_SHIFTS)]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def clips():
     """The scores of several clips, by change."""
