@@ -356,6 +356,24 @@ def test_branches_prompts_and_strangers_keep_apart():
     assert not call.cache.entries
 
 
+def test_an_entry_keeps_no_other_frames_alive():
+    call = Passes(0.1)
+    call([CachedRow([7, 8], 0, 0)], [[1.0, 2.0]], [[1.0, 2.0]])
+    for entry in call.cache.entries.values():
+        for kept in (entry.first, entry.deep):
+            assert kept.untyped_storage().nbytes() == kept.nbytes
+
+
+def test_the_opening_clip_leaves_no_entries():
+    """Breaks if the queue's first pass may reuse what the clip's last step kept: its noise is another."""
+    backbone = BlockBackbone()
+    denoiser = WindowDenoiser.of(
+        FifoSettings(12, 3.0, cache=ALWAYS), backbone, PROMPTS, NOISE, None
+    )
+    denoiser.denoise_clip(8)
+    assert not denoiser.cache.entries
+
+
 def test_a_change_is_relative_and_nothing_divides_by_zero_unseen():
     then = torch.tensor([[[1.0, -3.0]], [[0.0, 0.0]]])
     now = torch.tensor([[[2.0, -3.0]], [[0.0, 0.0]]])

@@ -51,6 +51,14 @@ class Listening(AnalyticBackbone):
         self.denoiser = listen
 
 
+@pytest.mark.parametrize("starts", [(), (1,), (0, 4, 4), (0, 5, 4)])
+def test_prompts_begin_with_the_video_and_one_after_the_other(starts):
+    with pytest.raises(ValueError, match="must rise strictly from 0"):
+        numbered(*starts)
+    with pytest.raises(ValueError, match="1 prompts need as many starts"):
+        PromptSchedule(PROMPTS.text, PROMPTS.negative, (0, 4))
+
+
 @pytest.mark.parametrize("starts", [(0, 1), (0, 4), (0, 1, 2, 3)])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_opening_clip_shows_the_first_prompt(name, starts):

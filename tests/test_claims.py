@@ -51,6 +51,8 @@ def constancy(run):
         (lambda text: text % 3, "holds"),
         (lambda text: 500 + text, "does not hold"),
         (lambda text: 200 * (text % 2), "not shown"),
+        (lambda text: -500 - text, "does not hold"),
+        (lambda text: -200 * (text % 2), "not shown"),
     ],
 )
 def test_memory_over_the_length(more, verdict):

@@ -168,6 +168,14 @@ def test_the_papers_bands():
     assert FreeLong(LOW_PASS).attention(16, 128, 500.0) == LowPassAttention(8, 0.25, 0.25)
 
 
+def test_time_and_space_have_cuts_of_their_own():
+    sampler = FreeLong(dataclasses.replace(LOW_PASS, cut=0.5))
+    q, k, v = tokens()
+    made = sampler.attention(6, 12, 500.0)(q, k, v, site(joint=False))
+    near, wide = local_attention(q, k, v, 3, joint=False), full_attention(q, k, v, joint=False)
+    assert torch.equal(made, low_pass_blend(near, wide, low_pass(12, 2, 3, 0.5, 0.25), 2))
+
+
 def test_equal_branches_blend_to_themselves():
     local = tokens()[0]
     assert torch.equal(low_pass_blend(local, local, low_pass(12, 2, 3, 0.25, 0.25), 2), local)

@@ -1,6 +1,7 @@
 """FreePCA: the released attention, its windows, its noise, and what is switched off."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,17 @@ def test_with_all_components_windows_are_the_wide_ones():
     assert torch.equal(made[0], local[0])
     torch.testing.assert_close(made[4], wide[:, 4:8], rtol=1e-4, atol=1e-5)
     assert (made[1] - wide[:, 1:5]).abs().max() > 0.1  # window 1 borrows one component only
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_attention_over_more_keys_than_in_training_is_sharper(joint):
+    q, k, v = tokens(frames=20)
+    made = PcaAttention(4, 4, 4)(q, k, v, site(joint))
+    places = 6 if joint else 1
+    sharpness = math.sqrt(math.log(20 * places) / math.log(4 * places))
+    wide = full_attention(q, k, v, joint, sharpness)
+    # the last window, number 4, takes all of its components from there
+    torch.testing.assert_close(made[:, 16:], wide[:, 16:], rtol=1e-4, atol=1e-5)
 
 
 def test_rows_of_a_batch_do_not_see_each_other():

@@ -10,8 +10,9 @@ from test_sampling import NOISE, SMALL
 from miga_bench.sampling import Miga, estimate_windows
 
 
+@pytest.mark.parametrize(("stage2", "renoise"), [(3, 2), (3, 0), (0, 2)])
 @pytest.mark.parametrize("length", [1, 3, 8, 9])
-def test_a_short_video_is_finished_in_whole_windows(length):
+def test_a_short_video_is_finished_in_whole_windows(length, stage2, renoise):
     """Breaks if a video shorter than a window is finished as a shorter clip than the model was trained on."""
     backbone = AnalyticBackbone("wan", window=8)
     inner, seen = backbone.denoiser, set()
@@ -21,7 +22,7 @@ def test_a_short_video_is_finished_in_whole_windows(length):
         return inner(latents, timesteps, text)
 
     backbone.denoiser = looked_at
-    settings = dataclasses.replace(SMALL, guidance_frames=0)
+    settings = dataclasses.replace(SMALL, guidance_frames=0, stage2_steps=stage2, renoise=renoise)
     made = torch.stack(list(Miga(settings).stream(backbone, PROMPTS, NOISE, length)))
     assert len(made) == length
     assert seen == {8}

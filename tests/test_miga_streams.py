@@ -57,6 +57,51 @@ def test_memory_does_not_grow_with_length(zigzag, changes, starts):
     assert max(held) < (SMALL.steps + 2) * zigzag + 5 * (8 + SMALL.stride) + 8
 
 
+def test_what_leaves_a_queue_keeps_nothing_else_alive():
+    made = video()
+    made._open()
+    front = made.queue.pop(4)
+    for part in (front.latents, *front.state.values()):
+        assert part.untyped_storage().nbytes() == part.nbytes
+
+
+def test_only_chunks_that_are_shown_are_judged():
+    """Breaks if the queue's chunks behind the video's end, which only steady it, are searched for."""
+    made, judged = video(24, candidates=1, **WATCHED), []
+    watch = made.reflection
+
+    def judge(queue, number):
+        seen = watch(queue, number)
+        if seen is not None:
+            judged.append(queue.frames[queue.levels.index(SMALL.reflection_level)])
+        return seen
+
+    made.reflection = judge
+    list(made.stream())
+    assert max(judged) == 20
+
+
+class CutBackbone(LevelBackbone):
+    """Can cut guidance frames off, and notes how many are."""
+
+    can_cut = True
+    cuts = frozenset()
+
+    def check(self, latents, timesteps, text, cut=0):
+        self.cuts |= {cut}
+        for frames in latents[:, 1, cut:, 0, 0].tolist():
+            assert frames == [frames[0] + k for k in range(len(frames))]
+        return super().check(latents, timesteps, text)
+
+
+def test_windows_with_and_without_guidance_frames_to_cut_share_no_call():
+    """Breaks if they do where they are equally long: a call has one cut for all of its rows."""
+    backbone = CutBackbone(8)
+    changes = {"guidance_cut": True, "guidance_scale": 1.0, "batch": 64}
+    miga(backbone, noise=level_noise(SMALL.steps), **changes)
+    assert backbone.cuts == {0, SMALL.guidance_frames}
+
+
 class TellingSolver(LevelSolver):
     """Keeps for each denoiser row which frames it wrote under which text."""
 

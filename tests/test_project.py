@@ -13,9 +13,10 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from analytic import AnalyticBackbone
 
 from miga_bench.harness.listing import meanings
-from miga_bench.sampling import METHODS, ShortSettings
+from miga_bench.sampling import METHODS, ShortSettings, estimate_windows, resolve
 from miga_bench.sampling.presets import settings_class
 
 ROOT = Path(__file__).parents[1]
@@ -213,6 +214,23 @@ def test_readme_shows_the_table_of_methods():
     command = [sys.executable, "-m", "miga_bench", "list", "methods", "--markdown"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("column", "family"), enumerate(["wan", "videocrafter2"]))
+def test_readme_says_how_many_windows_come_before_the_first_frame(column, family):
+    """Breaks if a video waits for more than what its first frame depends on."""
+    backbone = AnalyticBackbone(family)
+    found = [
+        estimate_windows(METHODS[name](resolve(name, backbone, "paper", more)), backbone, None)
+        for name, more in (("fifo", {}), ("miga", {}), ("fifo", {"growth": "true"}))
+    ]
+    rows = [line.split("|")[1:] for line in (ROOT / "README.md").read_text().splitlines()]
+    told = [
+        row[1 + column]
+        for row in rows
+        if row and re.search("endless video: `fifo`, `miga`|`fifo` with `growth=true`", row[0])
+    ]
+    assert [int(n.replace(",", "")) for cell in told for n in cell.split(", ")] == found
 
 
 def test_modules_stay_small():

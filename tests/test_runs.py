@@ -87,6 +87,15 @@ def test_a_key_is_the_content():
     assert len({item().key, *(item(**change).key for change in changed)}) == 1 + len(changed)
 
 
+def test_a_request_asks_for_what_the_item_says():
+    """Breaks if something that decides the video is in its key, but not in its making."""
+    texts = (PromptAt("a red circle"), PromptAt("a blue one", 5))
+    one = item(prompts=texts, negative_prompt="blurry", seed=3, frames=17, lossless=True)
+    told = vars(one.request())
+    for name in ("backbone", "method", "prompts", "negative_prompt", "seed", "frames", "lossless"):
+        assert told[name] == getattr(one, name), name
+
+
 def test_the_store_makes_once_and_says_what_a_pass_did(tmp_path):
     store = Store(tmp_path)
     with StopSignals() as stop:

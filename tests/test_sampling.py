@@ -22,6 +22,7 @@ from miga_bench.sampling import (
     Miga,
     MigaSettings,
     PromptSchedule,
+    ScalingNoise,
     Short,
     ShortSettings,
     estimate_windows,
@@ -32,6 +33,7 @@ from miga_bench.sampling.base import Cost
 from miga_bench.sampling.denoise import WindowDenoiser
 from miga_bench.sampling.miga import _Video
 from miga_bench.sampling.pipeline import PipelinePass
+from miga_bench.sampling.scaling_noise import ScalingNoiseSettings
 from miga_bench.sampling.windows import miga_windows, partition
 
 SMALL = MigaSettings(
@@ -328,8 +330,15 @@ def test_same_seed_same_video_and_another_seed_another():
     assert not torch.equal(miga(), miga(noise=CounterNoise(1, LatentShape(3, 4, 4))))
 
 
-def test_a_latent_of_fifo_keeps_nothing_else_alive():
-    sampler = Fifo(FifoSettings(12, 1.0))
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Fifo(FifoSettings(12, 1.0)),
+        ScalingNoise(ScalingNoiseSettings(12, 1.0, 2, 2, 1.0, "latent")),
+    ],
+    ids=lambda sampler: sampler.name,
+)
+def test_a_latent_keeps_nothing_else_alive(sampler):
     for latent in sampler.stream(AnalyticBackbone("wan", window=8), PROMPTS, NOISE, 3):
         assert latent.untyped_storage().nbytes() == latent.numel() * latent.element_size()
 
@@ -391,6 +400,7 @@ def test_reflection_adopts_only_better_tails():
         ({"guidance_frames": 5}, "0 to 4"),
         ({"stride": 9}, "window"),
         ({"steps": 1}, "steps"),
+        ({"steps": 1001}, "from 2 to 1000"),
         ({"stage2_steps": 10}, "0 to 9"),
         ({"renoise": 13}, "renoise"),
         ({"guidance_scale": float("nan")}, "guidance_scale"),
@@ -405,6 +415,22 @@ def test_reflection_adopts_only_better_tails():
 def test_impossible_settings_are_refused_with_the_rule(changes, word):
     with pytest.raises(UserError, match=word):
         miga(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"steps": 3}, "at least 4"),
+        ({"stage2_steps": 9}, "from 0 to 8"),
+        ({"renoise": 12}, "from 0 to 11"),
+        ({"reflection": "continuous", "reflection_level": 5}, "from 6 to 11"),
+        ({"reflection": "growth", "reflection_level": 8}, "from 9 to 11"),
+    ],
+)
+def test_the_rules_know_where_videocrafter2_is_clean(changes, word):
+    """Breaks if a rule forgets that the last step of its grid changes nothing: level 1 is clean."""
+    with pytest.raises(UserError, match=word):
+        miga(AnalyticBackbone("videocrafter2", window=8), **changes)
 
 
 def test_fifo_and_short_refuse_what_they_cannot():
@@ -470,21 +496,3 @@ def test_settings_are_parsed_and_unknown_names_say_what_is_near():
     for arguments, words in cases:
         with pytest.raises(UserError, match=words):
             resolve(*arguments)
-
-
-@given(st.integers(0, 5), st.lists(st.integers(-50, 500), min_size=1, max_size=6, unique=True))
-def test_noise_is_a_function_of_its_key(seed, frames):
-    shape = LatentShape(2, 3, 3)
-    together = CounterNoise(seed, shape)(frames, "queue", 3)
-    for row, frame in zip(together, frames, strict=True):
-        alone = CounterNoise(seed, shape)([frame], "queue", [3])[0]
-        assert torch.equal(row, alone)
-        assert not torch.equal(row, CounterNoise(seed, shape)([frame], "seed", 3)[0])
-        assert not torch.equal(row, CounterNoise(seed, shape)([frame], "queue", 4)[0])
-        assert not torch.equal(row, CounterNoise(seed + 1, shape)([frame], "queue", 3)[0])
-
-
-def test_noise_is_standard_normal():
-    draws = CounterNoise(0, LatentShape(4, 8, 8))(range(200), "queue")
-    assert abs(float(draws.mean())) < 0.01
-    assert abs(float(draws.std()) - 1) < 0.01

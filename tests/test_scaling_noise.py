@@ -20,6 +20,7 @@ from miga_bench.sampling import (
     PromptSchedule,
     estimate_windows,
 )
+from miga_bench.sampling import scaling_noise as page
 from miga_bench.sampling.base import Cost
 from miga_bench.sampling.beams import Beam, agreed, best, select
 from miga_bench.sampling.denoise import WindowDenoiser
@@ -62,11 +63,12 @@ def search(backbone=None, reward=None, cost=None, **changes):
     return Search(s, 8, denoiser, reward or LatentSimilarity())
 
 
+@pytest.mark.parametrize("window", [8, 7])
 @pytest.mark.parametrize("lookahead", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_nothing_to_search_is_fifo_bit_for_bit(family, lookahead):
+def test_nothing_to_search_is_fifo_bit_for_bit(family, lookahead, window):
     fifo = Fifo(FifoSettings(12, 3.0, lookahead, released=True))
-    backbone = AnalyticBackbone(family, window=8)
+    backbone = AnalyticBackbone(family, window)
     reports, expected = [], []
     made = scaling_noise(backbone=backbone, lookahead=lookahead, callback=reports.append, **NEUTRAL)
     assert torch.equal(made, fifo.sample(backbone, PROMPTS, NOISE, 20, expected.append))
@@ -238,6 +240,21 @@ def test_the_chosen_candidates_become_the_beams():
     for survivor, noise in zip(found.beams, tried, strict=True):
         assert torch.equal(survivor.queue.state["x"][-1:], noise)
     assert reward.seen[0].shape == (3, 8, 3, 4, 4), "all frames of the last window are predicted"
+
+
+def test_every_pass_has_a_draw_of_its_own_for_being_greedy(monkeypatch):
+    """Breaks if one draw decides for the whole video."""
+    drawn = []
+
+    def watch(scores, keep, greedy, released):
+        drawn.append(greedy)
+        return select(scores, keep, greedy, released)
+
+    monkeypatch.setattr(page, "select", watch)
+    found = search(greedy=0.5, candidates=2)
+    for _ in range(10):
+        found.advance()
+    assert set(drawn) == {True, False}
 
 
 def test_a_released_survivor_has_one_beams_queue_and_anothers_newest_slots():

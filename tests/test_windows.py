@@ -93,7 +93,9 @@ def test_the_released_partitions():
 
 def test_the_released_guidance_slots():
     assert guidance_slots(3, 4, 4, "chunks") == ()
+    assert guidance_slots(4, 4, 4, "chunks") == (0, 1, 2, 3)
     assert guidance_slots(9, 4, 4, "chunks") == (1, 3, 5, 7)
+    assert guidance_slots(16, 4, 4, "chunks") == (2, 6, 10, 14)
     assert guidance_slots(20, 4, 4, "chunks") == (6, 10, 14, 18)
     assert guidance_slots(30, 4, 7, "chunks") == (6, 13, 20, 27)
     assert guidance_slots(20, 4, 4, "head") == (0, 1, 2, 3)

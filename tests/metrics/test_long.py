@@ -14,8 +14,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_video_scores import SmallEncoder, video
 
 from miga_bench.errors import UserError
+from miga_bench.metrics import SubjectConsistency
+from miga_bench.metrics.functional.consistency import feature_consistency
 from miga_bench.metrics.long import (
     ClipStream,
     LongVideo,
@@ -25,6 +28,7 @@ from miga_bench.metrics.long import (
     map_fast,
     mapping_table,
 )
+from miga_bench.metrics.long_stream import LongVideos
 from miga_bench.metrics.networks.dreamsim import FILES, DreamSim
 from miga_bench.metrics.suites import public_network
 from miga_bench.offline import OFFLINE
@@ -114,6 +118,25 @@ def test_mistakes_are_one_line(arguments, words):
     with pytest.raises(UserError, match=words) as caught:
         clip_length(*arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_a_video_is_measured_clip_by_clip_and_by_the_first_frames_of_all():
+    inside, across = SmallEncoder(), SmallEncoder(1)
+    long = LongVideos([SubjectConsistency(inside)], {"subject_consistency": across}, 4)
+    frames = video(10)
+    clips = [frames[:4], frames[4:8], frames[6:]]
+    for _ in range(2):  # nothing of a video is left to the next
+        for part in frames.split(3):
+            long.extend(part)
+        found = long.end("a")["subject_consistency"]
+        assert (found.name, found.clip_frames) == ("a", 4)
+        within = [feature_consistency(inside(clip)).item() for clip in clips]
+        assert found.clips == pytest.approx(within, abs=1e-6)
+        firsts = torch.stack([clip[0] for clip in clips])
+        assert found.fast == pytest.approx(feature_consistency(across(firsts)).item(), abs=1e-6)
+    long.extend(frames[:3])
+    alone = long.end("b")["subject_consistency"]
+    assert (len(alone.clips), alone.clip_frames, alone.fast) == (1, 3, None)
 
 
 # Mapping and fusing

@@ -3,6 +3,7 @@
 import random
 import time
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,10 +17,10 @@ from miga_bench.backbones.tiny.grammar import Narrative
 from miga_bench.backbones.tiny.judge import ReaderJudge
 from miga_bench.errors import JudgeDownError, UserError
 from miga_bench.metrics.narrlv.answers import TensorVideo, answers_to, ask, read_answers, slots
-from miga_bench.metrics.narrlv.judge import Sampling
+from miga_bench.metrics.narrlv.judge import SUFFIX, Sampling
 from miga_bench.metrics.narrlv.qwen import QwenJudge, patchify, resized
 from miga_bench.metrics.narrlv.scorer import score_video
-from miga_bench.metrics.narrlv.server import ServerJudge
+from miga_bench.metrics.narrlv.server import ServerJudge, data_url
 from miga_bench.metrics.narrlv.suite import load_suite
 
 SHORT = Sampling(max_new_tokens=6)
@@ -113,6 +114,20 @@ def test_qwen_answers_by_seed_frames_and_question(qwen):
     assert answers != [qwen(frames, "Is it blue?", seed) for seed in range(6)]
 
 
+def test_qwen_draws_as_it_is_told_and_answers_with_what_it_adds(qwen, monkeypatch):
+    """Breaks if the question counts as part of the answer: it has a "no" in it."""
+    told = {}
+
+    def generate(input_ids, **options):
+        told.update(options)
+        said = qwen._tokenizer("Yes", return_tensors="pt")["input_ids"]
+        return torch.cat([input_ids, said], dim=1)
+
+    monkeypatch.setattr(qwen.model, "generate", generate)
+    assert qwen(clip(), "Is it red?", 0) == "Yes"
+    assert {"do_sample": True, **SHORT.as_dict()}.items() <= told.items()
+
+
 def test_qwen_without_temperature_needs_no_seed(folder):
     judge = QwenJudge(
         folder, device="cpu", dtype="float32", sampling=Sampling(temperature=0, max_new_tokens=4)
@@ -200,6 +215,33 @@ def test_how_a_server_is_asked_is_checked():
         ServerJudge("http://127.0.0.1:1", "m", concurrency=0)
 
 
+@pytest.mark.parametrize(
+    ("dialect", "penalty"),
+    [
+        ("vllm", {"repetition_penalty": 1.05}),
+        ("transformers", {"frequency_penalty": pytest.approx(0.05)}),
+    ],
+)
+def test_a_server_is_asked_as_the_original_asks(dialect, penalty, monkeypatch):
+    judge, asked = ServerJudge("http://127.0.0.1:1/v1", "m", dialect=dialect), {}
+
+    def create(**request):
+        asked.update(request)
+        return SimpleNamespace(choices=[SimpleNamespace(message=SimpleNamespace(content="No."))])
+
+    monkeypatch.setattr(judge._client.chat.completions, "create", create)
+    assert judge(clip(frames=2), "Is it red?", 7) == "No."
+    system, user = asked.pop("messages")
+    assert system == {"role": "system", "content": "You are a helpful assistant."}
+    question, *pictures = user["content"]
+    assert question["text"] == f"Is it red?{SUFFIX}"
+    assert [one["image_url"]["url"] for one in pictures] == [
+        data_url(one) for one in clip(frames=2)
+    ]
+    drawn = {"temperature": 0.7, "top_p": 0.8, "max_tokens": 32}
+    assert asked == {"model": "m", "seed": 7, "extra_body": penalty, **drawn}
+
+
 def told(item, frames_per_atom=32):
     """The true video of a story, and that of its opening alone, equally long."""
     story = parse_narrative(item.prompt)
@@ -267,8 +309,6 @@ def test_the_reader_refuses_what_it_cannot_judge():
 def test_a_picture_goes_to_the_server_as_it_is():
     import base64
     import io
-
-    from miga_bench.metrics.narrlv.server import data_url
 
     frame = torch.arange(192, dtype=torch.uint8).view(3, 8, 8)
     head, data = data_url(frame).split(",")

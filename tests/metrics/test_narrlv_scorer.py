@@ -137,6 +137,20 @@ def test_what_is_not_there_has_no_layout():
     assert score_video(without, answers, variant="paper").fid == pytest.approx(4 / 5)
 
 
+def test_of_two_evolutions_the_first_is_gated_and_the_last_says_how_many_atoms_are_told():
+    """The release has stories that ask about two at once."""
+    action = EVOLUTIONS["target_action"]
+    more = {f"{action}_0": ("Jumps?", "Runs?", "Sits?", "Lies?"), f"{action}_1": ("A?", "B?", "C?")}
+    both = replace(STORY, questions={**STORY.questions, **more})
+    changed = {STATES: [YES, YES, NO, NO], f"{action}_0": [YES, NO, NO, NO]}
+    score = score_video(both, all_answers(both) | changed)
+    assert score.rho == 0.25
+    assert score.categories[CHANGES] == pytest.approx(1 / 3)
+    assert score.categories[f"{action}_1"] == 1
+    assert score.cov == pytest.approx((0.5 + 0.25) / 2)
+    assert score.coh == pytest.approx(((1 / 3 + 1) / 2 + 0.25) / 2)
+
+
 def test_what_cannot_be_scored_is_absent_with_a_reason():
     mute = all_answers(STORY) | {STATES: [["perhaps"] * 5, YES, YES, YES]}
     score = score_video(STORY, mute)
@@ -250,6 +264,21 @@ def test_the_metric_adds_up_what_the_functions_say():
     metric.reset()
     with pytest.warns(UserWarning, match="before the ``update``"):
         assert all(value.isnan() for value in metric.compute().values())
+
+
+def test_the_metric_scores_and_collapses_as_it_is_told():
+    made = [(item, synthetic_answers(item, 1)[0]) for item in SUITES["tiny"].items[::9]]
+    metric = NarrativeExpression("paper", "cov")
+    for one in made:
+        metric.update(*one)
+    scores = [score_video(*one, variant="paper") for one in made]
+    cells = summarize(scores, collapse="cov", variant="paper").cells.values()
+    result = metric.compute()
+    assert result["fid"].item() == pytest.approx(
+        sum(score.fid for score in scores) / len(scores), abs=1e-6
+    )
+    mean = sum(cell.collapsed for cell in cells) / len(cells)
+    assert result["collapsed"].item() == pytest.approx(mean, abs=1e-6)
 
 
 def _process(rank, store, results):

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from miga_bench.errors import UserError
 from miga_bench.metrics.narrlv.judge import original_frames, seed_of
 from miga_bench.metrics.narrlv.quality import read_quality
 from miga_bench.metrics.narrlv.release import COMMIT, FILES, fetch_release, release_folder
-from miga_bench.metrics.narrlv.suite import FACTORS, FIDELITY, load_suite
+from miga_bench.metrics.narrlv.suite import FACTORS, FIDELITY, Suite, load_suite
 from miga_bench.offline import OFFLINE
 
 NAME = "natural_target_action_tna_2.json"
@@ -272,6 +273,18 @@ def test_qualities_are_read_in_each_form(tmp_path):
             read_quality(path, suite)
     with pytest.raises(UserError, match="cannot read"):
         read_quality(tmp_path / "none", suite)
+
+
+def test_a_quality_of_a_name_that_two_items_share_is_refused(tmp_path):
+    """Breaks if it goes to one of them."""
+    first = load_suite(NATURAL / NAME).items[0]
+    suite = Suite((first, replace(first, part="other")), (), "", "here")
+    path = tmp_path / "q.json"
+    path.write_text(json.dumps({first.key: 4}))
+    assert read_quality(path, suite) == {first.key: 4}
+    path.write_text(json.dumps({first.name: 4}))
+    with pytest.raises(UserError, match="no item of here"):
+        read_quality(path, suite)
 
 
 def test_loading_a_suite_needs_no_torch():

@@ -63,6 +63,13 @@ def test_dynamic_degree_does_not_depend_on_pieces(fps, piece):
     assert dynamic_degree(flashes(17, 2), 8, Brightness().flow) == 0
 
 
+def test_dynamic_degree_keeps_one_frame_of_a_piece():
+    score = DynamicDegree(Brightness())
+    score.begin(fps=8)
+    score.extend(flashes(16, 3))
+    assert score._newest.untyped_storage().nbytes() == score._newest.nbytes
+
+
 def test_dynamic_degree_of_videos_is_the_share_that_moves():
     score = DynamicDegree(Brightness())
     for flashing in (0, 8, 8, 8):

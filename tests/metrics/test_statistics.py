@@ -148,6 +148,8 @@ def test_difference_is_the_estimate_of_the_differences():
     first, second, names = [0.9, 0.8, 0.7, 0.9], [0.7, 0.7, 0.8, 0.6], list("aabc")
     found = paired(first, second, names)
     assert found.difference == estimate(np.subtract(first, second), names)
+    sure = paired(first, second, names, level=0.8).difference
+    assert sure == estimate(np.subtract(first, second), names, level=0.8)
     assert (found.wins, found.losses, found.ties) == (2, 1, 0)
 
 

@@ -219,6 +219,14 @@ def test_overall_score_is_the_mean_of_the_four():
     assert math.isnan(overall.compute())
 
 
+def test_the_overall_scores_interval_is_clustered_by_prompt():
+    overall = OverallScore(SmallEncoder(), SmallEncoder(1), Average())
+    for k in range(4):
+        overall.update(video(5, k), prompt=f"prompt {k // 2}")
+    found = overall.estimate(level=0.8)
+    assert (found.n, found.clusters, found.level) == (4, 2, 0.8)
+
+
 def test_calling_the_overall_score_gives_the_videos_and_keeps_it():
     overall, twice = (OverallScore(SmallEncoder(), SmallEncoder(1), Average()) for _ in range(2))
     clips = [video(6, 1), video(11, 2)]
