@@ -59,6 +59,7 @@ class ExportedBackbone(Backbone):
 
     def __init__(self, choice: DenoiserChoice, device: str | None = None) -> None:
         folder, root = choice.folder, choice.root
+        assert folder is not None
         assert root is not None
         self.facts = facts = ExportFacts.read(root)
         self.name, self.family, self.window = facts.name, facts.family, facts.window
