@@ -278,7 +278,7 @@ def test_batch_follows_free_memory(backbone, monkeypatch):
     [
         ("tiny-wam", "did you mean tiny-wan?"),
         ("wan2.1", "did you mean wan2.1-1.3b?"),
-        ("sora", "there are tiny-vc2, tiny-wan, "),
+        ("sora", "there are tiny-videocrafter2, tiny-wan, "),
         ("./nowhere", "no such folder: ./nowhere"),
         ("/nowhere/at/all", "no such folder"),
     ],
