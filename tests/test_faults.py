@@ -28,6 +28,7 @@ from miga_bench.harness import runs
 from miga_bench.harness import store as store_page
 from miga_bench.harness.generate import Watcher, generate
 from miga_bench.harness.locks import HeldError, NamedLock
+from miga_bench.harness.making import make, score
 from miga_bench.harness.ranks import Together
 from miga_bench.harness.results import read_results
 from miga_bench.harness.runs import Run
@@ -62,7 +63,7 @@ def made(tmp_path_factory):
     """An item on disk, and what its manifest says."""
     store = Store(tmp_path_factory.mktemp("store"))
     with StopSignals() as stop:
-        store.make(item(), video(item()), Watcher(), stop)
+        make(store, item(), video(item()), Watcher(), stop)
     return store, store.manifest(item().key)
 
 
@@ -89,7 +90,7 @@ def test_a_flipped_bit_is_never_taken_for_a_finished_video(made, name):
 def test_a_process_reads_what_it_made_once_whichever_store_asks(tmp_path, monkeypatch):
     """Large runs take minutes to read; what was written anew is read all the same."""
     with StopSignals() as stop:
-        manifest = Store(tmp_path).make(item(), video(item()), Watcher(), stop)
+        manifest = make(Store(tmp_path), item(), video(item()), Watcher(), stop)
     whole, read = store_page.hashlib.file_digest, []
     monkeypatch.setattr(
         store_page.hashlib, "file_digest", lambda *told: (read.append(1), whole(*told))[1]
@@ -165,7 +166,7 @@ def test_what_is_not_finite_is_no_score(made, value):
         "series": {"a": [[0, 3, None], [4, 8, 0.5]]},
     }
     with StopSignals() as stop:
-        store.score(item(), [Scorer()], stop)
+        score(store, item(), [Scorer()], stop)
     text = path.read_text()
     assert "NaN" not in text
     assert "Infinity" not in text
@@ -285,7 +286,7 @@ def test_a_status_that_cannot_be_written_is_said(tmp_path, monkeypatch):
     run = Run(tmp_path, "mine")
     (tmp_path / "mine").mkdir()
     with StopSignals() as stop:
-        run.store.make(item(), video(item()), Watcher(), stop)
+        make(run.store, item(), video(item()), Watcher(), stop)
 
     def full(*arguments):
         raise OSError(28, os.strerror(28))
@@ -334,7 +335,7 @@ def test_a_clock_that_jumps_changes_no_duration(tmp_path, monkeypatch):
     run = Run(tmp_path, "mine")
     run.acquire()
     with StopSignals() as stop:
-        manifest = run.store.make(item(), video(item()), Watcher(), stop)
+        manifest = make(run.store, item(), video(item()), Watcher(), stop)
     status = run.close({"a": item()})
     run.release()
     passed = time.monotonic() - began + 0.1

@@ -40,6 +40,17 @@ def test_import_loads_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+def test_a_run_is_told_to_mlflow_without_what_made_it():
+    """Breaks if reading a run's folder loads a model's packages, beside the process that makes videos."""
+    code = (
+        "import sys, miga_bench.harness.tracking.log\n"
+        "heavy = 'torch', 'lightning', 'diffusers', 'transformers', 'onnxruntime', 'av'\n"
+        "print([m for m in heavy if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 # CONTRIBUTING's rule of who may import whom, by the start of the module's name. Everybody may import
 # errors.py and offline.py.
 MAY_IMPORT = {
@@ -131,7 +142,9 @@ def test_what_is_asked_for_is_read_without_what_keeps_it():
     harness = ROOT / "miga_bench" / "harness"
     for name in ("arms", "prompt_lists", "request", "names"):
         for imported in imports(harness / f"{name}.py"):
-            assert not imported.startswith(("harness.runs", "harness.store", "harness.scor"))
+            assert not imported.startswith(
+                ("harness.runs", "harness.store", "harness.making", "harness.scor")
+            )
 
 
 def test_no_family_stands_in_anothers_files():

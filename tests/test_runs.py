@@ -16,6 +16,7 @@ from miga_bench.harness.deal import deal
 from miga_bench.harness.generate import Video, Watcher
 from miga_bench.harness.items import Item
 from miga_bench.harness.locks import HeldError, NamedLock
+from miga_bench.harness.making import make
 from miga_bench.harness.prompt_lists import read_wishes
 from miga_bench.harness.provenance import git_state
 from miga_bench.harness.request import PromptAt
@@ -99,9 +100,9 @@ def test_a_request_asks_for_what_the_item_says():
 def test_the_store_makes_once_and_says_what_a_pass_did(tmp_path):
     store = Store(tmp_path)
     with StopSignals() as stop:
-        first = store.make(item(), video(item()), Watcher(), stop)
+        first = make(store, item(), video(item()), Watcher(), stop)
         never = video(item(), SimpleBackbone(poison_at=1))
-        assert store.make(item(), never, Watcher(), stop) == first
+        assert make(store, item(), never, Watcher(), stop) == first
     assert store.is_done(item().key)
     passes = [
         json.loads(line)
@@ -116,10 +117,10 @@ def test_the_store_makes_once_and_says_what_a_pass_did(tmp_path):
 def test_a_file_that_was_cut_is_made_again(tmp_path):
     store, key = Store(tmp_path), item().key
     with StopSignals() as stop:
-        first = store.make(item(), video(item()), Watcher(), stop)
+        first = make(store, item(), video(item()), Watcher(), stop)
         os.truncate(store.folder(key) / "video.mp4", 100)
         assert not store.is_done(key)
-        second = store.make(item(), video(item()), Watcher(), stop)
+        second = make(store, item(), video(item()), Watcher(), stop)
     assert first["files"] == second["files"]
     assert store.is_done(key)
 
@@ -128,12 +129,12 @@ def test_a_failure_keeps_its_traceback_and_is_tried_again(tmp_path):
     store, key = Store(tmp_path), item().key
     with StopSignals() as stop:
         bad = video(item(), SimpleBackbone(poison_at=2))
-        failed = store.make(item(), bad, Watcher(), stop)
+        failed = make(store, item(), bad, Watcher(), stop)
         assert failed["status"] == "failed"
         assert "NaN" in failed["error"]
         assert "Traceback" in (store.folder(key) / "error.txt").read_text()
         assert not store.is_done(key)
-        assert store.make(item(), video(item()), Watcher(), stop)["status"] == "done"
+        assert make(store, item(), video(item()), Watcher(), stop)["status"] == "done"
     assert not (store.folder(key) / "error.txt").exists()
 
 
@@ -144,7 +145,7 @@ def test_a_stop_leaves_unfinished_work(tmp_path):
 
     store = Store(tmp_path)
     with StopSignals() as stop, pytest.raises(StopRequested):
-        store.make(item(), video(item()), StopSoon(), stop)
+        make(store, item(), video(item()), StopSoon(), stop)
     assert stop.signal == 15
     assert store.manifest(item().key) is None
 
@@ -160,7 +161,7 @@ def test_a_stop_while_the_sheet_is_drawn_ends_the_run_after_the_video(tmp_path, 
     monkeypatch.setattr(Video, "_save_sheet", stopped_meanwhile)
     store = Store(tmp_path)
     with StopSignals() as stop, pytest.raises(StopRequested):
-        store.make(item(), video(item()), Watcher(), stop)
+        make(store, item(), video(item()), Watcher(), stop)
     assert stop.signal == 15
     assert store.is_done(item().key)  # it was whole
 
@@ -291,8 +292,8 @@ def test_how_many_failures_fail_a_run(tmp_path, allowed, status):
     items = {"a": item(), "b": item(seed=1)}
     (tmp_path / "mine").mkdir()
     with StopSignals() as stop:
-        run.store.make(items["a"], video(items["a"]), Watcher(), stop)
-        run.store.make(items["b"], video(items["b"], SimpleBackbone(poison_at=1)), Watcher(), stop)
+        make(run.store, items["a"], video(items["a"]), Watcher(), stop)
+        make(run.store, items["b"], video(items["b"], SimpleBackbone(poison_at=1)), Watcher(), stop)
     closed = run.close(items)
     assert (closed["status"], closed["done"], list(closed["failed"])) == (status, 1, ["b"])
     assert json.loads((tmp_path / "mine" / "status.json").read_text()) == closed
@@ -306,7 +307,7 @@ def test_what_another_process_finished_is_waited_for_until_it_is_seen(tmp_path, 
         waits.append(seconds)
         if len(waits) == 2:
             with StopSignals() as stop:
-                run.store.make(item(), video(item()), Watcher(), stop)
+                make(run.store, item(), video(item()), Watcher(), stop)
 
     monkeypatch.setattr(time, "sleep", arrive)
     run.wait_for([], [])

@@ -10,30 +10,14 @@ makings of the same item lies under the manifest's ``timings`` and in its seal.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
-import shutil
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from miga_bench.errors import LostError, disk_is_full, gpu_is_lost
-from miga_bench.harness.files import write_json, write_text
-from miga_bench.harness.generate import GenerateResult, Video, Watcher
-from miga_bench.harness.items import Item
-from miga_bench.harness.locks import HeldError, NamedLock
-from miga_bench.harness.provenance import git_state
 from miga_bench.harness.scorers import ItemScorer
-from miga_bench.harness.seals import opened, sealed
-from miga_bench.harness.stop import StopRequested, StopSignals
-from miga_bench.harness.teams import Teamwork
-from miga_bench.sampling.base import PassReport
+from miga_bench.harness.seals import opened
 
 FORMAT = 1
 VIDEO, SHEET, PASSES, ERROR, MANIFEST = (
@@ -60,38 +44,8 @@ Manifest = dict[str, Any]
 _HASHED: dict[Path, tuple[tuple[int, ...], str]] = {}
 
 
-class PassLog(Watcher):
-    """Writes a line per pass and passes everything on; memory does not depend on the length.
-
-    Args:
-        file: Open for writing.
-        watcher: Hears everything too.
-    """
-
-    def __init__(self, file: IO[str], watcher: Watcher) -> None:
-        self._file, self._watcher = file, watcher
-
-    def started(self, windows: int | None, frames: int | None) -> None:
-        """Pass on."""
-        self._watcher.started(windows, frames)
-
-    def noticed(self, line: str) -> None:
-        """Pass on."""
-        self._watcher.noticed(line)
-
-    def wrote(self, frames: Tensor, total: int) -> None:
-        """Pass on."""
-        self._watcher.wrote(frames, total)
-
-    def passed(self, report: PassReport) -> None:
-        """Write the pass: its stage and number, the queue's levels, reflection, totals so far."""
-        json.dump(vars(report), self._file)
-        self._file.write("\n")
-        self._watcher.passed(report)
-
-
 class Store:
-    """The items below a root.
+    """The items below a root, as they are read; ``making`` makes them.
 
     Args:
         root: The folder above all runs.
@@ -179,7 +133,7 @@ class Store:
     def scores(self, key: str, file: str, sha: str | None) -> dict[str, Any] | None:
         """Return what a scorer found, None if it lies there broken, of another video, or not at all.
 
-        NaN and infinity are no scores, see ``_finite``; files of before may hold them.
+        NaN and infinity are no scores, see ``finite``; files of before may hold them.
 
         Args:
             key: The item's.
@@ -194,158 +148,10 @@ class Store:
         good = sha is not None and found.get("video") == sha
         if not good or not all(isinstance(found.get(n), dict) for n in parts):
             return None
-        return {**found, **_finite(**{name: found[name] for name in parts})}
-
-    def score(self, item: Item, scorers: Sequence[ItemScorer], stop: StopSignals) -> None:
-        """Score an item that is done, by those scorers that have not scored it.
-
-        Args:
-            item: Which.
-            scorers: By whom.
-            stop: The signals that end it, taken over by the caller.
-
-        Raises:
-            Exception: What the first scorer raised that did; the others' scores are kept.
-        """
-        folder = self.folder(item.key)
-        problem: Exception | None = None
-        with NamedLock(self.locks / item.key).held():
-            manifest = self.manifest(item.key)
-            assert manifest is not None, "scored before it was made"
-            for scorer in self.unscored(item.key, scorers):
-                try:
-                    with torch.inference_mode(False):  # metrics keep tensors that others read
-                        found = scorer.score(folder / VIDEO, item)
-                except Exception as error:  # the next one may fare better
-                    problem = problem or error
-                    continue
-                (folder / SCORES).mkdir(exist_ok=True)
-                document = {
-                    "scorer": scorer.identity(),
-                    "video": manifest["files"][VIDEO]["sha256"],
-                    **_finite(found.scores, found.reasons, found.series),
-                }
-                with stop.shielded():
-                    write_text(folder / SCORES / scorer.file, json.dumps(sealed(document)) + "\n")
-                scorer.scored(folder / VIDEO)
-        if problem is not None:
-            raise problem
-
-    def make(
-        self,
-        item: Item,
-        video: Video,
-        watcher: Watcher,
-        stop: StopSignals,
-        team: Teamwork | None = None,
-    ) -> Manifest:
-        """Make an item, unless it is whole; no two processes make the same one.
-
-        Args:
-            item: What it is.
-            video: The same, ready to be made.
-            watcher: Hears about progress.
-            stop: The signals that end it, taken over by the caller.
-            team: The processes that make it together, led by this one; None is this one alone.
-
-        Returns:
-            The item's manifest; its status is ``done`` or ``failed``.
-
-        Raises:
-            StopRequested: Stopped before the item was whole.
-            OSError: The disk takes no more, or not even the manifest could be written.
-            RuntimeError: The GPU is lost to this process.
-            LostError: Another process of the team is gone.
-        """
-        team = team or Teamwork()
-        with self._lock(item.key, watcher):
-            manifest = self.manifest(item.key)
-            if manifest is not None and manifest["status"] == "done":
-                return manifest
-            folder = self.folder(item.key)
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True, exist_ok=True)
-            result = _make(video, folder, watcher, stop, team)
-            manifest = _manifest(item, folder, result, video, team.size)
-            with stop.shielded():
-                write_json(folder / MANIFEST, sealed(manifest))
-            # no other item would fare better
-            if result.error is not None and (
-                disk_is_full(result.error) or gpu_is_lost(result.error)
-            ):
-                raise result.error
-            return manifest
-
-    @contextmanager
-    def _lock(self, key: str, watcher: Watcher) -> Iterator[None]:
-        lock = NamedLock(self.locks / key)
-        try:
-            lock.acquire()
-        except HeldError as holder:
-            watcher.noticed(f"item {key} is being made by {holder}: waiting for it")
-            lock.acquire(wait=True)
-        try:
-            yield
-        finally:
-            lock.release()
+        return {**found, **finite(**{name: found[name] for name in parts})}
 
 
-def _make(
-    video: Video, folder: Path, watcher: Watcher, stop: StopSignals, team: Teamwork
-) -> GenerateResult:
-    """Make a video's files; whatever goes wrong with it becomes its result."""
-    result: GenerateResult | None = None
-    try:
-        with team.making(video.backbone), open(folder / PASSES, "w", encoding="utf-8") as file:
-            log = PassLog(file, watcher)
-            video.plan(log)
-            result = video.write(folder / VIDEO, folder / SHEET, log, stop)
-            if result.signal is not None:
-                raise StopRequested(result.signal)
-            if result.error is not None:  # so that the team hears of it
-                raise result.error
-    except LostError:
-        raise
-    except Exception as error:
-        result = result or GenerateResult("failed", 0, {}, error)
-        result.keep_first(error)
-    if result.error is not None:
-        lines = traceback.format_exception(result.error)
-        with suppress(OSError):
-            (folder / ERROR).write_text("".join(lines), encoding="utf-8")
-    return result
-
-
-def _manifest(
-    item: Item, folder: Path, result: GenerateResult, video: Video, processes: int
-) -> Manifest:
-    record = result.record or video.record(result)
-    cost = record["cost"]
-    measured = ("seconds", "total_seconds", "peak_memory_mib")
-    timings = {"started": record["started"], **{name: cost.pop(name) for name in measured}}
-    names = (VIDEO, SHEET, PASSES, ERROR)
-    return {
-        "format": FORMAT,
-        "key": item.key,
-        "status": result.status,
-        "error": None if result.error is None else str(result.error),
-        "spec": item.spec(),
-        "frames": result.frames,
-        "frame_rate": record["frame_rate"],
-        "backbone": record["backbone"],
-        "cost": cost,
-        "versions": record["versions"],
-        "files": {name: _facts(folder / name) for name in names if (folder / name).exists()},
-        "timings": {
-            **timings,
-            "processes": processes,
-            "hardware": record["hardware"],
-            "git": git_state(),
-        },
-    }
-
-
-def _finite(
+def finite(
     scores: Mapping[str, Any], reasons: Mapping[str, Any], series: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """Return a scorer's numbers with None for NaN and infinity, which would spoil every mean they enter."""
@@ -406,7 +212,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def facts_of(path: Path) -> dict[str, Any]:
     """Return a file's size and hash, once it is on disk for good: the manifest vouches for it."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())

@@ -16,6 +16,7 @@ from miga_bench.harness.deal import deal
 from miga_bench.harness.generate import Video, Watcher
 from miga_bench.harness.items import Item
 from miga_bench.harness.lifeline import Lifeline
+from miga_bench.harness.making import make, score
 from miga_bench.harness.progress import RunProgress
 from miga_bench.harness.ranks import Gathering, Together, agree
 from miga_bench.harness.runs import Run
@@ -154,9 +155,8 @@ class RunWriter(BasePredictionWriter):
             with self._team.turn():
                 if self._gave_up:
                     return
-                manifest = self.run.store.make(
-                    item, prediction.video, self._watcher, self._stop, self._team
-                )
+                store, video = self.run.store, prediction.video
+                manifest = make(store, item, video, self._watcher, self._stop, self._team)
         except Exception as error:
             if not self._gives_up(error):
                 if not isinstance(error, OSError):
@@ -193,7 +193,7 @@ class RunWriter(BasePredictionWriter):
     def _score(self, name: str, item: Item) -> bool:
         """Score the video; what goes wrong is said, and tried again by the same command."""
         try:
-            self.run.store.score(item, self._scorers, self._stop)
+            score(self.run.store, item, self._scorers, self._stop)
         except Exception as error:
             if not self._gives_up(error) and not getattr(error, "reported", False):
                 self._watcher.noticed(f"{name} is not scored: {in_print(str(error))}")

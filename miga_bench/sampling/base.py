@@ -17,7 +17,8 @@ from miga_bench.sampling.noise import NoiseSource
 SettingsT = TypeVar("SettingsT", bound="CommonSettings")
 
 # Marks a setting that came after videos had been made without it. At its default, which is how those were
-# made, no description of settings has it (see ``describe``), so that they keep their keys.
+# made, no description of settings has it (see ``describe``), so that they keep their keys. Who reads
+# descriptions knows the defaults from ``harness/results.py``.
 LATER = {"later": True}
 
 

@@ -159,11 +159,3 @@ def describe(settings: object) -> dict[str, Any]:
         if setting.metadata.get("later") and values[setting.name] == setting.default:
             del values[setting.name]
     return values
-
-
-def left_out(method: str) -> dict[str, Any]:
-    """Return the values of a method's settings that ``describe`` leaves out."""
-    if method not in METHODS:
-        return {}
-    settings = dataclasses.fields(settings_class(METHODS[method]))
-    return {setting.name: setting.default for setting in settings if setting.metadata.get("later")}

@@ -8,8 +8,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from miga_bench.harness.results import Arm, Results
-from miga_bench.sampling.presets import left_out
+from miga_bench.harness.results import Arm, Results, left_out
 
 
 def configuration_of(run: Results) -> str:

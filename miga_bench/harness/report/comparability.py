@@ -16,9 +16,9 @@ from miga_bench.harness.arms import ArmPlan, as_text, expand
 from miga_bench.harness.report.measures import Measure
 from miga_bench.harness.report.published import PublishedTable
 from miga_bench.harness.report.scoring import how_many_prompts, how_scored
-from miga_bench.harness.results import Arm, Results
+from miga_bench.harness.results import Arm, Results, left_out
 from miga_bench.harness.shipped import experiments, places, shipped
-from miga_bench.sampling.presets import left_out, resolve
+from miga_bench.sampling.presets import resolve
 
 NAMED = 6  # settings that a sentence names
 NO_MATTER = ("batch",)  # how many windows share a call changes no video
