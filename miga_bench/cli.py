@@ -7,19 +7,36 @@ verb that makes or measures something is one JSON document.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
 from miga_bench import __version__
-from miga_bench.errors import FailedError, Notice, UserError, close_names, did_you_mean, in_print
+from miga_bench.cli_common import FAILED, WRONG_INPUT, one_line, read_or_not, say
+from miga_bench.errors import FailedError, Notice, UserError, close_names, did_you_mean
 
-DONE, FAILED, WRONG_INPUT = 0, 1, 2
+# Verbs in the order of the help, each with its module. A module has SUMMARY and EXAMPLES, what its help says;
+# add_options(parser); and run(args), which returns the exit code. A verb with FORMATS has modules of that
+# kind for these instead. Help reads them all: nothing heavy may be imported at their top.
+VERBS = {
+    "generate": "miga_bench.cli_generate",
+    "predict": "miga_bench.cli_predict",
+    "experiment": "miga_bench.cli_experiment",
+    "validate": "miga_bench.cli_validate",
+    "demo": "miga_bench.cli_demo",
+    "score": "miga_bench.cli_score",
+    "report": "miga_bench.cli_report",
+    "export": "miga_bench.cli_export",
+    "sync": "miga_bench.cli_sync",
+    "list": "miga_bench.cli_list",
+    "bench": "miga_bench.cli_bench",
+    "train-tiny": "miga_bench.backbones.tiny.train",
+}
+# verbs whose other options Lightning reads
+LIGHTNING = ("predict", "experiment", "validate")
 # verbs that keep what they have done when they are stopped, and do the rest when they are given again
 GO_ON = ("predict", "experiment", "score", "sync", "train-tiny")
 
@@ -57,7 +74,7 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, unknown = self.parse_known_args(args, namespace)
-        if parsed.verb in ("predict", "experiment", "validate"):
+        if parsed.verb in LIGHTNING:
             parsed.arguments = unknown
         elif unknown:
             raise UserError(_unknown_argument(unknown[0], parsed.options))
@@ -71,7 +88,8 @@ def _unknown_argument(argument: str, options: Sequence[str]) -> str:
     return f"no option {argument}" + (f": {did_you_mean(near)}".rstrip() if near else "")
 
 
-def _parser() -> _Parser:
+def _parser(names: Iterable[str] = VERBS) -> _Parser:
+    """Return the parser of these verbs."""
     parser = _Parser(
         prog="miga-bench",
         description="Long, consistent videos from short-clip video diffusion models.",
@@ -79,292 +97,24 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--version", action="version", version=f"miga-bench {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    _add_generate(verbs)
-    _add_predict(verbs)
-    _add_experiment(verbs)
-    _add_validate(verbs)
-    _add_demo(verbs)
-    _add_score(verbs)
-    _add_report(verbs)
-    _add_export(verbs)
-    _add_sync(verbs)
-    _add_list(verbs)
-    _add_bench(verbs)
-    _add_train_tiny(verbs)
+    for name in names:
+        _add(verbs, name, import_module(VERBS[name]))
     return parser
 
 
-def _verb(
-    verbs: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, epilog: str = ""
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = verbs.add_parser(
-        name, help=text, description=text, epilog=epilog
-    )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(run=run, options=parser._option_string_actions.keys())
-    return parser
-
-
-def _add_generate(verbs: Any) -> None:
-    from miga_bench import cli_generate
-
-    parser = _verb(verbs, "generate", _generate, cli_generate.SUMMARY, cli_generate.EXAMPLES)
-    cli_generate.add_options(parser)
-
-
-def _generate(args: argparse.Namespace) -> int:
-    from miga_bench.cli_generate import asked
-
-    request = asked(args)
-    request.check()  # before torch is imported: wrong input is answered at once
-    from miga_bench.harness.generate import generate
-    from miga_bench.harness.progress import ProgressBar
-    from miga_bench.harness.stop import StopRequested
-
-    try:
-        with ProgressBar(quiet=args.quiet) as bar:
-            result = generate(request, bar)
-    except StopRequested as stop:  # before the first frame
-        _say("stopped: nothing was written")
-        return 128 + stop.signal
-    kept = f"{request.output} keeps {result.frames} frames" if result.frames else "nothing was kept"
-    if result.status == "failed":
-        _say(f"{_one_line(result.error)}; {kept}")
-    elif result.status == "stopped":
-        _say(f"stopped: {kept}")
-    elif not args.quiet:
-        seconds = result.record["cost"]["total_seconds"]
-        _say(
-            f"{request.output}: {result.frames} frames in {seconds:.0f} s; {request.contact_sheet}"
-        )
-    _print_json(result.record)
-    if args.debug and result.error is not None:
-        raise result.error
-    return {"done": DONE, "failed": FAILED}.get(result.status, 128 + (result.signal or 2))
-
-
-def _add_predict(verbs: Any) -> None:
-    from miga_bench import cli_predict
-
-    parser = _verb(verbs, "predict", _predict, cli_predict.SUMMARY, cli_predict.EXAMPLES)
-    cli_predict.add_options(parser)
-
-
-def _predict(args: argparse.Namespace) -> int:
-    from miga_bench.cli_predict import run
-
-    return _ended(run(args))
-
-
-def _ended(status: dict[str, Any] | None) -> int:
-    """Say how a run ended, and return the exit code."""
-    if status is None:  # a rank other than 0, whose word counts
-        return DONE
-    if status["status"] == "stopped":
-        _say(f"stopped: {status['run']} has {status['done']} of {status['items']} videos")
-    _print_json(status)
-    return {"done": DONE, "failed": FAILED}.get(status["status"], 128 + (status["signal"] or 0))
-
-
-def _add_experiment(verbs: Any) -> None:
-    from miga_bench import cli_experiment
-
-    parser = _verb(
-        verbs, "experiment", _experiment, cli_experiment.SUMMARY, cli_experiment.EXAMPLES
-    )
-    cli_experiment.add_options(parser)
-
-
-def _experiment(args: argparse.Namespace) -> int:
-    from miga_bench.cli_experiment import run
-
-    return _ended(run(args))
-
-
-def _add_validate(verbs: Any) -> None:
-    from miga_bench import cli_validate
-
-    parser = _verb(verbs, "validate", _validate, cli_validate.SUMMARY, cli_validate.EXAMPLES)
-    cli_validate.add_options(parser)
-
-
-def _validate(args: argparse.Namespace) -> int:
-    from miga_bench.cli_validate import run
-
-    document = run(args)
-    _print_json(document)
-    return DONE if document["starts"] else WRONG_INPUT
-
-
-def _add_demo(verbs: Any) -> None:
-    from miga_bench.backbones import EMBEDDED
-
-    parser = _verb(
-        verbs,
-        "demo",
-        _demo,
-        "All methods, same prompts and seeds, on an embedded model: a video side by side, a contact"
-        " sheet and a table.",
-    )
-    parser.add_argument(
-        "-o", "--output", metavar="FOLDER", type=Path, default=Path("demo"), help="folder (demo)"
-    )
-    parser.add_argument("--prompts", metavar="N", type=int, default=3, help="how many prompts (3)")
-    parser.add_argument("--frames", metavar="N", type=int, default=201, help="frames each (201)")
-    parser.add_argument(
-        "--arm",
-        metavar="NAME",
-        action="append",
-        default=[],
-        dest="arms",
-        help="only this column, such as fifo; may be given several times",
-    )
-    parser.add_argument(
-        "--backbone",
-        choices=EMBEDDED,
-        default="tiny-wan",
-        help="which embedded model (tiny-wan)",
-    )
-    parser.add_argument("--force", action="store_true", help="replace files that exist")
-
-
-def _demo(args: argparse.Namespace) -> int:
-    from miga_bench.harness.demo import demo
-
-    _print_json(demo(args.output, args.prompts, args.frames, args.force, args.backbone, args.arms))
-    return DONE
-
-
-def _add_score(verbs: Any) -> None:
-    from miga_bench import cli_score
-
-    cli_score.add_options(_verb(verbs, "score", _score, "Score videos.", cli_score.EXAMPLES))
-
-
-def _score(args: argparse.Namespace) -> int:
-    from miga_bench.cli_score import run
-
-    document, unscored = run(args)
-    for reason in unscored:
-        _say(reason)
-    _print_json(document)
-    return FAILED if unscored else DONE
-
-
-def _add_report(verbs: Any) -> None:
-    from miga_bench import cli_report
-
-    parser = _verb(verbs, "report", _report, cli_report.SUMMARY, cli_report.EXAMPLES)
-    cli_report.add_options(parser)
-
-
-def _report(args: argparse.Namespace) -> int:
-    from miga_bench.cli_report import run
-
-    _print_json(run(args))
-    return DONE
-
-
-def _add_export(verbs: Any) -> None:
-    from miga_bench import cli_export as page
-
+def _add(verbs: Any, name: str, page: Any) -> None:
+    """Add a verb, or each format of one that has them, as its module tells."""
     parser = verbs.add_parser(
-        "export", help=page.SUMMARY, description=page.SUMMARY, epilog=page.EXAMPLES
+        name, help=page.SUMMARY, description=page.SUMMARY, epilog=page.EXAMPLES
     )
-    kinds = parser.add_subparsers(dest="kind", metavar="FORMAT", required=True)
-    for name, form in page.FORMATS.items():
-        form.add_options(_verb(kinds, name, _export, form.summary, form.examples))
-
-
-def _export(args: argparse.Namespace) -> int:
-    from miga_bench.cli_export import FORMATS
-
-    _print_json(FORMATS[args.kind].run(args))
-    return DONE
-
-
-def _add_sync(verbs: Any) -> None:
-    from miga_bench import cli_sync
-
-    cli_sync.add_options(_verb(verbs, "sync", _sync, cli_sync.SUMMARY, cli_sync.EXAMPLES))
-
-
-def _sync(args: argparse.Namespace) -> int:
-    from miga_bench.cli_sync import run
-
-    _print_json(run(args))
-    return DONE
-
-
-def _add_list(verbs: Any) -> None:
-    parser = _verb(verbs, "list", _list, "Show the methods, backbones or presets there are.")
-    parser.add_argument("what", choices=("methods", "backbones", "presets"))
-    parser.add_argument("--markdown", action="store_true", help="methods as README shows them")
-
-
-def _list(args: argparse.Namespace) -> int:
-    if args.markdown and args.what != "methods":
-        raise UserError(f"--markdown is for methods, not {args.what}: leave it out")
-    from miga_bench.harness.listing import show
-
-    with _read_or_not():
-        show(args.what, args.markdown)
-    return DONE
-
-
-def _add_bench(verbs: Any) -> None:
-    from miga_bench import cli_bench
-
-    cli_bench.add_options(_verb(verbs, "bench", _bench, cli_bench.SUMMARY, cli_bench.EXAMPLES))
-
-
-def _bench(args: argparse.Namespace) -> int:
-    from miga_bench.cli_bench import run
-
-    _print_json(run(args))
-    return DONE
-
-
-def _add_train_tiny(verbs: Any) -> None:
-    from miga_bench.backbones.tiny import train
-
-    train.add_options(_verb(verbs, "train-tiny", _train_tiny, train.SUMMARY, train.EXAMPLES))
-
-
-def _train_tiny(args: argparse.Namespace) -> int:
-    from miga_bench.backbones.tiny.train import run
-
-    run(args)
-    return DONE
-
-
-def _print_json(document: Mapping[str, Any]) -> None:
-    with _read_or_not():
-        print(json.dumps(document))
-
-
-@contextmanager
-def _read_or_not() -> Iterator[None]:
-    """Print, whether or not anybody still reads it: what it tells of is done all the same."""
-    try:
-        yield
-        if sys.stdout is not None:  # a program without one prints nothing
-            sys.stdout.flush()
-    except BrokenPipeError:
-        from miga_bench.harness.output import hush
-
-        hush()
-
-
-def _one_line(error: BaseException | None) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        where = "" if error.filename is None else f" ({error.filename})"
-        return in_print(f"{error.strerror.lower()}{where}")
-    return " ".join(str(error).split())
-
-
-def _say(text: str) -> None:
-    print(f"miga-bench: {text}", file=sys.stderr)
+    if hasattr(page, "FORMATS"):
+        formats = parser.add_subparsers(metavar="FORMAT", required=True)
+        for form, of_form in page.FORMATS.items():
+            _add(formats, form, of_form)
+        return
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(run=page.run, options=parser._option_string_actions.keys())
+    page.add_options(parser)
 
 
 def _show_notices_plainly() -> None:
@@ -376,7 +126,7 @@ def _show_notices_plainly() -> None:
             usual(message, category, *place, **named)
         elif str(message) not in said:
             said.add(str(message))
-            _say(_one_line(message))
+            say(one_line(message))
 
     warnings.showwarning = show
 
@@ -387,21 +137,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _show_notices_plainly()
     verb = ""
     try:
-        args = _parser().parse_args(arguments)
+        named = [name for name in arguments[:1] if name in VERBS]  # a verb needs no other's module
+        args = _parser(named or VERBS).parse_args(arguments)
         verb = args.verb
         return int(args.run(args))
     except KeyboardInterrupt as stop:
-        _say("stopped: the same command goes on" if verb in GO_ON else "stopped")
+        say("stopped: the same command goes on" if verb in GO_ON else "stopped")
         return 128 + getattr(stop, "signal", 2)
     except Exception as error:
         if "--debug" in arguments:
             raise
         if isinstance(error, (UserError, FailedError)):
-            _say(_one_line(error))
+            say(one_line(error))
             return WRONG_INPUT if isinstance(error, UserError) else FAILED
         kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
-        _say(f"{kind}{_one_line(error)} (--debug shows where)")
+        say(f"{kind}{one_line(error)} (--debug shows where)")
         return FAILED
     finally:
-        with _read_or_not():  # what was printed of help or tables, before Python does at its end
+        with read_or_not():  # what was printed of help or tables, before Python does at its end
             pass

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
+from miga_bench.cli_common import DONE, print_json
 from miga_bench.harness.bench import PARTS, REPEATS
 
 SUMMARY = "Measure speed, overhead, memory, waiting and start-up on this machine."
@@ -43,8 +43,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure and return the document."""
+def run(args: argparse.Namespace) -> int:
+    """Measure, print the document, and return the exit code."""
     from miga_bench.harness.bench.suite import run_parts
 
-    return run_parts(args.only, args.repeats)
+    print_json(run_parts(args.only, args.repeats))
+    return DONE

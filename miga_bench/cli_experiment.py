@@ -1,11 +1,12 @@
-"""The verb ``experiment``: what its help says, and what it does."""
+"""The verb ``experiment``: what its help says, and experiments by name or of one's own."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from miga_bench.cli_common import ended
 from miga_bench.errors import UserError
 from miga_bench.harness.shipped import experiments, places, shipped
 
@@ -72,8 +73,32 @@ def experiment_of(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     return name, options
 
 
-def run(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Make the experiment and return its status; None on ranks other than 0."""
+def parts_of(
+    name: str | None, on: str | None, files: Iterable[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Return the configurations of a run, each to be laid over the ones before it.
+
+    Args:
+        name: The shipped experiment that comes first, if one is named.
+        on: The backbone of that one, tiny-wan if None.
+        files: What files of the user's own say.
+
+    Raises:
+        UserError: There is no such experiment on that backbone, or a backbone but no experiment.
+    """
+    if name is not None:
+        return [shipped(name, on or "tiny-wan"), *files]
+    if on is not None:
+        raise UserError("--on is for shipped experiments: say model.backbone in --config")
+    return [*files]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the experiment, say how it ended, and return the exit code.
+
+    Raises:
+        UserError: Wrong input; nothing was made.
+    """
     from miga_bench.harness.configurations import read
     from miga_bench.harness.experiment import experiment
 
@@ -82,9 +107,4 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         raise UserError(
             f"no experiment is named: give one ({', '.join(experiments())}), or --config FILE"
         )
-    if name is None and args.on is not None:
-        raise UserError("--on is for shipped experiments: say model.backbone in --config")
-    parts: list[Mapping[str, Any]] = [read(config) for config in args.config]
-    if name is not None:
-        parts = [shipped(name, args.on or "tiny-wan"), *parts]
-    return experiment(parts, options)
+    return ended(experiment(parts_of(name, args.on, map(read, args.config)), options))

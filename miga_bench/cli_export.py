@@ -1,16 +1,8 @@
-"""The verb ``export``: its formats, their options and what their help says."""
+"""The verb ``export``: its formats, each a module with options of its own."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from miga_bench import cli_export_tensorrt as tensorrt
-from miga_bench.export.request import DYNAMIC, PARTS, OnnxRequest
+from miga_bench import cli_export_onnx, cli_export_tensorrt, cli_export_triton
 
 SUMMARY = "Write a model as graphs that run without PyTorch."
 
@@ -22,122 +14,8 @@ examples:
   miga-bench generate "a red circle moves right" --denoiser tensorrt:tiny-wan-onnx --device cuda
   miga-bench export triton tiny-wan-onnx -o models"""
 
-ONNX = "Export text encoder, denoiser and autoencoder as ONNX, held against PyTorch."
-
-ONNX_EXAMPLES = """\
-examples:
-  miga-bench export onnx tiny-wan -o tiny-wan-onnx
-  miga-bench export onnx wan2.1-1.3b --precision bf16 --parts denoiser -o wan-bf16
-  miga-bench export onnx tiny-videocrafter2 --frames 16 --dynamic batch -o vc2-onnx
-  miga-bench export onnx tiny-wan --lora style.safetensors --lora-scale 0.8 -o styled
-
-The folder holds the graphs, beside each its record (.json: shapes, operators, hashes, parity with PyTorch at
-several shapes), the tokenizer, backbone.json and a model card. It is there whole or not at all: a graph that
-is further from PyTorch than 1e-4 (fp32) or 5e-3 (fp16) of the largest value is not kept (exit code 1).
-Opset 23 is for TensorRT 10.15 and newer and, on a GPU, for ONNX Runtime 1.25 and newer; 20 is for older ones.
-fp16 and bf16 are the denoiser's; the autoencoder stays in fp32, and text encoders compute in it (large ones of
-Wan keep their weights in bf16). bf16 is for TensorRT (export tensorrt), whose engines are held against PyTorch
-when they are built; for onnx+cuda take fp16. Text encoder and autoencoder that --parts leaves out come from
-the model's own weights in PyTorch."""
-
-TRITON = "Lay an export's denoiser out as a model repository of Triton Inference Server."
-
-TRITON_EXAMPLES = """\
-examples:
-  miga-bench export triton tiny-wan-onnx -o models
-  tritonserver --model-repository models
-
-Attention of opset 23 runs on a GPU from ONNX Runtime 1.25 on, and on the CPU of a server with an older one:
-export onnx with --opset 20 for that."""
-
-
-@dataclass(frozen=True)
-class Format:
-    """One format: ``miga-bench export NAME``."""
-
-    summary: str
-    examples: str
-    add_options: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], dict[str, Any]]
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip() not in ("", "none"))
-
-
-def _add_onnx(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("backbone", metavar="BACKBONE", help="a name, a folder or a Hub id")
-    parser.add_argument("-o", "--output", metavar="FOLDER", type=Path, required=True)
-    parser.add_argument(
-        "--precision", default="fp32", help="fp32, fp16 for GPUs, or bf16 for TensorRT (fp32)"
-    )
-    parser.add_argument("--opset", metavar="N", type=int, default=23, help="23 or 20 (23)")
-    parser.add_argument("--frames", metavar="N", type=int, help="latents of a window (its own)")
-    parser.add_argument(
-        "--batch", metavar="N", type=int, default=2, help="usual rows of a call (2)"
-    )
-    parser.add_argument("--height", metavar="N", type=int, help="video height in pixels (its own)")
-    parser.add_argument("--width", metavar="N", type=int, help="video width in pixels (its own)")
-    parser.add_argument(
-        "--dynamic",
-        metavar="NAMES",
-        type=_names,
-        default=DYNAMIC,
-        help="sizes that may vary from call to call, or none (batch,frames)",
-    )
-    parser.add_argument(
-        "--parts",
-        metavar="NAMES",
-        type=_names,
-        default=PARTS,
-        help="what to export (denoiser,text,vae)",
-    )
-    parser.add_argument("--lora", metavar="FILE", type=Path, help="merge this LoRA first")
-    parser.add_argument("--lora-scale", metavar="X", type=float, default=1.0, help="how much (1)")
-    parser.add_argument("--force", action="store_true", help="replace a folder that exists")
-
-
-def _run_onnx(args: argparse.Namespace) -> dict[str, Any]:
-    request = OnnxRequest(
-        backbone=args.backbone,
-        output=args.output,
-        precision=args.precision,
-        opset=args.opset,
-        frames=args.frames,
-        batch=args.batch,
-        height=args.height,
-        width=args.width,
-        dynamic=args.dynamic,
-        parts=args.parts,
-        lora=args.lora,
-        lora_scale=args.lora_scale,
-        overwrite=args.force,
-    )
-    request.check()  # before torch is imported
-    from miga_bench.export.onnx_folder import export_onnx
-
-    return export_onnx(request, _say)
-
-
-def _add_triton(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="what export onnx wrote")
-    parser.add_argument("-o", "--output", metavar="REPOSITORY", type=Path, required=True)
-    parser.add_argument("--name", help="what the server calls it (the backbone's name)")
-    parser.add_argument("--force", action="store_true", help="replace a model that exists")
-
-
-def _run_triton(args: argparse.Namespace) -> dict[str, Any]:
-    from miga_bench.export.triton import export_triton
-
-    return export_triton(args.folder, args.output, args.name, args.force)
-
-
-def _say(line: str) -> None:
-    print(f"miga-bench: {line}", file=sys.stderr, flush=True)
-
-
 FORMATS = {
-    "onnx": Format(ONNX, ONNX_EXAMPLES, _add_onnx, _run_onnx),
-    "tensorrt": Format(tensorrt.SUMMARY, tensorrt.EXAMPLES, tensorrt.add_options, tensorrt.run),
-    "triton": Format(TRITON, TRITON_EXAMPLES, _add_triton, _run_triton),
+    "onnx": cli_export_onnx,
+    "tensorrt": cli_export_tensorrt,
+    "triton": cli_export_triton,
 }

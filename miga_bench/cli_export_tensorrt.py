@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-from typing import Any
 
+from miga_bench.cli_common import DONE, print_json, say
 from miga_bench.errors import UserError
 
 SUMMARY = "Build TensorRT engines of an exported denoiser."
@@ -79,8 +78,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="build again what is there")
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Build, or refit; return the engines' records.
+def run(args: argparse.Namespace) -> int:
+    """Build, or refit; print the engines' records, and return the exit code.
 
     Raises:
         UserError: Wrong input; nothing was built.
@@ -118,5 +117,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             f"not held against PyTorch: {engine['parity_reason'] or 'built before that was done'}"
         )
         near = near if away is None else f"{away:.1e} from PyTorch"
-        print(f"miga-bench: {engine['engine']}: {size:.1f} MiB, {how}; {near}", file=sys.stderr)
-    return {"engines": engines}
+        say(f"{engine['engine']}: {size:.1f} MiB, {how}; {near}")
+    print_json({"engines": engines})
+    return DONE

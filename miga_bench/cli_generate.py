@@ -1,10 +1,11 @@
-"""The verb ``generate``: its options, and the request they make."""
+"""The verb ``generate``: its options, the request they make, and what is said of the video."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from miga_bench.cli_common import DONE, FAILED, one_line, print_json, say
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.facts import ExportFacts
 from miga_bench.harness.request import GenerateRequest, PromptAt
@@ -140,3 +141,35 @@ def _of_export(denoiser: str | None) -> str | None:
     """Return the name of the backbone that an export is of."""
     root = None if denoiser is None else DenoiserChoice.parse(denoiser).root
     return None if root is None else ExportFacts.read(root).name
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the video, say what became of it, and return the exit code.
+
+    Raises:
+        UserError: Wrong input; nothing was made.
+    """
+    request = asked(args)
+    request.check()  # before torch is imported: wrong input is answered at once
+    from miga_bench.harness.generate import generate
+    from miga_bench.harness.progress import ProgressBar
+    from miga_bench.harness.stop import StopRequested
+
+    try:
+        with ProgressBar(quiet=args.quiet) as bar:
+            result = generate(request, bar)
+    except StopRequested as stop:  # before the first frame
+        say("stopped: nothing was written")
+        return 128 + stop.signal
+    kept = f"{request.output} keeps {result.frames} frames" if result.frames else "nothing was kept"
+    if result.status == "failed":
+        say(f"{one_line(result.error)}; {kept}")
+    elif result.status == "stopped":
+        say(f"stopped: {kept}")
+    elif not args.quiet:
+        seconds = result.record["cost"]["total_seconds"]
+        say(f"{request.output}: {result.frames} frames in {seconds:.0f} s; {request.contact_sheet}")
+    print_json(result.record)
+    if args.debug and result.error is not None:
+        raise result.error
+    return {"done": DONE, "failed": FAILED}.get(result.status, 128 + (result.signal or 2))

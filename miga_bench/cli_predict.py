@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from miga_bench.cli_common import ended
 from miga_bench.errors import UserError, near
 from miga_bench.harness.shipped import FOLDER
 
@@ -55,28 +56,42 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def run(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Make the run and return its status; None on ranks other than 0."""
+def run(args: argparse.Namespace) -> int:
+    """Make the run, say how it ended, and return the exit code."""
     from miga_bench.harness.predict import predict
 
-    return predict(arguments(args.config, args.arguments, args.help_all))
+    parts = [configuration(config) for config in args.config]
+    return ended(predict(arguments(parts, args.arguments, args.help_all)))
 
 
-def arguments(configs: Sequence[str], others: Sequence[str], everything: bool) -> list[str]:
-    """Return the options as Lightning's command line takes them."""
-    from miga_bench.harness.configurations import as_option, laid_over, read
+def arguments(
+    parts: Sequence[Mapping[str, Any]], others: Sequence[str], everything: bool
+) -> list[str]:
+    """Return configurations and options as Lightning's command line takes them.
 
-    files = [_file(config) for config in configs]
-    given = as_option(laid_over(map(read, files))) if files else []
+    Args:
+        parts: Configurations, each laid over the ones before it.
+        others: Options as typed.
+        everything: Whether to show all options instead.
+    """
+    from miga_bench.harness.configurations import as_option, laid_over
+
+    given = as_option(laid_over(parts)) if parts else []
     return [*given, *others, *(["--help"] if everything else [])]
 
 
-def _file(config: str) -> str:
-    """Return the file that a user names, or that a shipped configuration's name stands for.
+def configuration(config: str) -> Mapping[str, Any]:
+    """Return what the file says that a user names, or that a shipped configuration's name stands for.
 
     Raises:
         UserError: There is neither.
     """
+    from miga_bench.harness.configurations import read
+
+    return read(_file(config))
+
+
+def _file(config: str) -> str:
     if os.path.exists(config):  # unlike Path's, of names too long for a file, too
         return config
     if config in names():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+
+from miga_bench.cli_common import DONE, print_json
 
 SUMMARY = "Report runs: tables beside the paper's, differences with intervals, plots, pictures."
 
@@ -43,10 +44,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace a report that exists")
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Write the report and return its paths and key numbers."""
+def run(args: argparse.Namespace) -> int:
+    """Write the report, print its paths and key numbers, and return the exit code."""
     from miga_bench.harness.report import write_report
 
-    return write_report(
-        args.runs, args.output, args.prompts_shown, args.baseline, overwrite=args.force
+    print_json(
+        write_report(
+            args.runs, args.output, args.prompts_shown, args.baseline, overwrite=args.force
+        )
     )
+    return DONE

@@ -1,4 +1,4 @@
-"""The verb ``score``: its options, and the requests they make."""
+"""The verb ``score``: its options, the requests they make, and how far it is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from miga_bench.cli_common import DONE, FAILED, print_json, say
 from miga_bench.errors import UserError
 
 Document = dict[str, Any]
@@ -26,6 +27,8 @@ OF_NARRATIVES = (
 )
 OF_SCORES = ("networks", "dimensions", "aggregate", "reading", "in_clip_only", "prompts", "fps")
 NAMES = {"dimensions": "dimension"}
+
+SUMMARY = "Score videos."
 
 EXAMPLES = """\
 examples:
@@ -124,6 +127,7 @@ def _add_narratives(group: Any) -> None:
 
 
 def _narratives(args: argparse.Namespace) -> tuple[Document, list[str]]:
+    """Ask a judge of each story; return what ``_scores`` does."""
     from miga_bench.harness.score_narrlv import NarrativeRequest, score_narratives, show
 
     if len(args.videos) != 1:
@@ -175,11 +179,22 @@ def _refuse_others(args: argparse.Namespace) -> None:
             )
 
 
-def run(args: argparse.Namespace) -> tuple[Document, list[str]]:
-    """Score; return the document, and why videos have no score at all."""
+def run(args: argparse.Namespace) -> int:
+    """Score, say which videos have no score at all and why, print the document, return the exit code.
+
+    Raises:
+        UserError: Wrong input; nothing was scored.
+    """
     _refuse_others(args)
-    if args.suite == "narrlv":
-        return _narratives(args)
+    document, unscored = (_narratives if args.suite == "narrlv" else _scores)(args)
+    for reason in unscored:
+        say(reason)
+    print_json(document)
+    return FAILED if unscored else DONE
+
+
+def _scores(args: argparse.Namespace) -> tuple[Document, list[str]]:
+    """Score by a suite of networks; return the document, and why videos have no score at all."""
     from miga_bench.harness.score_request import ScoreRequest
 
     request = ScoreRequest(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
+from miga_bench.cli_common import DONE, print_json
 from miga_bench.errors import TrackingError, UserError
 
 SUMMARY = "Tell MLflow of runs that lie on disk; what it knows already is not told twice."
@@ -52,8 +52,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Tell MLflow of the runs, one by one; return where they are.
+def run(args: argparse.Namespace) -> int:
+    """Tell MLflow of the runs, one by one; print where they are, and return the exit code.
 
     Raises:
         UserError: A folder is no run, or MLflow cannot keep runs at the URI; nothing was told.
@@ -86,4 +86,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 raise UserError(word["what"])
             raise TrackingError(f"{folder} could not be told to {shown(uri)}: {word['what']}")
         told.append({"run": str(folder), **{k: v for k, v in word.items() if k != "event"}})
-    return {"synced": told}
+    print_json({"synced": told})
+    return DONE

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
 from miga_bench import cli_predict
-from miga_bench.cli_experiment import experiment_of
-from miga_bench.errors import UserError, in_print
-from miga_bench.harness.shipped import experiments, shipped
+from miga_bench.cli_common import DONE, WRONG_INPUT, print_json
+from miga_bench.cli_experiment import experiment_of, parts_of
+from miga_bench.errors import in_print
+from miga_bench.harness.shipped import experiments
 
 SUMMARY = "Look at a run before it is made: would it start, and what would it take?"
 
@@ -43,8 +43,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Look, say what each step found, and return the document."""
+def run(args: argparse.Namespace) -> int:
+    """Look, say what each step found, print the document, and return the exit code."""
     from miga_bench.harness.validate import Step, validate
 
     def say(step: Step) -> None:
@@ -54,17 +54,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             flush=True,
         )
 
-    return validate(_arguments(args), not args.no_probe, say)
+    document = validate(_arguments(args), not args.no_probe, say)
+    print_json(document)
+    return DONE if document["starts"] else WRONG_INPUT
 
 
 def _arguments(args: argparse.Namespace) -> list[str]:
     """Return the options as Lightning's command line takes them."""
-    name, options = experiment_of(args.arguments)
-    if name is None:
-        if args.on is not None:
-            raise UserError("--on is for shipped experiments: say model.backbone in --config")
-        return cli_predict.arguments(args.config, options, args.help_all)
-    from miga_bench.harness.configurations import as_option, laid_over, read
+    from miga_bench.harness.configurations import read
 
-    whole = laid_over([shipped(name, args.on or "tiny-wan"), *map(read, args.config)])
-    return [*as_option(whole), *options, *(["--help"] if args.help_all else [])]
+    name, options = experiment_of(args.arguments)
+    reading = cli_predict.configuration if name is None else read
+    parts = parts_of(name, args.on, map(reading, args.config))
+    return cli_predict.arguments(parts, options, args.help_all)

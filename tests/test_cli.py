@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from miga_bench import cli
 from miga_bench.cli import main
 from miga_bench.harness.stop import StopRequested
 
@@ -106,19 +105,23 @@ def test_debug_shows_the_traceback(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("verb", "said"),
+    ("verb", "page", "said"),
     [
-        (["score", "a.mp4"], "stopped: the same command goes on"),
-        (["predict", "--config", "tiny-wan-miga"], "stopped: the same command goes on"),
-        (["demo"], "stopped"),
-        (["export", "triton", "a", "-o", "b"], "stopped"),
+        (["score", "a.mp4"], "score", "stopped: the same command goes on"),
+        (
+            ["predict", "--config", "tiny-wan-miga"],
+            "predict",
+            "stopped: the same command goes on",
+        ),
+        (["demo"], "demo", "stopped"),
+        (["export", "triton", "a", "-o", "b"], "export_triton", "stopped"),
     ],
 )
-def test_ctrl_c_does_not_say_that_nothing_was_written(capsys, monkeypatch, verb, said):
+def test_ctrl_c_does_not_say_that_nothing_was_written(capsys, monkeypatch, verb, page, said):
     def stop(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, f"_{verb[0]}", stop)
+    monkeypatch.setattr(f"miga_bench.cli_{page}.run", stop)
     assert main(verb) == 130
     assert capsys.readouterr().err == f"miga-bench: {said}\n"
 
@@ -173,6 +176,17 @@ def test_help_loads_nothing_heavy(verb, example):
     assert not heavy & loaded
     assert "usage: miga-bench" in done.stdout
     assert example in done.stdout
+
+
+def test_a_verb_waits_for_no_other_verbs_module():
+    """Breaks if each command imports the options of all."""
+    code = (
+        "import sys\nfrom miga_bench.cli import main\n"
+        "try: main(['list', '--help'])\nexcept SystemExit: pass\n"
+        "print(*sorted(m for m in sys.modules if m.startswith('miga_bench.cli_')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "miga_bench.cli_common miga_bench.cli_list"
 
 
 def test_wrong_input_is_answered_without_torch():

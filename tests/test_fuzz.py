@@ -210,7 +210,7 @@ def test_configurations_as_commands(tmp_path_factory, document):
     said = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        patch.setattr("miga_bench.cli._say", said.append)
+        patch.setattr("miga_bench.cli.say", said.append)
         code = main(["validate", "--config", str(path)])
     assert code in (0, 2), said
     assert all(len(line.splitlines()) == 1 for line in said)

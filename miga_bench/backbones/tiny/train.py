@@ -52,8 +52,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke run of a minute")
 
 
-def run(args: argparse.Namespace) -> None:
-    """Train, and say how long each stage took."""
+def run(args: argparse.Namespace) -> int:
+    """Train, say how long each stage took, and return the exit code."""
     # here, for the options are read where torch is not
     import torch
 
@@ -80,3 +80,4 @@ def run(args: argparse.Namespace) -> None:
             start = time.monotonic()
             stage(family, config, out)
             print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
+    return 0
