@@ -20,6 +20,7 @@ from miga_bench.harness.locks import NamedLock
 from miga_bench.harness.probe import Probe
 from miga_bench.offline import offline
 from miga_bench.sampling import METHODS, CounterNoise, PromptSchedule, resolve
+from miga_bench.sampling.base import CommonSettings, Sampler
 from miga_bench.sampling.estimate import estimate
 from miga_bench.sampling.rewards import fetch_dino
 
@@ -249,6 +250,25 @@ def test_memory_too_small(look, monkeypatch, method, step, rule):
     if step != "settings":  # of which the texts come
         assert steps["texts"]["status"] == "note"
         assert steps["texts"]["text"].endswith("passes over: dog")
+
+
+class Untouched(Sampler[CommonSettings]):
+    """Hands out noise: no denoiser call, no pass."""
+
+    name = "untouched"
+
+    def stream(self, backbone, prompts, noise, length=None, callback=None):
+        yield from noise(range(length), "untouched")
+
+
+def test_a_sampler_that_calls_no_denoiser(look, tmp_path):
+    """Breaks if what has no call is an error of an empty sequence, in the run or before."""
+    settings = {"steps": 2, "guidance_scale": 1.0}
+    method = {"class_path": "test_validate.Untouched", "init_args": {"settings": settings}}
+    code, document, steps = look(model__method=method, model__settings={})
+    assert (code, document["nfe"], document["windows"]) == (0, 0, 0)
+    assert steps["memory"]["text"] == "no sampler calls the denoiser"
+    assert main(["predict", "--config", str(tmp_path / "run.yaml")]) == 0
 
 
 def test_prompts_that_say_the_same_are_noted_and_one_too_long_is_refused(look):

@@ -192,6 +192,8 @@ class Preflight:
     def memory(self) -> tuple[str, str]:
         """Compare the largest denoiser call with what is free beside the weights."""
         backbone = self.model.backbone
+        if not any(estimate.calls for estimate in self.estimates.values()):
+            return OK, "no sampler calls the denoiser"
         peak, arm = max(
             (self._call_bytes(name, estimate), name.rpartition("/")[0])
             for name, estimate in self.estimates.items()
@@ -210,10 +212,11 @@ class Preflight:
         sampler = self.model.samplers[name.rpartition("/")[0]]
         backbone = self.model.backbone
         copies = sampler.copies(backbone.window)
-        return max(
+        each = (
             call.rows * (backbone.clip_bytes(call.frames, copies if call.attention else 0) or 0)
             for call in estimate.calls
         )
+        return max(each, default=0)
 
     def work(self) -> tuple[str, str]:
         """Count what is still to be done, and have what it needs besides the backbone."""

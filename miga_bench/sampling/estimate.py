@@ -167,5 +167,6 @@ def estimate(
     for _ in sampler.without_search().stream(hollow, prompts, no_noise, length, remember):
         if length is None:
             break
-    found.windows = last[0].windows - last[0].search_windows
+    if last:  # a sampler that reports no pass is not known to take windows
+        found.windows = last[0].windows - last[0].search_windows
     return found
