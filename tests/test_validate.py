@@ -26,6 +26,7 @@ from miga_bench.sampling.rewards import fetch_dino
 
 FEW = {"data__limit": 2, "data__seeds": [0], "data__frames": 33}
 TURNING = '[{"prompt": "a circle right", "then": {"17": "a circle up"}}]'
+PAIR = ["--trainer.devices", 2, "--trainer.strategy", "ddp", "--run.window_parallel", 2]
 ARMS = {"short": {"method": "short", "settings": {"steps": 2}}, "wide": {"settings": {"zigzag": 3}}}
 
 
@@ -120,6 +121,12 @@ def test_a_run_that_would_be_refused(look, tmp_path, capsys):
     [
         (["--model.settings.zigzg", 3], "configuration", "did you mean zigzag"),
         (["--data.limit", 0], "configuration", "data.limit is 0"),
+        (["--model.settings.steps", 1], "configuration", "steps is 1: it must be from 2 to 1000"),
+        (
+            ["--model.method", "fifo", "--model.settings", '{"cache": 0.1}', *PAIR],
+            "configuration",
+            "cache is 0.1: processes that make a video together (run.window_parallel) do not",
+        ),
         (["--model.settings.zigzag", 99], "settings", "zigzag is 99: it must be from 1 to"),
         (["--trainer.precision", "64-true"], "backbone", "trainer.precision 64-true"),
         (["--trainer.accelerator", "tpu"], "configuration", ""),

@@ -24,8 +24,7 @@ from miga_bench.harness.prompt_lists import Wish
 from miga_bench.harness.ranks import agree, on_every_rank, same_everywhere
 from miga_bench.harness.request import check_characters, check_prompts
 from miga_bench.harness.scorers import ItemScorer
-from miga_bench.harness.teams import check_settings
-from miga_bench.harness.writer import Making, RunWriter, team_size
+from miga_bench.harness.writer import Making, RunWriter
 from miga_bench.sampling import METHODS, resolve
 from miga_bench.sampling.base import Sampler
 from miga_bench.sampling.estimate import BATCH, Estimate, estimate
@@ -94,6 +93,8 @@ class LongVideoModule(LightningModule):
         self._lossless, self._offload = lossless, offload
         self._cuts = long_prompts == "cut"
         self._denoiser = DenoiserChoice.parse(denoiser)
+        self.backbone: Backbone
+        self.samplers: dict[str, Sampler[Any]] = {}  # by arm
         if isinstance(method, Sampler):
             if preset is not None or settings:
                 raise UserError(
@@ -104,6 +105,7 @@ class LongVideoModule(LightningModule):
                 raise UserError(
                     "model.arms and model.grid need a method by name: give model.method one, not a class_path"
                 )
+            self.samplers[""] = method
         else:
             base = ArmPlan(method, preset, {k: as_text(v) for k, v in (settings or {}).items()})
             experiment = arms is not None or grid is not None
@@ -112,7 +114,8 @@ class LongVideoModule(LightningModule):
             kind = backbone if isinstance(backbone, Backbone) else kind_of(backbone, self._denoiser)
             for arm, plan in self._arms.items():
                 with placed(f"arm {arm}" if arm else ""):
-                    resolve(plan.method, kind, plan.preset, plan.settings)
+                    settled = resolve(plan.method, kind, plan.preset, plan.settings)
+                self.samplers[arm] = METHODS[plan.method](settled)
         if isinstance(backbone, Backbone) and self._denoiser.exported:
             raise UserError(
                 "a backbone given by class_path runs its own denoiser: leave out denoiser"
@@ -122,8 +125,6 @@ class LongVideoModule(LightningModule):
                 "model.height, model.width and model.offload are for backbones by name: one given by"
                 " class_path has them in init_args"
             )
-        self.backbone: Backbone
-        self.samplers: dict[str, Sampler[Any]]  # by arm
         self._arm_of: dict[str, str] = {}  # by item key
         self.share: list[dict[str, Any]] = []  # specs of what this rank is still to make
 
@@ -139,13 +140,12 @@ class LongVideoModule(LightningModule):
         return backbone if isinstance(backbone, str) else backbone.name
 
     def setup(self, stage: str) -> None:
-        """Load the backbone on the strategy's device, open the scorers, settle the arms; on every rank."""
+        """Load the backbone on the strategy's device, open the scorers; on every rank."""
         on_every_rank(self.trainer, self._get_ready)
 
     def _get_ready(self) -> None:
         self.load()
         self.open_scorers()
-        self.settle()
 
     def load(self) -> None:
         """Load the backbone on the strategy's device, in the precision of the trainer.
@@ -196,25 +196,6 @@ class LongVideoModule(LightningModule):
                     " score by it in another run below the same root, which shares the videos"
                 )
             known |= metric.labels()
-
-    def settle(self) -> None:
-        """Settle what each arm's settings are on the loaded backbone.
-
-        Raises:
-            UserError: A setting is not what the backbone's family takes, or processes that make a video
-                together.
-        """
-        if isinstance(self._method, Sampler):
-            self.samplers = {"": self._method}
-        else:
-            self.samplers = {
-                name: METHODS[arm.method](
-                    resolve(arm.method, self.backbone, arm.preset, arm.settings)
-                )
-                for name, arm in self._arms.items()
-            }
-        settings = [sampler.settings for sampler in self.samplers.values()]
-        check_settings(team_size(self.trainer), settings)
 
     def items(
         self, wishes: Sequence[Wish], seeds: Sequence[int], frames: int | None

@@ -21,7 +21,7 @@ from miga_bench.harness.files import nearest
 from miga_bench.harness.items import Item
 from miga_bench.harness.predict import parse
 from miga_bench.harness.probe import Probe
-from miga_bench.harness.teams import check_size
+from miga_bench.harness.teams import check_settings, check_size
 from miga_bench.harness.writer import RunWriter
 from miga_bench.offline import offline
 from miga_bench.sampling.estimate import Estimate
@@ -78,6 +78,8 @@ class Preflight:
         (self.writer,) = (c for c in self.trainer.callbacks if isinstance(c, RunWriter))
         self.model.trainer = self.trainer
         check_size(self.writer.window_parallel, self.trainer.world_size)
+        settings = [sampler.settings for sampler in self.model.samplers.values()]
+        check_settings(self.writer.window_parallel, settings)
         arms = self.model.arms
         self.facts["processes"] = ranks = self.trainer.world_size
         where = f"{self.trainer.strategy.root_device} in {self.trainer.precision}"
@@ -127,8 +129,7 @@ class Preflight:
         return OK, f"{backbone.name}, {weights}sha256 {digest}"
 
     def settings(self) -> tuple[str, str]:
-        """Settle every arm, and walk its queue with nothing in it."""
-        self.model.settle()
+        """Walk every arm's queue with nothing in it, by the loaded backbone's window and schedule."""
         data = self.data
         self.items = self.model.items(data.wishes, data.seeds, data.frames)
         self.estimates = self.model.estimates(self.items)

@@ -22,7 +22,7 @@ from miga_bench.harness.ranks import Gathering, Together, agree
 from miga_bench.harness.runs import Run
 from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.stop import StopSignals
-from miga_bench.harness.teams import Teamwork, check_size
+from miga_bench.harness.teams import Teamwork, check_settings, check_size
 
 MOST_TEXT = 200  # characters of an error
 
@@ -95,11 +95,13 @@ class RunWriter(BasePredictionWriter):
         """Become the run's only writer, all ranks together.
 
         Raises:
-            UserError: Somebody else is, or the processes cannot form the teams.
+            UserError: Somebody else is, or the processes cannot form the teams, or not with these settings.
         """
         if self.gathering is not None:
             self.gathering.done()
         check_size(self.window_parallel, trainer.world_size)
+        settings = [sampler.settings for sampler in pl_module.samplers.values()]
+        check_settings(self.window_parallel, settings)
         self._together, self.lifeline = Together(), Lifeline(trainer)
         self._team = Teamwork(self.window_parallel, self._stop)
         agree(trainer, self.run.acquire)

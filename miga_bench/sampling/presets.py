@@ -33,6 +33,7 @@ from miga_bench.sampling.freelong import FreeLong
 from miga_bench.sampling.freepca import FreePca
 from miga_bench.sampling.miga import Miga
 from miga_bench.sampling.preset_values import PRESETS, Values
+from miga_bench.sampling.rules import check_common
 from miga_bench.sampling.scaling_noise import ScalingNoise
 from miga_bench.sampling.short import Short
 
@@ -132,7 +133,8 @@ def resolve(
         overrides: Settings to change, values as text or as the field's type; ``reflection`` may be false.
 
     Raises:
-        UserError: A name is unknown, or a value is not of its setting's type.
+        UserError: A name is unknown, a value is not of its setting's type, or one that every method has is
+            out of range.
     """
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}: {near(method, METHODS)}")
@@ -143,7 +145,9 @@ def resolve(
         if name not in kinds:
             raise UserError(f"{method} has no setting {name!r}: {near(name, kinds)}")
         values[name] = _parse(name, value, kinds[name])
-    return settings_type(**values)
+    settings = settings_type(**values)
+    check_common(settings, None)  # what needs no weights to be seen is seen before they are fetched
+    return settings
 
 
 def settings_class(method: type[Sampler]) -> Any:
