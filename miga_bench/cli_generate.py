@@ -62,7 +62,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     video.add_argument("--height", metavar="N", type=int, help="frame height in pixels")
     video.add_argument("--width", metavar="N", type=int, help="frame width in pixels")
     how = parser.add_argument_group("method")
-    how.add_argument("--method", metavar="NAME", default="miga", help="see list methods (miga)")
+    how.add_argument(
+        "--method",
+        metavar="NAME",
+        default="miga",
+        help="see list methods, or module.Class of a sampler of your own (miga)",
+    )
     how.add_argument(
         "--preset",
         metavar="NAME",

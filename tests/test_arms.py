@@ -66,6 +66,11 @@ def test_every_combination_is_one_arm(grid):
         ({"a": []}, None, "model.arms.a is []: a mapping is wanted"),
         ({"a": {"settings": [3]}}, None, "model.arms.a.settings is [3]: settings by name"),
         ({"a": {"method": None}}, None, "model.arms.a.method is None: a name is wanted"),
+        (
+            {"a": {"method": {"class_path": "own.Sampler", "init_args": {"settings": {}}}}},
+            None,
+            "a name is wanted, or class_path alone, whose settings stand in settings",
+        ),
         ({"a": {"preset": 3}}, None, "model.arms.a.preset is 3: a name is wanted"),
         ({}, None, "the experiment is empty"),
         (None, {}, "the experiment is empty"),
@@ -133,15 +138,16 @@ def refusal(capsys, tmp_path, **model):
             "the arms a and b make the same videos",
         ),
         (
-            {
-                "method": {
-                    "class_path": "miga_bench.sampling.Short",
-                    "init_args": {"settings": {"steps": 2, "guidance_scale": 1.0}},
-                },
-                "settings": {},
-                "arms": {"a": None},
-            },
-            "model.arms and model.grid need a method by name",
+            {"method": {"class_path": "own.Sampler", "init_args": {}}},
+            "a name is wanted, or class_path alone",
+        ),
+        (
+            {"arms": {"a": {"method": "test_own_methods.Wave"}}},
+            "arm a: method 'test_own_methods.Wave' cannot be imported (module 'test_own_methods' has no",
+        ),
+        (
+            {"arms": {"a": {"method": "test_own_methods.Waves", "settings": {"heigth": 1}}}},
+            "arm a: test_own_methods.Waves has no setting 'heigth': did you mean height",
         ),
     ],
 )

@@ -146,9 +146,10 @@ def test_a_reports_configuration_holds_the_precision_that_the_machine_chose():
         "trainer": {"precision": None},
         "model": {"method": {"class_path": "own.Sampler"}},
     }
-    assert settled(configuration, {}, "bf16-true")["trainer"] == {"precision": "bf16-true"}
+    arms = {"own.Sampler": Arm("own.Sampler", "own.Sampler", {"steps": 2}, {})}
+    assert settled(configuration, arms, "bf16-true")["trainer"] == {"precision": "bf16-true"}
     configuration["trainer"]["precision"] = "32-true"
-    assert settled(configuration, {}, "bf16-true")["trainer"] == {"precision": "32-true"}
+    assert settled(configuration, arms, "bf16-true")["trainer"] == {"precision": "32-true"}
 
 
 KEPT = sorted(path for path in (Path(__file__).parents[1] / "reports").glob("*/*.yaml"))

@@ -271,8 +271,8 @@ class Untouched(Sampler[CommonSettings]):
 def test_a_sampler_that_calls_no_denoiser(look, tmp_path):
     """Breaks if what has no call is an error of an empty sequence, in the run or before."""
     settings = {"steps": 2, "guidance_scale": 1.0}
-    method = {"class_path": "test_validate.Untouched", "init_args": {"settings": settings}}
-    code, document, steps = look(model__method=method, model__settings={})
+    method = {"class_path": "test_validate.Untouched"}
+    code, document, steps = look(model__method=method, model__settings=settings)
     assert (code, document["nfe"], document["windows"]) == (0, 0, 0)
     assert steps["memory"]["text"] == "no sampler calls the denoiser"
     assert main(["predict", "--config", str(tmp_path / "run.yaml")]) == 0

@@ -13,21 +13,24 @@ from miga_bench.sampling.presets import settings_class
 NAMES = ("title", "question", "published", "axis", "baseline")
 
 
-def check_about(about: Mapping[str, str | None], arms: Iterable[str]) -> None:
+def check_about(
+    about: Mapping[str, str | None], arms: Iterable[str], settings: Iterable[str] = ()
+) -> None:
     """Refuse names that mean nothing to a report; null counts as not given.
 
     Args:
         about: ``run.about``.
         arms: Of the run; none where it is no experiment.
+        settings: Names of the arms' settings, those of users' own methods among them.
 
     Raises:
         UserError: One is unknown.
     """
-    settings = {f.name for method in METHODS.values() for f in fields(settings_class(method))}
+    ours = {f.name for method in METHODS.values() for f in fields(settings_class(method))}
     known = {
         "baseline": list(arms),
         "published": list(published_tables()),
-        "axis": [*settings, "frames"],
+        "axis": [*ours.union(settings), "frames"],
     }
     for name, value in about.items():
         if name not in NAMES:

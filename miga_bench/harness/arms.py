@@ -19,7 +19,7 @@ class ArmPlan:
     """How an arm's videos are made, before the backbone is known.
 
     Attributes:
-        method: The method's name.
+        method: The method's name, or the import path of a sampler of the user's own.
         preset: A named set of its settings; None is the backbone's default.
         settings: Single settings, as text.
     """
@@ -77,6 +77,27 @@ def expand(
     return out
 
 
+def method_name(method: object, where: str) -> str:
+    """Return the name of a method, or its class's import path, also where it is given as ``class_path``.
+
+    Args:
+        method: As a configuration has it.
+        where: The option, for the message.
+
+    Raises:
+        UserError: It is neither.
+    """
+    if isinstance(method, Mapping) and set(method) == {"class_path"}:
+        method = method["class_path"]
+    if not isinstance(method, str):
+        raise UserError(
+            f"{where} is {method!r}: a name is wanted, or class_path alone, whose settings stand in settings"
+        )
+    if "." in method and not NAME.fullmatch(method):
+        raise UserError(f"{where} {method!r} cannot name an arm: {NAME_RULE}")
+    return method
+
+
 def as_text(value: object) -> str | None:
     """Return a setting's value as text, so that 5 and 5.0 are the same and a wrong type is found."""
     return None if value is None else str(value)
@@ -94,10 +115,9 @@ def _named(base: ArmPlan, name: str, change: object) -> ArmPlan:
     settings = change.get("settings") or {}
     if not isinstance(settings, Mapping):
         raise UserError(f"model.arms.{name}.settings is {settings!r}: settings by name are wanted")
-    for field in ("method", "preset"):
-        if not isinstance(change.get(field, ""), str):
-            raise UserError(f"model.arms.{name}.{field} is {change[field]!r}: a name is wanted")
-    method = change.get("method", base.method)
+    if not isinstance(change.get("preset", ""), str):
+        raise UserError(f"model.arms.{name}.preset is {change['preset']!r}: a name is wanted")
+    method = method_name(change.get("method", base.method), f"model.arms.{name}.method")
     own = {str(setting): as_text(value) for setting, value in settings.items()}
     inherited = base.settings if method == base.method else {}
     return ArmPlan(method, change.get("preset", base.preset), {**inherited, **own})

@@ -29,10 +29,10 @@ from miga_bench.harness.provenance import (
 from miga_bench.harness.request import DEFAULT_FRAMES, GenerateRequest, PromptAt, check_prompts
 from miga_bench.harness.stop import StopRequested, StopSignals
 from miga_bench.media import Cell, EvenSample, VideoWriter, contact_sheet, count_frames
-from miga_bench.sampling import METHODS, CounterNoise, estimate_windows, resolve
+from miga_bench.sampling import CounterNoise, estimate_windows, resolve
 from miga_bench.sampling.base import PassReport, PromptSchedule, Sampler
 from miga_bench.sampling.fitting import ran_out_elsewhere
-from miga_bench.sampling.presets import ModelKind, describe
+from miga_bench.sampling.presets import ModelKind, describe, method_class
 
 SHEET_FRAMES = 24
 SHEET_COLUMNS = 6
@@ -167,7 +167,7 @@ def generate(
     with StopSignals() as stop:
         backbone = backbone or open_backbone(request)
         settings = resolve(request.method, backbone, request.preset, request.overrides)
-        sampler = METHODS[request.method](settings)
+        sampler = method_class(request.method)(settings)
         # again, now that the method's own length is known
         check_prompts(request.prompts, length(request, sampler, backbone))
         if request.leaves_denoiser_open:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,7 @@ from miga_bench.backbones.base import Backbone
 from miga_bench.errors import Notice, UserError, placed
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.opening import compile_denoiser, open_model
-from miga_bench.harness.arms import ArmPlan, as_text, expand
+from miga_bench.harness.arms import ArmPlan, as_text, expand, method_name
 from miga_bench.harness.generate import Video, kind_of, length, negative_prompt, prompt_starts
 from miga_bench.harness.items import Item
 from miga_bench.harness.made_of import made_of
@@ -25,10 +25,10 @@ from miga_bench.harness.ranks import agree, on_every_rank, same_everywhere
 from miga_bench.harness.request import check_characters, check_prompts
 from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.writer import Making, RunWriter
-from miga_bench.sampling import METHODS, resolve
+from miga_bench.sampling import resolve
 from miga_bench.sampling.base import Sampler
 from miga_bench.sampling.estimate import BATCH, Estimate, estimate
-from miga_bench.sampling.presets import describe
+from miga_bench.sampling.presets import describe, method_class
 
 # precision of the trainer -> type of the denoiser's weights
 WEIGHTS = {
@@ -48,7 +48,7 @@ class LongVideoModule(LightningModule):
     Args:
         backbone: A name that list backbones shows, a folder, a Hub id, or class_path and init_args of a
             Backbone of your own.
-        method: A name that list methods shows, or class_path and init_args of a Sampler of your own.
+        method: A name that list methods shows, or the class_path of a Sampler of your own, such as mine.Waves.
         preset: A named set of the method's settings; by default the backbone's.
         settings: Single settings, by name.
         arms: Named changes of the above, each with any of method, preset and settings.
@@ -71,7 +71,7 @@ class LongVideoModule(LightningModule):
     def __init__(
         self,
         backbone: str | Backbone = "tiny-wan",
-        method: str | Sampler = "miga",
+        method: str | dict[str, Any] = "miga",
         preset: str | None = None,
         settings: dict[str, Any] | None = None,
         arms: dict[str, Any] | None = None,
@@ -86,7 +86,7 @@ class LongVideoModule(LightningModule):
         denoiser: str = "torch",
     ) -> None:
         super().__init__()
-        self._backbone, self._method = backbone, method
+        self._backbone = backbone
         self.metrics = list(metrics or [])
         self._negative_prompt, self._height, self._width = negative_prompt, height, width
         check_characters(negative_prompt or "", "model.negative_prompt")
@@ -95,27 +95,16 @@ class LongVideoModule(LightningModule):
         self._denoiser = DenoiserChoice.parse(denoiser)
         self.backbone: Backbone
         self.samplers: dict[str, Sampler[Any]] = {}  # by arm
-        if isinstance(method, Sampler):
-            if preset is not None or settings:
-                raise UserError(
-                    "model.preset and model.settings are for methods by name: one given by class_path has its"
-                    " settings in init_args"
-                )
-            if arms or grid is not None:
-                raise UserError(
-                    "model.arms and model.grid need a method by name: give model.method one, not a class_path"
-                )
-            self.samplers[""] = method
-        else:
-            base = ArmPlan(method, preset, {k: as_text(v) for k, v in (settings or {}).items()})
-            experiment = arms is not None or grid is not None
-            # a run that is no experiment has one arm, without a name
-            self._arms = expand(base, arms, grid) if experiment else {"": base}
-            kind = backbone if isinstance(backbone, Backbone) else kind_of(backbone, self._denoiser)
-            for arm, plan in self._arms.items():
-                with placed(f"arm {arm}" if arm else ""):
-                    settled = resolve(plan.method, kind, plan.preset, plan.settings)
-                self.samplers[arm] = METHODS[plan.method](settled)
+        name = method_name(method, "model.method")
+        base = ArmPlan(name, preset, {k: as_text(v) for k, v in (settings or {}).items()})
+        experiment = arms is not None or grid is not None
+        # a run that is no experiment has one arm, without a name
+        self._arms = expand(base, arms, grid) if experiment else {"": base}
+        kind = backbone if isinstance(backbone, Backbone) else kind_of(backbone, self._denoiser)
+        for arm, plan in self._arms.items():
+            with placed(f"arm {arm}" if arm else ""):
+                settled = resolve(plan.method, kind, plan.preset, plan.settings)
+            self.samplers[arm] = method_class(plan.method)(settled)
         if isinstance(backbone, Backbone) and self._denoiser.exported:
             raise UserError(
                 "a backbone given by class_path runs its own denoiser: leave out denoiser"
@@ -131,7 +120,12 @@ class LongVideoModule(LightningModule):
     @property
     def arms(self) -> list[str]:
         """The names of the arms; none where the run is no experiment."""
-        return [] if isinstance(self._method, Sampler) else [name for name in self._arms if name]
+        return [name for name in self._arms if name]
+
+    @property
+    def setting_names(self) -> set[str]:
+        """The names of all settings that the arms have."""
+        return {one.name for s in self.samplers.values() for one in fields(s.settings)}
 
     @property
     def backbone_name(self) -> str:
@@ -228,7 +222,7 @@ class LongVideoModule(LightningModule):
         unchanged: dict[str, None] = {}
         for arm, sampler in self.samplers.items():
             how: dict[str, Any] = {
-                "method": self._method_name(arm),
+                "method": self._arms[arm].method,
                 "settings": describe(sampler.settings),
             }
             for wish in wishes:
@@ -292,11 +286,6 @@ class LongVideoModule(LightningModule):
                 Notice,
                 stacklevel=2,
             )
-
-    def _method_name(self, arm: str) -> str:
-        if isinstance(self._method, Sampler):
-            return type(self._method).name
-        return self._arms[arm].method
 
     @property
     def _trainer_precision(self) -> object:

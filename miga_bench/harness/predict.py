@@ -170,7 +170,7 @@ def parse(arguments: Sequence[str], verb: str = "predict") -> PredictCLI:
                 "prog": f"miga-bench {verb}",
             },
         )
-        check_about(cli.config.run.about or {}, cli.model.arms)
+        check_about(cli.config.run.about or {}, cli.model.arms, cli.model.setting_names)
         return cli
     except UserError:
         raise

@@ -21,13 +21,16 @@ layer shifts and scales all slots of a window as the first one; ours takes each 
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import inspect
 import math
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from miga_bench.errors import UserError, near
-from miga_bench.sampling.base import Sampler
+from miga_bench.sampling.base import CommonSettings, Sampler
 from miga_bench.sampling.fifo import Fifo
 from miga_bench.sampling.freelong import FreeLong
 from miga_bench.sampling.freepca import FreePca
@@ -82,24 +85,35 @@ def preset_values(method: str, family: str, preset: str, default: str) -> Values
     return {**values, "guidance_reach": "anchor"}
 
 
+def _without_none(kind: Any) -> tuple[Any, bool]:
+    """Return a field's type without None, and whether it may be None: left to the backbone."""
+    if typing.get_origin(kind) not in (typing.Union, types.UnionType):
+        return kind, False
+    inner = [one for one in typing.get_args(kind) if one is not type(None)]
+    return (inner[0], True) if len(inner) == 1 else (kind, False)
+
+
 def _parse(name: str, value: object, kind: Any) -> Any:
     """Turn a setting's value into its field's type, with one rule for text and for what YAML makes of it."""
-    optional = type(None) in typing.get_args(kind)  # a setting that may be left to the backbone
+    kind, optional = _without_none(kind)
     if value is None:
         if not optional:
             raise UserError(f"{name} is None: give it a value, or leave it out")
         return None
     text = str(value)
-    if optional:
-        (kind,) = (inner for inner in typing.get_args(kind) if inner is not type(None))
+    if kind is str:
+        return text
     choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
     word = text.strip().lower()
     if choices:
         if name == "reflection":
             word = {"on": "continuous", "true": "continuous", "false": "off"}.get(word, word)
-        if word not in choices:
-            raise UserError(f"{name} is {text[:40]!r}: it must be one of {', '.join(choices)}")
-        return word
+        known = {str(choice).lower(): choice for choice in choices}
+        if word not in known:
+            raise UserError(
+                f"{name} is {text[:40]!r}: it must be one of {', '.join(map(str, choices))}"
+            )
+        return known[word]
     if kind is bool:
         words = dict.fromkeys(("true", "on", "yes", "1"), True) | dict.fromkeys(
             ("false", "off", "no", "0"), False
@@ -126,8 +140,11 @@ def resolve(
 ) -> Any:
     """Return a method's complete settings on a model.
 
+    A method of the user's own has no preset: its settings begin as its dataclass has them, and those that every
+    method has as the preset has them for the plain clip, unless the dataclass has a default of its own.
+
     Args:
-        method: A name in ``METHODS``.
+        method: A name in ``METHODS``, or the import path of a sampler of one's own.
         model: The backbone, or what is known of it before it is loaded.
         preset: A name, or None for the model's default.
         overrides: Settings to change, values as text or as the field's type; ``reflection`` may be false.
@@ -136,24 +153,90 @@ def resolve(
         UserError: A name is unknown, a value is not of its setting's type, or one that every method has is
             out of range.
     """
-    if method not in METHODS:
-        raise UserError(f"unknown method {method!r}: {near(method, METHODS)}")
-    values = dict(preset_values(method, model.family, preset or model.preset, model.preset))
-    settings_type = settings_class(METHODS[method])
-    kinds = typing.get_type_hints(settings_type)
+    settings_type = settings_class(method_class(method))
+    hints, known = typing.get_type_hints(settings_type), dataclasses.fields(settings_type)
+    kinds = {field.name: hints[field.name] for field in known if field.init}
+    if method in METHODS:
+        values = dict(preset_values(method, model.family, preset or model.preset, model.preset))
+    else:
+        _check_kinds(method, kinds)
+        values = _as_plain(settings_type, model, preset)
     for name, value in (overrides or {}).items():
         if name not in kinds:
             raise UserError(f"{method} has no setting {name!r}: {near(name, kinds)}")
         values[name] = _parse(name, value, kinds[name])
+    open_still = [
+        field.name
+        for field in known
+        if field.name not in values
+        and dataclasses.MISSING is field.default is field.default_factory
+    ]
+    if open_still:
+        raise UserError(f"{method} has no value for {', '.join(open_still)}: give it as a setting")
     settings = settings_type(**values)
     check_common(settings, None)  # what needs no weights to be seen is seen before they are fetched
     return settings
 
 
+def method_class(method: str) -> type[Sampler]:
+    """Return a method's class: one of ours by its name, one of the user's by its import path, ``mine.Waves``.
+
+    Raises:
+        UserError: There is none, or it is no sampler.
+    """
+    if method in METHODS:
+        return METHODS[method]
+    module, _, name = method.rpartition(".")
+    if not module:
+        raise UserError(f"unknown method {method!r}: {near(method, METHODS)}")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # a module of the user's may fail in any way
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"method {method!r} cannot be imported ({reason}): give module.Class, and the module's folder in"
+            " PYTHONPATH"
+        ) from None
+    if not (isinstance(found, type) and issubclass(found, Sampler)) or inspect.isabstract(found):
+        raise UserError(
+            f"method {method!r} is no sampler: give a class that is made of miga_bench.sampling.Sampler and"
+            " has a stream"
+        )
+    return found
+
+
 def settings_class(method: type[Sampler]) -> Any:
-    """Return the dataclass of a method's settings."""
-    (base,) = method.__orig_bases__  # type: ignore[attr-defined]
-    return typing.get_args(base)[0]
+    """Return the dataclass of a method's settings: what ``Sampler[...]`` names, in the class or above it."""
+    for kind in method.__mro__:
+        for base in kind.__dict__.get("__orig_bases__", ()):
+            for named in typing.get_args(base):
+                if isinstance(named, type) and issubclass(named, CommonSettings):
+                    return named
+    return CommonSettings
+
+
+def _check_kinds(method: str, kinds: Mapping[str, Any]) -> None:
+    """Refuse settings of types that neither YAML nor a key can hold."""
+    for name, hint in kinds.items():
+        kind, _ = _without_none(hint)
+        if kind not in (bool, int, float, str) and typing.get_origin(kind) is not typing.Literal:
+            raise UserError(
+                f"{method}: its setting {name} is a {hint}: make it a bool, int, float, str or Literal, or one"
+                " of them or None"
+            )
+
+
+def _as_plain(settings_type: Any, model: ModelKind, preset: str | None) -> dict[str, Any]:
+    """Return the common settings of the plain clip that a dataclass does not set itself."""
+    if preset is None and model.family not in PRESETS.get(model.preset, {}):
+        return {}  # a family of the user's own
+    plain = preset_values("short", model.family, preset or model.preset, model.preset)
+    common = {field.name: field.default for field in dataclasses.fields(CommonSettings)}
+    return {
+        field.name: plain[field.name]
+        for field in dataclasses.fields(settings_type)
+        if field.name in plain and field.default == common[field.name]
+    }
 
 
 def describe(settings: object) -> dict[str, Any]:

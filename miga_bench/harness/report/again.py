@@ -32,8 +32,8 @@ def settled(
     trainer, model = whole.get("trainer"), whole.get("model")
     if isinstance(trainer, dict) and trainer.get("precision") is None and precision:
         trainer["precision"] = precision  # it was the machine's choice
-    if not isinstance(model, dict) or not isinstance(model.get("method"), str):
-        return whole  # one by class_path has its settings in init_args
+    if not isinstance(model, dict):
+        return whole
     full = {
         name: {"method": arm.method, "settings": {**left_out(arm.method), **arm.settings}}
         for name, arm in arms.items()
