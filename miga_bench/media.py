@@ -6,10 +6,12 @@ here holds a whole video: writers stream, readers iterate, ``EvenSample`` keeps 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 
@@ -268,8 +270,8 @@ def contact_sheet(
     """Lay frames out in rows, with a caption under each and a label before each row."""
     shape = next(c.frame.shape for row in rows for c in row if c.frame is not None)
     height, width = cell_height, round(cell_height * shape[-1] / shape[-2])
-    font, title_font = _font(13), _font(15)
     labels = list(row_labels) if row_labels is not None else [""] * len(rows)
+    font, (title_font, title) = _font(13), _drawable(title, 15)
     margin = max((_text_width(font, label) for label in labels), default=0)
     left, gap, line = (margin + 20 if margin else 8), 6, 18
     # a title longer than the sheet is broken over lines
@@ -307,12 +309,13 @@ class SideBySide:
         # even, as H.264 wants it
         size = (canvas_width + canvas_width % 2, canvas_height + canvas_height % 2)
         self._empty = Image.new("RGB", size, PAPER)
-        draw, font = ImageDraw.Draw(self._empty), _font(13)
+        draw = ImageDraw.Draw(self._empty)
         for column, label in enumerate(labels):
-            draw.text((self._corner(0, column)[0] + 2, 4), label, INK, font=font)
+            draw.text((self._corner(0, column)[0] + 2, 4), label, INK, font=_font(13))
         for row, caption in enumerate(rows):
             x, y = self._corner(row, 0)
-            draw.text((x + 2, y + height + 2), caption, INK, font=font)
+            font, text = _drawable(caption, 13)
+            draw.text((x + 2, y + height + 2), text, INK, font=font)
 
     def _corner(self, row: int, column: int) -> tuple[int, int]:
         x = self.gap + column * (self.width + self.gap)
@@ -346,6 +349,39 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
+def _drawable(text: str, size: int) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, str]:
+    """Return a font for a text, and the text without what that font would draw as boxes.
+
+    Pillow's own font holds little more than English; for other texts the first of this machine's fonts that has
+    all their characters is taken. Where none has, each stretch that cannot be drawn becomes three dots.
+    """
+    own = _font(size)
+    box = bytes(own.getmask("\U0010ffff"))  # of no character: drawn for those that the font lacks
+    lacks = {c for c in set(text) if not c.isspace() and bytes(own.getmask(c)) == box}
+    path = _font_with(frozenset(text)) if lacks else None
+    if path is not None:
+        return ImageFont.truetype(path, size), text
+    parts = groupby(text, lacks.__contains__)
+    return own, "".join("..." if lacking else "".join(part) for lacking, part in parts)
+
+
+@functools.lru_cache(64)
+def _font_with(characters: frozenset[str]) -> str | None:
+    """Return the file of a font on this machine that has all of these characters, None if there is none."""
+    import matplotlib
+    from matplotlib.font_manager import findSystemFonts
+    from matplotlib.ft2font import FT2Font
+
+    wanted = {ord(character) for character in characters if not character.isspace()}
+    # upright and of usual weight first
+    found = sorted(findSystemFonts(), key=lambda path: ("Regular" not in path, path))
+    for path in (*found, f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"):
+        with suppress(Exception):  # of a file that is no font or a broken one
+            if wanted <= FT2Font(path).get_charmap().keys():
+                return path
+    return None
+
+
 def _text_width(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) -> int:
     return int(font.getlength(text))
 
@@ -355,6 +391,10 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
     for word in text.split():
         if lines and _text_width(font, f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
-        else:
-            lines.append(word)
+            continue
+        lines.append("")
+        for character in word:  # Chinese has no spaces, and is broken anywhere
+            if lines[-1] and _text_width(font, lines[-1] + character) > width:
+                lines.append("")
+            lines[-1] += character
     return lines

@@ -9,7 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import ImageDraw, ImageFont
 
+from miga_bench import media
 from miga_bench.media import (
     Cell,
     EvenSample,
@@ -143,6 +145,47 @@ def test_contact_sheet_has_a_cell_for_every_frame_and_blank():
     colors = {sheet.getpixel((x, y)) for x in range(sheet.width) for y in range(sheet.height)}
     assert (208, 208, 208) in colors
     assert tuple((frames[0, :, 0, 0] * 255).round().int().tolist()) in colors
+
+
+def drawn(monkeypatch):
+    """Return what is drawn from now on: texts, each with the file of its font (None is Pillow's own)."""
+    seen = {}
+
+    def text(self, xy, text, *rest, font, **named):
+        seen[text] = font.path if isinstance(font.path, str) else None
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    return seen
+
+
+def test_a_prompt_is_drawn_by_a_font_that_has_its_characters(tmp_path, monkeypatch):
+    """Breaks if a Chinese or Russian prompt is a row of boxes on the sheet."""
+    monkeypatch.setattr(
+        "matplotlib.font_manager.findSystemFonts", lambda: [str(tmp_path / "no.ttf")]
+    )
+    media._font_with.cache_clear()
+    (tmp_path / "no.ttf").write_text("no font")
+    seen, cells = drawn(monkeypatch), [[Cell(clip(1, 32, 32)[0], "0 s")] * 4]
+    contact_sheet(cells, title="a red circle")
+    assert seen["a red circle"] is None
+    contact_sheet(cells, title="\u043a\u043e\u0442 (a cat)")
+    assert seen["\u043a\u043e\u0442 (a cat)"].endswith("DejaVuSans.ttf")
+    contact_sheet(cells, title="seed 0: \u4e00\u53ea\u732b")  # of which no font here is sure
+    assert seen["seed 0: ..."] is None
+    SideBySide(["miga"], ["\u4e00 or \u732b"], 64, 64)
+    assert seen["... or ..."] is None
+
+
+def test_a_text_without_spaces_is_broken_where_the_sheet_ends(monkeypatch):
+    """Breaks if most of a Chinese prompt is beyond the sheet's edge."""
+    seen = drawn(monkeypatch)
+    long = "".join(map(str, range(60)))
+    sheet = contact_sheet([[Cell(clip(1, 32, 32)[0])] * 2], title=f"two {long}")
+    lines = [line for line in seen if line]
+    assert lines[0].startswith("two")
+    assert "".join(lines) == f"two{long}"
+    font = ImageFont.load_default(15)
+    assert all(font.getlength(line) <= sheet.width - 16 for line in lines)
 
 
 def test_side_by_side_shows_each_video_in_its_panel():
