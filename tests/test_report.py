@@ -3,13 +3,13 @@
 import json
 import math
 import re
-import shutil
 import subprocess
 from html import unescape
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from mlflow_picture import browser
 from report_runs import RunFolder, reflective_passes
 
 from miga_bench.cli import main
@@ -396,11 +396,6 @@ def test_wrong_input_is_one_line(tmp_path, capsys, monkeypatch, arguments, rule)
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert rule in err
     assert not (tmp_path / "report").exists()
-
-
-def browser():
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return next((path for name in names if (path := shutil.which(name))), None)
 
 
 @pytest.mark.skipif(browser() is None, reason="no Chromium here to open the page in")
