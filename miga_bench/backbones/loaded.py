@@ -170,7 +170,8 @@ def text_side(
 ) -> Text:
     """Return a model's text side, whose encoder comes when a prompt is new.
 
-    An encoder that does not fit on the device runs on the CPU, and one line says so.
+    An encoder that does not fit on the device runs on the CPU, and one line says so. With offloading, one whose
+    embeddings are not cached waits in main memory between uses, as the other networks do.
 
     Args:
         kind: The family's class.
@@ -181,8 +182,20 @@ def text_side(
         cached: Keep embeddings on disk and drop the encoder after use.
     """
     crowded: list[torch.device] = []
+    waiting: list[Any] = []
 
     def load() -> Any:
+        if waiting:
+            if not crowded:
+                residence.bring(waiting[0])
+            return waiting[0]
+        encoder = load_anew()
+        if residence.offload and not cached:
+            residence.add(encoder)
+            waiting.append(encoder)
+        return encoder
+
+    def load_anew() -> Any:
         device = residence.bring(None)
         with torch.inference_mode(mode=False):
             if not crowded:
