@@ -34,7 +34,6 @@ from miga_bench.sampling.base import Cost
 from miga_bench.sampling.cache import BlockCache, CachedRow, relative_change
 from miga_bench.sampling.denoise import WindowDenoiser
 from miga_bench.sampling.miga import _Video
-from miga_bench.sampling.presets import describe
 from miga_bench.sampling.reflection import Reflection
 from miga_bench.sampling.windows import miga_windows, partition
 
@@ -410,12 +409,8 @@ def test_operations_are_those_that_were_done(family, request, monkeypatch):
     assert meter.flops < full.flops
 
 
-def test_settings_by_text_and_old_descriptions():
+def test_the_threshold_is_given_by_text():
     backbone = BlockBackbone()
-    known = describe(resolve("fifo", backbone))
-    assert "cache" not in known
-    assert describe(resolve("fifo", backbone, None, {"cache": "0"})) == known
-    assert describe(resolve("fifo", backbone, None, {"cache": "0.1"})) == {**known, "cache": 0.1}
     sampler = Fifo(resolve("fifo", backbone, None, {"cache": "0.1"}))
     assert estimate_windows(sampler, backbone, 9) > 0
 

@@ -1,6 +1,7 @@
 """When scores can be set beside the paper's: by settings, scorers, prompts, and the paper's own arms only."""
 
 import dataclasses
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from miga_bench.harness.report.tables import caption_of, glossary
 from miga_bench.harness.results import Arm, Results, Row
 from miga_bench.harness.scorers import SuiteScores
 from miga_bench.harness.shipped import experiments, shipped
-from miga_bench.sampling.presets import describe, resolve
+from miga_bench.sampling.presets import resolve
 
 SUBJECT = measure_of("subject_consistency")
 WAN = {"backbone": "wan2.1-1.3b", "height": 480, "width": 832}
@@ -55,7 +56,7 @@ def run_of(name, on="wan2.1-1.3b", model=WAN, **settings):
     arms, rows = {}, []
     for arm, plan in plans.items():
         values = resolve(plan.method, BACKBONES[on], plan.preset, {**plan.settings, **settings})
-        arms[arm] = Arm(arm, plan.method, describe(values), {})
+        arms[arm] = Arm(arm, plan.method, asdict(values), {})
         frames = 81 if plan.method == "short" else FRAMES[on]
         rows += rows_of(name, arm, frames)
     (scorer,) = told["metrics"]

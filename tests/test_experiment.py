@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,6 @@ from miga_bench.harness.shipped import experiments, places, shipped
 from miga_bench.metrics.narrlv import load_suite
 from miga_bench.prompts import LISTS, STORIES
 from miga_bench.sampling import METHODS, PRESETS, estimate_windows, resolve
-from miga_bench.sampling.presets import describe
 
 # few passes of few windows; the rules between settings still hold
 FEW = {
@@ -129,7 +129,7 @@ def test_a_reports_configuration_makes_the_same_whatever_presets_become(name, pl
 
     before, plans = settings_of(document), arms_of(document)
     arms = {
-        arm: Arm(arm, plans[arm].method, describe(settings), {}) for arm, settings in before.items()
+        arm: Arm(arm, plans[arm].method, asdict(settings), {}) for arm, settings in before.items()
     }
     again = yaml.safe_load(yaml.safe_dump(settled(document, arms)))
     for table in PRESETS.values():

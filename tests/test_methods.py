@@ -8,7 +8,6 @@ from vc2_fixtures import tiny_folder
 
 from miga_bench.backbones import load_backbone
 from miga_bench.errors import UserError
-from miga_bench.harness.results import left_out
 from miga_bench.sampling import (
     METHODS,
     PRESETS,
@@ -19,7 +18,6 @@ from miga_bench.sampling import (
 )
 from miga_bench.sampling.cards import CARDS, tables
 from miga_bench.sampling.denoise import WindowDenoiser
-from miga_bench.sampling.presets import settings_class
 
 FEW = {
     "short": {},
@@ -201,11 +199,3 @@ def test_the_release_seeds_its_unscaled_queue_with_a_rescaled_clip(
     assert torch.equal(unscaled, plain_clip)
     assert not torch.equal(released, unscaled)
     assert torch.equal(schedules[0].alpha, schedules[1].alpha), "the queue is as it was"
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_results_know_the_settings_that_no_description_has(method):
-    """Breaks if a setting that came later is missing there, or has another default."""
-    settings = dataclasses.fields(settings_class(METHODS[method]))
-    later = {one.name: one.default for one in settings if one.metadata.get("later")}
-    assert left_out(method) == later

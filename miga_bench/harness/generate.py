@@ -32,7 +32,7 @@ from miga_bench.media import Cell, EvenSample, VideoWriter, contact_sheet, count
 from miga_bench.sampling import CounterNoise, estimate_windows, resolve
 from miga_bench.sampling.base import PassReport, PromptSchedule, Sampler
 from miga_bench.sampling.fitting import ran_out_elsewhere
-from miga_bench.sampling.presets import ModelKind, describe, method_class
+from miga_bench.sampling.presets import ModelKind, method_class
 
 SHEET_FRAMES = 24
 SHEET_COLUMNS = 6
@@ -372,7 +372,7 @@ class Video:
             "negative_prompt": negative_prompt(request.negative_prompt, backbone),
             "seed": request.seed,
             "method": request.method,
-            "settings": describe(self.sampler.settings),
+            "settings": asdict(self.sampler.settings),
             "backbone": {
                 "name": backbone.name,
                 "family": backbone.family,

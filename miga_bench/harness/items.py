@@ -69,16 +69,13 @@ class Item:
     def spec(self) -> dict[str, Any]:
         """Return the content as plain values, for files and for data loaders."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
-        for name in ("denoiser", "configuration_hash", "uncut"):
-            if plain[name] is None:  # as before there were such
-                del plain[name]
         return plain
 
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> Item:
         """Return the item of a ``spec``."""
         prompts = tuple(PromptAt(**prompt) for prompt in spec["prompts"])
-        uncut = tuple(spec["uncut"]) if spec.get("uncut") else None
+        uncut = tuple(spec["uncut"]) if spec["uncut"] else None
         return cls(**{**spec, "prompts": prompts, "uncut": uncut})
 
     @property

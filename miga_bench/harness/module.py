@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -28,7 +28,7 @@ from miga_bench.harness.writer import Making, RunWriter
 from miga_bench.sampling import resolve
 from miga_bench.sampling.base import Sampler
 from miga_bench.sampling.estimate import BATCH, Estimate, estimate
-from miga_bench.sampling.presets import describe, method_class
+from miga_bench.sampling.presets import method_class
 
 # precision of the trainer -> type of the denoiser's weights
 WEIGHTS = {
@@ -223,7 +223,7 @@ class LongVideoModule(LightningModule):
         for arm, sampler in self.samplers.items():
             how: dict[str, Any] = {
                 "method": self._arms[arm].method,
-                "settings": describe(sampler.settings),
+                "settings": asdict(sampler.settings),
             }
             for wish in wishes:
                 wanted = wish.texts_for(one_prompt=sampler.at_once)

@@ -20,10 +20,6 @@ from miga_bench.harness.store import VIDEO, Store
 
 SEVERAL_ATOMS = re.compile(r"_tna_([2-9]|\d\d)")  # in the names of stories
 Series = dict[str, list[list[float]]]
-# What ``left_out`` returns of every method, and of some besides. The methods' own pages say the same, but load
-# torch; a test holds them together.
-_LEFT_OUT: Mapping[str, Any] = {"guidance_from": 0, "guidance_to": None, "cache": 0.0}
-_LEFT_OUT_OF: Mapping[str, Mapping[str, Any]] = {"fifo": {"released": False, "growth": False}}
 
 
 @dataclass(frozen=True)
@@ -33,8 +29,7 @@ class Arm:
     Attributes:
         name: Of its folder; a run without arms has one, named after its method.
         method: The method's name.
-        settings: All of its settings; those that ``describe`` leaves out only where another arm of the run
-            names them.
+        settings: All of its settings.
         changed: Those of them (and ``method``) that are not the same in all arms of the run.
     """
 
@@ -232,11 +227,6 @@ def _check_names(names: Sequence[object]) -> None:
             raise ValueError(f"{name!r} names no file of a run")
 
 
-def left_out(method: str) -> dict[str, Any]:
-    """Return the values of a method's settings that no description of them has, see ``describe``."""
-    return {**_LEFT_OUT, **_LEFT_OUT_OF.get(method, {})}
-
-
 ORIGIN = ("hardware", "processes", "versions", "git")
 MODEL = ("backbone", "weights_hash", "precision", "height", "width")
 
@@ -247,17 +237,14 @@ def _arms(made_of: Mapping[str, Any]) -> dict[str, Arm]:
         model["method"]: {"method": model["method"], "settings": model["settings"]}
     }
     names = {"method"}.union(*(arm["settings"] for arm in told.values()))
-    plain = {}
-    for name, arm in told.items():
-        unsaid = {key: value for key, value in left_out(arm["method"]).items() if key in names}
-        plain[name] = {"method": arm["method"], **unsaid, **arm["settings"]}
+    plain = {name: {"method": arm["method"], **arm["settings"]} for name, arm in told.items()}
     first = next(iter(plain.values()))
     varied = {n for n in names if any(arm.get(n) != first.get(n) for arm in plain.values())}
     return {
         name: Arm(
             name,
             arm["method"],
-            {key: value for key, value in plain[name].items() if key != "method"},
+            arm["settings"],
             {key: value for key, value in plain[name].items() if key in varied},
         )
         for name, arm in told.items()

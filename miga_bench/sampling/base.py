@@ -16,11 +16,6 @@ from miga_bench.sampling.noise import NoiseSource
 
 SettingsT = TypeVar("SettingsT", bound="CommonSettings")
 
-# Marks a setting that came after videos had been made without it. At its default, which is how those were
-# made, no description of settings has it (see ``describe``), so that they keep their keys. Who reads
-# descriptions knows the defaults from ``harness/results.py``.
-LATER = {"later": True}
-
 
 @dataclass(frozen=True)
 class CommonSettings:
@@ -48,9 +43,9 @@ class CommonSettings:
     grid: Grid | None = field(default=None, kw_only=True)
     rescale: bool | None = field(default=None, kw_only=True)
     fps: float | None = field(default=None, kw_only=True)
-    guidance_from: int = field(default=0, kw_only=True, metadata=LATER)
-    guidance_to: int | None = field(default=None, kw_only=True, metadata=LATER)
-    cache: float = field(default=0.0, kw_only=True, metadata=LATER)
+    guidance_from: int = field(default=0, kw_only=True)
+    guidance_to: int | None = field(default=None, kw_only=True)
+    cache: float = field(default=0.0, kw_only=True)
 
     @property
     def guided_levels(self) -> range:

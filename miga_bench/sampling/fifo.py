@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from miga_bench.backbones.base import Backbone
-from miga_bench.sampling.base import LATER, CommonSettings, PassCallback, PromptSchedule, Sampler
+from miga_bench.sampling.base import CommonSettings, PassCallback, PromptSchedule, Sampler
 from miga_bench.sampling.denoise import WindowDenoiser
 from miga_bench.sampling.noise import NoiseSource
 from miga_bench.sampling.queue import Queue
@@ -41,8 +41,8 @@ class FifoSettings(CommonSettings):
     """
 
     lookahead: bool = True
-    released: bool = field(default=False, kw_only=True, metadata=LATER)
-    growth: bool = field(default=False, kw_only=True, metadata=LATER)
+    released: bool = field(default=False, kw_only=True)
+    growth: bool = field(default=False, kw_only=True)
 
 
 def check_fifo(s: CommonSettings, backbone: Backbone, length: int | None) -> None:

@@ -237,12 +237,3 @@ def _as_plain(settings_type: Any, model: ModelKind, preset: str | None) -> dict[
         for field in dataclasses.fields(settings_type)
         if field.name in plain and field.default == common[field.name]
     }
-
-
-def describe(settings: object) -> dict[str, Any]:
-    """Return settings as plain values, for files, tables and keys; see ``LATER``."""
-    values = dataclasses.asdict(settings)  # type: ignore[call-overload]
-    for setting in dataclasses.fields(settings):  # type: ignore[arg-type]
-        if setting.metadata.get("later") and values[setting.name] == setting.default:
-            del values[setting.name]
-    return values

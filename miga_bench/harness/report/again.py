@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from miga_bench.harness.results import Arm, Results, left_out
+from miga_bench.harness.results import Arm, Results
 
 
 def configuration_of(run: Results) -> str:
@@ -35,8 +35,7 @@ def settled(
     if not isinstance(model, dict):
         return whole
     full = {
-        name: {"method": arm.method, "settings": {**left_out(arm.method), **arm.settings}}
-        for name, arm in arms.items()
+        name: {"method": arm.method, "settings": dict(arm.settings)} for name, arm in arms.items()
     }
     if model.get("arms") or model.get("grid"):
         model.update(preset=None, settings=None, arms=full, grid=None)

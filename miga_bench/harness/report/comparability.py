@@ -16,7 +16,7 @@ from miga_bench.harness.arms import ArmPlan, as_text, expand
 from miga_bench.harness.report.measures import Measure
 from miga_bench.harness.report.published import PublishedTable
 from miga_bench.harness.report.scoring import how_many_prompts, how_scored
-from miga_bench.harness.results import Arm, Results, left_out
+from miga_bench.harness.results import Arm, Results
 from miga_bench.harness.shipped import experiments, places, shipped
 from miga_bench.sampling.presets import resolve
 
@@ -129,7 +129,7 @@ def _other_settings(arms: Sequence[Arm], paper: Mapping[str, Mapping[str, Any]])
     who: dict[str, list[str]] = {}
     for arm in arms:
         theirs = paper.get(arm.name, {})
-        ours = {**left_out(arm.method), **arm.settings, "method": arm.method}
+        ours = {**arm.settings, "method": arm.method}
         for name, value in theirs.items():
             if name in ours and name not in NO_MATTER and ours[name] != value:
                 what = f"{name} {_said(ours[name])}, not {_said(value)}"
