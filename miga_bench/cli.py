@@ -7,10 +7,12 @@ verb that makes or measures something is one JSON document.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -131,10 +133,19 @@ def _show_notices_plainly() -> None:
     warnings.showwarning = show
 
 
+def _find_modules_here() -> None:
+    """Let a ``class_path`` name a file of the current folder, behind all else that Python finds."""
+    with suppress(OSError):  # of a folder that is gone
+        here = os.getcwd()
+        if here not in sys.path:
+            sys.path.append(here)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _show_notices_plainly()
+    _find_modules_here()
     verb = ""
     try:
         named = [name for name in arguments[:1] if name in VERBS]  # a verb needs no other's module

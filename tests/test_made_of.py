@@ -24,7 +24,7 @@ def test_a_short_clip_of_a_text_that_changes_is_known_by_all_of_it(later):
     clip = item(texts[:1], ["a circle", later])
     found = made_of([wish], [0], {"short/p001-0": clip}, {clip.key: "short"})
     assert found["prompts"]["p001"]["then"] == {25: later}
-    assert found["arms"] == {"short": {"method": "short", "settings": {}}}
+    assert found["arms"] == {"short": {"method": "short", "settings": {}, "code_hash": None}}
 
 
 def test_a_story_told_at_once_is_held_as_the_arms_were_told_it():

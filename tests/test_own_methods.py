@@ -1,7 +1,9 @@
 """A sampler of the user's own, by its import path: its settings are given, swept, kept and told as ours are."""
 
 import json
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
@@ -66,6 +68,25 @@ class Odd(Waves, Sampler[OddSettings]):
 
 class Deeper(Fifo):
     """Changes one of ours."""
+
+
+def test_its_videos_are_known_by_its_code(tmp_path, monkeypatch, capsys):
+    """Breaks if videos of one of ours, or of a method before it was edited, are taken for its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    code = "from miga_bench.sampling import Fifo\n\nclass Mine(Fifo):\n    pass\n"
+    keys = []
+    for method, text in (("fifo", ""), ("edited.Mine", code), ("edited.Mine", code + "# new\n")):
+        Path("edited.py").write_text(text)
+        sys.modules.pop("edited", None)
+        how = {"model__method": method, "model__settings": {"steps": 8, "guidance_scale": 3.0}}
+        config = configuration(tmp_path, **how, data__limit=1, data__seeds=[0])
+        run = f"--run.name=r{len(keys)}"
+        assert main(["predict", "--config", str(config), run]) == 0, capsys.readouterr().err
+        (row,) = read_results(tmp_path / f"r{len(keys)}").rows
+        keys.append(row.key)
+    assert len(set(keys)) == 3
+    capsys.readouterr()
 
 
 def test_its_settings_are_swept_and_are_in_keys_reports_tracking_and_the_yaml(tmp_path, capsys):

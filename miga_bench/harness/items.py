@@ -22,7 +22,7 @@ class Item:
         backbone: The model's name.
         weights_hash: SHA-256 of its weights, None if the model gives none.
         precision: Type of the denoiser's arithmetic, as Lightning names it: ``32-true``.
-        method: The method's name.
+        method: The method's name, or the import path of a sampler of the user's own.
         settings: Its settings, complete: nothing is left to a preset.
         prompts: The texts over the video, the first from frame 0.
         negative_prompt: What guidance steers away from.
@@ -34,6 +34,7 @@ class Item:
         denoiser: What runs the denoiser, None where it is the family's own module.
         configuration_hash: SHA-256 of what else decides a video, None for a model that has a name.
         uncut: The texts as they were given, None where the model is told all of them.
+        code_hash: SHA-256 of the file of a sampler of the user's own, None for ours.
     """
 
     backbone: str
@@ -51,6 +52,7 @@ class Item:
     denoiser: str | None = None
     configuration_hash: str | None = None
     uncut: tuple[str, ...] | None = None
+    code_hash: str | None = None
 
     @property
     def wanted(self) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ def made_of(
         arm_of: The arm of each item's key; an empty name where the run is no experiment.
     """
     arms = {arm_of[item.key]: item.spec() for item in items.values()}
-    how = () if "" in arms else ("method", "settings")
+    how = () if "" in arms else ("method", "settings", "code_hash")
     # of a prompt over all arms: a short clip lacks what the others have, a story at once when parts begin
     longest: dict[str, Item] = {}
     sizes: dict[str, tuple[int, int]] = {}

@@ -28,7 +28,7 @@ from miga_bench.harness.writer import Making, RunWriter
 from miga_bench.sampling import resolve
 from miga_bench.sampling.base import Sampler
 from miga_bench.sampling.estimate import BATCH, Estimate, estimate
-from miga_bench.sampling.presets import method_class
+from miga_bench.sampling.presets import code_hash, method_class
 
 # precision of the trainer -> type of the denoiser's weights
 WEIGHTS = {
@@ -224,6 +224,7 @@ class LongVideoModule(LightningModule):
             how: dict[str, Any] = {
                 "method": self._arms[arm].method,
                 "settings": asdict(sampler.settings),
+                "code_hash": code_hash(self._arms[arm].method),
             }
             for wish in wishes:
                 wanted = wish.texts_for(one_prompt=sampler.at_once)

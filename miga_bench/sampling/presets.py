@@ -21,12 +21,14 @@ layer shifts and scales all slots of a window as the first one; ours takes each 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import inspect
 import math
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from miga_bench.errors import UserError, near
@@ -194,8 +196,8 @@ def method_class(method: str) -> type[Sampler]:
     except Exception as error:  # a module of the user's may fail in any way
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"method {method!r} cannot be imported ({reason}): give module.Class, and the module's folder in"
-            " PYTHONPATH"
+            f"method {method!r} cannot be imported ({reason}): give module.Class, with the module in this"
+            " folder or in PYTHONPATH"
         ) from None
     if not (isinstance(found, type) and issubclass(found, Sampler)) or inspect.isabstract(found):
         raise UserError(
@@ -203,6 +205,20 @@ def method_class(method: str) -> type[Sampler]:
             " has a stream"
         )
     return found
+
+
+def code_hash(method: str) -> str | None:
+    """Return the SHA-256 of the file that a sampler of the user's own is in; None for ours.
+
+    Who edits it wants its videos made again. What it imports is not looked at.
+    """
+    if method in METHODS:
+        return None
+    try:
+        path = inspect.getsourcefile(method_class(method))
+        return hashlib.sha256(Path(path or "").read_bytes()).hexdigest()
+    except (OSError, TypeError):  # without a file, as in a notebook
+        return None
 
 
 def settings_class(method: type[Sampler]) -> Any:
