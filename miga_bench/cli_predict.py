@@ -1,4 +1,4 @@
-"""The verb ``predict``: what its help says, and configurations by name."""
+"""The verb ``predict``: what its help says, and configurations by name or file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from miga_bench.cli_common import ended
 from miga_bench.errors import UserError, near
-from miga_bench.harness.shipped import FOLDER
+from miga_bench.harness.shipped import run_of, runs
 
 SUMMARY = "Make a run: many videos, on any number of processes, resumable by the same command."
 
@@ -21,7 +21,7 @@ examples:
   miga-bench predict --config my.yaml --trainer.devices 2 --trainer.strategy ddp
   torchrun --nproc-per-node 8 -m miga_bench predict --config my.yaml --trainer.devices 8 \\
       --trainer.strategy ddp --run.window_parallel 4            (four GPUs make each video together)
-  miga-bench predict --config my.yaml --print_config             (everything that can be set)
+  miga-bench predict --config tiny-wan-miga --print_config > my.yaml   (all that can be set, to begin with)
 
 a configuration:
   model: {backbone: tiny-wan, method: miga, preset: tiny, settings: {zigzag: 3}}
@@ -42,18 +42,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE|NAME",
         action="append",
         default=[],
-        help=f"YAML, or one of: {', '.join(names())}; may be given several times",
+        help=f"YAML, or one of: {', '.join(runs())}; may be given several times",
     )
     parser.add_argument(
         "--help-all",
         action="store_true",
         help="show all options of model, data, trainer, run and tracking",
     )
-
-
-def names() -> list[str]:
-    """Return the configurations that come with the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -88,15 +83,10 @@ def configuration(config: str) -> Mapping[str, Any]:
     """
     from miga_bench.harness.configurations import read
 
-    return read(_file(config))
-
-
-def _file(config: str) -> str:
-    if os.path.exists(config):  # unlike Path's, of names too long for a file, too
-        return config
-    if config in names():
-        return str(FOLDER / f"{config}.yaml")
-    if not config.endswith((".yaml", ".yml", ".json")) and os.sep not in config:
-        known = near(config, names(), word="there are")
-        raise UserError(f"no configuration {config!r}: {known}, or give a YAML file")
-    return config
+    if not os.path.exists(config):  # unlike Path's, of names too long for a file, too
+        if config in runs():
+            return run_of(config)
+        if not config.endswith((".yaml", ".yml", ".json")) and os.sep not in config:
+            known = near(config, runs(), word="there are")
+            raise UserError(f"no configuration {config!r}: {known}, or give a YAML file")
+    return read(config)

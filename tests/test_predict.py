@@ -15,12 +15,11 @@ from run_workers import CountingBackbone, configuration
 
 from miga_bench.backbones import BACKBONES
 from miga_bench.cli import main
-from miga_bench.cli_predict import names
 from miga_bench.harness.configurations import as_option, laid_over
 from miga_bench.harness.items import Item
 from miga_bench.harness.module import WEIGHTS
 from miga_bench.harness.predict import predict, usual_precision
-from miga_bench.harness.shipped import FOLDER
+from miga_bench.harness.shipped import run_of, runs
 from miga_bench.media import count_frames
 from miga_bench.sampling import METHODS
 
@@ -55,7 +54,26 @@ def manifest_of(root):
 
 
 def test_there_is_a_configuration_for_every_method_and_backbone():
-    assert names() == sorted(f"{backbone}-{method}" for backbone in BACKBONES for method in METHODS)
+    """Breaks if the names that help shows are not those of the methods."""
+    assert list(runs()) == sorted(f"{one}-{method}" for one in BACKBONES for method in METHODS)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_configurations_differ_in_what_their_method_can_make(backbone):
+    """Breaks if a clip is asked to be long, or a video that is made at once to outgrow the memory."""
+    documents = {method: run_of(f"{backbone}-{method}") for method in METHODS}
+    frames = {method: document["data"].pop("frames") for method, document in documents.items()}
+    long = frames["miga"]
+    at_once = {"wan2.1-1.3b": 321, "videocrafter2": 128}.get(backbone, long)
+    assert frames == dict.fromkeys(METHODS, long) | {
+        "short": None,
+        "freelong": at_once,
+        "freepca": at_once,
+    }
+    for method, document in documents.items():
+        assert document["model"].pop("method") == method
+        assert document["run"].pop("name") == f"{backbone}-{method}"
+    assert all(document == documents["miga"] for document in documents.values())
 
 
 def test_later_configurations_win_value_by_value():
@@ -69,11 +87,10 @@ def test_later_configurations_win_value_by_value():
     }
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", runs())
 def test_every_configuration_runs_on_its_tiny_backbone(tmp_path, name):
-    document = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
-    model, run = document["model"], document["run"]
-    assert run["name"] == name == f"{model['backbone']}-{model['method']}"
+    document = run_of(name)
+    model = document["model"]
     tiny = f"tiny-{BACKBONES[model['backbone']].family}"
     few = {**FEW[model["method"]], "guidance_scale": 1}
     options = {
@@ -90,7 +107,7 @@ def test_every_configuration_runs_on_its_tiny_backbone(tmp_path, name):
     if "height" in model:
         options |= {"model.height": 64, "model.width": 64}
     arguments = [f"--{option}={value}" for option, value in options.items()]
-    status = predict(["--config", str(FOLDER / f"{name}.yaml"), *arguments])
+    status = predict([*as_option(document), *arguments])
     assert (status["status"], status["done"], status["failed"]) == ("done", 1, {})
     manifest = manifest_of(tmp_path)
     assert manifest["spec"]["settings"]["steps"] == few["steps"]
@@ -359,13 +376,18 @@ def test_a_scorer_that_refuses_is_heard(capsys, monkeypatch, tmp_path):
     assert "subtypes" not in said
 
 
-def test_print_config_is_a_configuration(capsys, tmp_path):
-    with pytest.raises(SystemExit) as ended:
-        main(["predict", "--config", str(few_items(tmp_path)), "--print_config"])
-    assert ended.value.code == 0
-    document = yaml.safe_load(capsys.readouterr().out)
+def test_print_config_begins_a_configuration_of_ones_own(capsys, tmp_path):
+    mine = tmp_path / "my.yaml"
+    for config in ("videocrafter2-freelong", mine):
+        with pytest.raises(SystemExit) as ended:
+            main(["predict", "--config", str(config), "--print_config", "--data.limit", "1"])
+        assert ended.value.code == 0
+        before, printed = mine.read_text() if mine.exists() else None, capsys.readouterr().out
+        mine.write_text(printed)
+    assert printed == before
+    document = yaml.safe_load(printed)
     assert {"trainer", "model", "data", "run"} <= set(document)
-    assert document["model"]["settings"]["zigzag"] == 2
+    assert (document["data"]["frames"], document["data"]["limit"]) == (128, 1)
 
 
 def test_lightning_starts_its_own_processes(tmp_path):
