@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         UserError: A folder is no run, or MLflow cannot keep runs at the URI; nothing was told.
         TrackingError: MLflow refused, or could not be reached.
     """
-    from miga_bench.harness.tracking.process import TrackingProcess
+    from miga_bench.harness.tracking.process import Target, TrackingProcess
     from miga_bench.harness.tracking.uri import shown, tracking_uri
 
     if args.videos_mib < 0:
@@ -73,13 +73,7 @@ def run(args: argparse.Namespace) -> int:
     uris = [tracking_uri(args.uri, folder.parent) for folder in folders]
     told = []
     for folder, uri in zip(folders, uris, strict=True):
-        target = {
-            "folder": folder,
-            "uri": uri,
-            "experiment": args.experiment,
-            "videos": not args.no_videos,
-            "videos_mib": args.videos_mib,
-        }
+        target = Target(folder, uri, args.experiment, not args.no_videos, args.videos_mib)
         word = TrackingProcess(target, follow=False).finish()
         if word["event"] == "failed":
             if word.get("wrong_input"):

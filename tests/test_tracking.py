@@ -22,7 +22,8 @@ from miga_bench.harness.results import read_results
 from miga_bench.harness.tracking import worker
 from miga_bench.harness.tracking.callback import Tracking
 from miga_bench.harness.tracking.facts import MOST_BINS, Curve, facts, names
-from miga_bench.harness.tracking.log import RunLog, Target
+from miga_bench.harness.tracking.log import RunLog
+from miga_bench.harness.tracking.process import Target
 from miga_bench.harness.tracking.uri import shown, tracking_uri
 from miga_bench.harness.tracking.worker import in_one_line
 

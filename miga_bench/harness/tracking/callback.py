@@ -15,7 +15,7 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback
 
 from miga_bench.errors import UserError
-from miga_bench.harness.tracking.process import TrackingProcess
+from miga_bench.harness.tracking.process import Target, TrackingProcess
 from miga_bench.harness.tracking.uri import shown, tracking_uri
 from miga_bench.harness.writer import RunWriter
 
@@ -80,13 +80,8 @@ class Tracking(Callback):
                 self._finish(writer, status)
 
     def _start(self, folder: Path, follow: bool) -> None:
-        target = {
-            "folder": folder,
-            "uri": tracking_uri(self._uri, folder.parent),
-            "experiment": self._experiment,
-            "videos": self._videos,
-            "videos_mib": self._videos_mib,
-        }
+        uri = tracking_uri(self._uri, folder.parent)
+        target = Target(folder, uri, self._experiment, self._videos, self._videos_mib)
         try:
             self._process = TrackingProcess(target, follow, lambda what: self._say(what, folder))
         except OSError as error:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +28,7 @@ from miga_bench.harness.store import MANIFEST, SHEET, VIDEO, Store
 from miga_bench.harness.tracking.facts import ArmFacts, facts
 from miga_bench.harness.tracking.notes import arm_note, note
 from miga_bench.harness.tracking.plots import drift_plot, reflection_plot
+from miga_bench.harness.tracking.process import Target
 from miga_bench.harness.tracking.uri import artifact_folder, shown
 
 MEMORY = "tracking.json"
@@ -46,25 +46,6 @@ MOST_SHEETS = 200 * 2**20
 _UNREADABLE = (OSError, ValueError, LookupError, TypeError, RecursionError)
 
 Ids = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where and how a run is tracked.
-
-    Attributes:
-        folder: The run's.
-        uri: MLflow's, as ``tracking_uri`` returns it.
-        experiment: MLflow's name for the group of runs.
-        videos: Whether videos are kept there too.
-        videos_mib: At most so many MiB of them per arm; the others are named in ``videos/left_out.txt``.
-    """
-
-    folder: Path
-    uri: str
-    experiment: str = "miga-bench"
-    videos: bool = True
-    videos_mib: int = 500
 
 
 class RunLog:
@@ -174,10 +155,26 @@ class RunLog:
             "logged": list(logged),
         }
 
-    def _remembering(self) -> _Remembering:
-        return _Remembering(self)
+    @contextmanager
+    def _remembering(self) -> Iterator[None]:
+        """Read the ids and find the experiment; nobody else tracks the run meanwhile."""
+        lock = NamedLock(self.target.folder / ".tracking.lock")
+        try:
+            lock.acquire()
+        except HeldError as holder:
+            raise UserError(
+                f"{self.target.folder} is being tracked by {holder}: wait until it ends"
+            ) from None
+        except OSError:  # a folder that can only be read is tracked all the same
+            pass
+        try:
+            self._remember()
+            self._open_experiment()
+            yield
+        finally:
+            lock.release()
 
-    def open_experiment(self) -> None:
+    def _open_experiment(self) -> None:
         """Find MLflow's experiment, or create it.
 
         Raises:
@@ -201,7 +198,7 @@ class RunLog:
             self._experiment = found.experiment_id
         self._on_progress()
 
-    def remember(self) -> None:
+    def _remember(self) -> None:
         """Read the ids that the folder knows."""
         path = self.target.folder / MEMORY
         try:
@@ -211,7 +208,7 @@ class RunLog:
         except _UNREADABLE:
             self._ids = {"run": "", "arms": {}}
 
-    def keep(self) -> None:
+    def _keep(self) -> None:
         """Write the ids to the folder; if that fails, tags still find the runs."""
         path = self.target.folder / MEMORY
         known: Any = {}
@@ -245,7 +242,7 @@ class RunLog:
             start = _milliseconds(results.provenance.get("started"))
             run = self.client.create_run(self._experiment, start, tags, results.name)
         self._ids["run"] = run.info.run_id
-        self.keep()
+        self._keep()
         tags[NOTE] = note(results, arms)
         self._on_progress()
         self._batches(run.info.run_id, {}, self._params(), tags)
@@ -323,7 +320,7 @@ class RunLog:
         made = self.client.create_run(self._experiment, start - place, tags, name)
         run_id = made.info.run_id
         self._ids["arms"][name] = run_id
-        self.keep()
+        self._keep()
         self._batches(run_id, arm.metrics, arm.params, {}, arm.curves)
         self._files_of_arm(run_id, arm, scratch)
         tables = json.dumps([{"path": "scores.json", "type": "table"}])
@@ -442,33 +439,6 @@ class RunLog:
             return "RUNNING"
         lock.release()
         return "KILLED"
-
-
-class _Remembering:
-    """While active, nobody else tracks the run; ids are read first and the experiment is there."""
-
-    def __init__(self, log: RunLog) -> None:
-        self._log = log
-        self._lock = NamedLock(log.target.folder / ".tracking.lock")
-
-    def __enter__(self) -> None:
-        try:
-            self._lock.acquire()
-        except HeldError as holder:
-            raise UserError(
-                f"{self._log.target.folder} is being tracked by {holder}: wait until it ends"
-            ) from None
-        except OSError:  # a folder that can only be read is tracked all the same
-            pass
-        try:
-            self._log.remember()
-            self._log.open_experiment()
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.release()
 
 
 def _ours(tag: str) -> bool:

@@ -15,6 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 STARTING = 120.0  # seconds for it to import what it needs, beside whatever else the machine does
@@ -30,11 +32,30 @@ LIMITS = {
 Message = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Target:
+    """Where and how a run is tracked.
+
+    Attributes:
+        folder: The run's.
+        uri: MLflow's, as ``tracking_uri`` returns it.
+        experiment: MLflow's name for the group of runs.
+        videos: Whether videos are kept there too.
+        videos_mib: At most so many MiB of them per arm; the others are named in ``videos/left_out.txt``.
+    """
+
+    folder: Path
+    uri: str
+    experiment: str = "miga-bench"
+    videos: bool = True
+    videos_mib: int = 500
+
+
 class TrackingProcess:
     """A process that tracks one run.
 
     Args:
-        target: Where and how: the fields of ``log.Target``.
+        target: Where and how.
         follow: Whether the run is being made: it shows as running until ``finish``. Otherwise what
             lies in its folder is logged at once.
         waiting: Told why a run that is being made could not be shown as running; that is tried again.
@@ -45,7 +66,7 @@ class TrackingProcess:
 
     def __init__(
         self,
-        target: Mapping[str, Any],
+        target: Target,
         follow: bool,
         waiting: Callable[[str], None] = lambda what: None,
     ) -> None:
@@ -60,7 +81,7 @@ class TrackingProcess:
         self._follow, self._waiting = follow, waiting
         self._messages: queue.Queue[Message | None] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
-        self._send({**target, "folder": str(target["folder"]), "follow": follow})
+        self._send({**vars(target), "folder": str(target.folder), "follow": follow})
 
     def _send(self, document: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from miga_bench.harness.tracking.process import PATIENCE
+from miga_bench.harness.tracking.process import PATIENCE, Target
 
 LAST_MINUTES = 120.0  # seconds that are left to it when the run's process is gone
 NEW_DATABASE = 40.0  # seconds more for MLflow to make its tables in a file, on a busy machine
@@ -65,7 +65,7 @@ def _listen(orders: queue.Queue[dict[str, Any]]) -> None:
 
 def _track(fields: dict[str, Any], orders: queue.Queue[dict[str, Any]], answer: Answer) -> None:
     busy = _Busy()
-    from miga_bench.harness.tracking.log import RunLog, Target
+    from miga_bench.harness.tracking.log import RunLog
     from miga_bench.harness.tracking.uri import sqlite_file
 
     follow = fields.pop("follow")
