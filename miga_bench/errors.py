@@ -131,18 +131,33 @@ _NO_MEMORY = (
     "DefaultCPUAllocator: not enough memory",
     "Failed to allocate memory for requested buffer",
     "CUDA error: out of memory",
+    "CUDA failure 2: out of memory",  # ONNX Runtime
+    "Cuda failure 2 'out of memory'",  # NCCL
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "CUFFT_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+)
+# What CUDA's libraries say where memory is short for their workspace, and also where something else is wrong.
+_MAYBE_NO_MEMORY = (
+    "was unable to find an engine to execute this computation",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
 )
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory ran out, on whatever device."""
+def is_out_of_memory(error: BaseException, maybe: bool = False) -> bool:
+    """Tell whether an error says that memory ran out, on whatever device.
+
+    Args:
+        error: Any.
+        maybe: Whether one that may also say something else counts: where less work can be tried.
+    """
     # torch's by its name: this file is read where torch is not
     torchs = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
     if torchs or isinstance(error, MemoryError):
         return True
-    return any(sign in str(error) for sign in _NO_MEMORY)
+    return any(sign in str(error) for sign in _NO_MEMORY + _MAYBE_NO_MEMORY * maybe)
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

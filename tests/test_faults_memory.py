@@ -28,7 +28,18 @@ ERRORS = {
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
     ),
     "cudnn": lambda: _raise(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")),
+    "cufft": lambda: _raise(RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED")),
+    "cusolver": lambda: _raise(RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED")),
+    "nccl": lambda: _raise(RuntimeError("Last error:\nCuda failure 2 'out of memory'")),
+    "onnx cuda": lambda: _raise(Exception("CUDA failure 2: out of memory ; GPU=0 ; hostname=h")),
     "onnx": lambda: _raise(Exception("Failed to allocate memory for requested buffer of size 9")),
+}
+# which these also say where something else is wrong
+MAYBE = {
+    "get": "GET was unable to find an engine to execute this computation",
+    "find": "FIND was unable to find an engine to execute this computation",
+    "cublas": "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    "cudnn": "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
 }
 
 
@@ -145,6 +156,23 @@ def test_each_process_of_a_team_makes_its_own_rows_fit():
         found = share(*rows)
     assert backbone.asked == [7, 4, 2, 2, 2, 1]
     torch.testing.assert_close(found, TightBackbone(99).denoiser(*rows))
+
+
+@pytest.mark.parametrize("text", MAYBE.values(), ids=MAYBE)
+def test_what_may_be_a_lack_of_memory_is_one_while_there_are_rows_to_leave_out(text):
+    """Breaks if a crowded GPU ends a video, or if a library that does not work is taken for a crowded GPU."""
+
+    def denoise(latents, *others):
+        if len(latents) > most:
+            raise RuntimeError(text)
+        return latents
+
+    most, rows = 2, (torch.randn(7, 3, 2, 4, 4), torch.zeros(7, 2), torch.zeros(7, 1, 1))
+    with pytest.warns(Notice, match="goes on with 2 per call"):
+        assert FittingDenoiser(denoise)(*rows).equal(rows[0])
+    most = 0
+    with pytest.warns(Notice), pytest.raises(RuntimeError, match=text[:20]):
+        FittingDenoiser(denoise)(*rows)
 
 
 class Sharing:

@@ -97,7 +97,7 @@ class Probe:
             with backbone.arithmetic(), attending:
                 return self._median(lambda: backbone.denoiser(latents, timesteps, texts))
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error, maybe=rows > 1):
                 raise
             raise UserError(
                 f"a denoiser call of {rows} rows of {frames} latents does not fit into the memory of"

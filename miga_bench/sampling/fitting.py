@@ -83,7 +83,7 @@ class FittingDenoiser:
                 with self._arithmetic():
                     part = self._denoiser(latents[rows], timesteps[rows], text[rows], **others)
             except Exception as error:
-                if not is_out_of_memory(error):
+                if not is_out_of_memory(error, maybe=rows.stop - rows.start > 1):
                     raise
                 part = None
             if part is None:  # only now is the error gone, and with it what the failed call held
