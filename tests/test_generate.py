@@ -69,6 +69,19 @@ def test_video_sheet_and_record(tmp_path):
     assert cost["total_seconds"] == pytest.approx(sum(cost["seconds"].values()), abs=0.05)
 
 
+def test_the_sheet_names_the_backbone_that_made_the_video(tmp_path, monkeypatch):
+    """Breaks if a sheet of a backbone object names the model that the request would have had by default."""
+    titles, draw = [], page.contact_sheet
+
+    def listened(rows, title):
+        titles.append(title)
+        return draw(rows, title=title)
+
+    monkeypatch.setattr(page, "contact_sheet", listened)
+    generate(request(tmp_path, frames=5), backbone=SimpleBackbone())
+    assert titles == ["miga on tiny-simple, seed 0: a red circle"]
+
+
 def test_the_interface_has_all_that_records_and_items_ask():
     """Breaks if a type checker would not know what is asked of every backbone."""
     asked = {"negative_prompt": "", "dtype": None, "weights_hash": None, "configuration_hash": None}

@@ -410,7 +410,7 @@ class Video:
         rows = [cells[i : i + SHEET_COLUMNS] for i in range(0, len(cells), SHEET_COLUMNS)]
         request = self.request
         words = " / ".join(prompt.text for prompt in request.prompts)
-        title = f"{request.method} on {request.backbone}, seed {request.seed}: {words}"
+        title = f"{request.method} on {self.backbone.name}, seed {request.seed}: {words}"
         contact_sheet(rows, title=title).save(path)
 
 
