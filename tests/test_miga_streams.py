@@ -65,6 +65,13 @@ def test_what_leaves_a_queue_keeps_nothing_else_alive():
         assert part.untyped_storage().nbytes() == part.nbytes
 
 
+def test_no_chunk_enters_that_nothing_needs():
+    made = video(24)
+    list(made.stream())
+    # what is left: as many as the opening clip put in
+    assert made.queue.frames == list(range(24, 24 + 8))
+
+
 def test_only_chunks_that_are_shown_are_judged():
     """Breaks if the queue's chunks behind the video's end, which only steady it, are searched for."""
     made, judged = video(24, candidates=1, **WATCHED), []

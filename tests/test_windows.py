@@ -1,8 +1,11 @@
 """Window plans: every slot written once, every read inside the queue, guidance before its window."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from miga_bench.sampling.pipeline import PassPlan, PipelinePass
 from miga_bench.sampling.windows import (
     fifo_windows,
     growth_partition,
@@ -83,6 +86,17 @@ def test_fifo_windows_write_all_but_the_context_once(window, data):
         assert w.reads[w.offset : w.offset + len(w.writes)] == tuple(w.writes)
 
 
+@given(geometries())
+def test_stage_2_cuts_its_row_as_partition_does(geometry):
+    window, stride, guidance, _, length, number, _ = geometry
+    row = PipelinePass(number, PassPlan(window, stride, guidance), length, early=True)
+    cuts, start = [], 0
+    while start < length:
+        cuts.append(range(start, row._stop(start)))
+        start = cuts[-1].stop
+    assert cuts == partition(length, stride, window - guidance, number % stride)
+
+
 def test_the_released_partitions():
     # 28 slots, local window 12, stride 8: shift 3 leaves 5 before the last 12.
     cuts = [(r.start, r.stop) for r in partition(28, 8, 12, 3)]
@@ -113,5 +127,8 @@ def test_in_place_groups_never_read_what_they_write(geometry):
         for w in group:
             assert written.isdisjoint(w.reads)
             written.update(w.writes)
+    for before, group in itertools.pairwise(groups):
+        made = {slot for w in before for slot in w.writes}
+        assert not made.isdisjoint(group[0].reads), "it would not have had to wait"
     if guidance == 0:
         assert len(groups) == 1, "without guidance a pass is one batch"

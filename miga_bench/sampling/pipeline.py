@@ -57,8 +57,6 @@ class PipelinePass:
     def __init__(self, index: int, plan: PassPlan, length: int | None, early: bool) -> None:
         self.plan, self.length, self.early = plan, length, early
         self.shift = index % plan.stride
-        if length is not None and length - self.shift < plan.local:
-            self.shift = 0
         self.waiting: Queue | None = None
         self.written = 0
 

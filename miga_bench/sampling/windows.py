@@ -125,7 +125,7 @@ def fifo_windows(length: int, window: int, context: int, front: int | None = Non
     stop = length
     while stop > front:
         first = max(stop - window, 0)
-        start = max(stop - window + context, front) if first else front
+        start = first + context if first else front
         reads = tuple(range(first, min(first + window, length)))
         plan.append(Window(reads, range(start, stop), start - first))
         stop = start
