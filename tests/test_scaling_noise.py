@@ -242,6 +242,17 @@ def test_the_chosen_candidates_become_the_beams():
     assert reward.seen[0].shape == (3, 8, 3, 4, 4), "all frames of the last window are predicted"
 
 
+def test_candidates_are_scored_by_the_clean_frames_that_they_lead_to():
+    """Breaks if a frame's noise is taken off as if it stood on another level."""
+    backbone, reward = AnalyticBackbone("wan", window=8), Scripted([0.0] * 3, [0.0] * 3)
+    backbone.denoiser = lambda x, t, _: (x - 0.5) / (t.clamp(min=1) / 1000)[:, None, :, None, None]
+    found = search(backbone, reward)
+    found.advance()
+    found.advance()
+    for seen in reward.seen:
+        torch.testing.assert_close(seen, torch.full_like(seen, 0.5), rtol=0, atol=0.02)
+
+
 def test_every_pass_has_a_draw_of_its_own_for_being_greedy(monkeypatch):
     """Breaks if one draw decides for the whole video."""
     drawn = []
@@ -379,7 +390,10 @@ def test_a_prefix_of_an_endless_video(greedy):
     sampler = ScalingNoise(dataclasses.replace(SMALL, greedy=greedy, lag=3))
     endless = sampler.stream(AnalyticBackbone("wan", window=8), PROMPTS, NOISE)
     first = torch.stack(list(itertools.islice(endless, 24)))
-    made = scaling_noise(24, greedy=greedy, lag=3)
+    reports = []
+    made = scaling_noise(24, greedy=greedy, lag=3, callback=reports.append)
+    passes = sum(report.stage == "queue" for report in reports)
+    assert passes == 12 - 8 + 24, "what waits at the end takes no pass more"
     # What still waits at the end is the best beam's, which need not be the endless video's.
     assert torch.equal(made[: 24 - 3], first[: 24 - 3])
 
