@@ -46,11 +46,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report, print its paths and key numbers, and return the exit code."""
-    from miga_bench.harness.report import write_report
+    from miga_bench.harness.report.request import ReportRequest
 
-    print_json(
-        write_report(
-            args.runs, args.output, args.prompts_shown, args.baseline, overwrite=args.force
-        )
+    request = ReportRequest(
+        args.runs, args.output, args.prompts_shown, args.baseline, overwrite=args.force
     )
+    request.check()
+    from miga_bench.harness.report.report import write_report  # plots and videos: heavy
+
+    print_json(write_report(request))
     return DONE

@@ -61,6 +61,7 @@ def experiment(parts: Sequence[Mapping[str, Any]], options: Sequence[str]) -> di
 
 
 def _report(folder: Path) -> str:
-    from miga_bench.harness.report import write_report
+    from miga_bench.harness.report.report import write_report
+    from miga_bench.harness.report.request import ReportRequest
 
-    return str(write_report([folder], folder / "report", overwrite=True)["html"])
+    return str(write_report(ReportRequest([folder], folder / "report", overwrite=True))["html"])

@@ -28,18 +28,19 @@ from miga_bench.harness.report.section import (
 from miga_bench.harness.results import Results, read_results
 
 
-def report(request: ReportRequest) -> dict[str, Any]:
-    """Write the report.
+def write_report(request: ReportRequest) -> dict[str, Any]:
+    """Write the report of some runs.
 
     Args:
-        request: Checked.
+        request: Which runs, and where to.
 
     Returns:
-        The paths and the key numbers.
+        The paths, under ``html``, ``markdown`` and ``figures``, and the key numbers of each run.
 
     Raises:
-        UserError: A folder is no run, or no video of it is done.
+        UserError: A folder is no run, no video of it is done, or the output exists.
     """
+    request.check()
     runs = [_read(folder) for folder in request.runs]
     facts = [gather(run, request.baseline) for run in runs]
     title = title_of(runs[0]) if len(runs) == 1 else f"{len(runs)} runs"
