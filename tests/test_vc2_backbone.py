@@ -4,22 +4,27 @@ import json
 import subprocess
 import sys
 import warnings
+import weakref
 
 import pytest
 import torch
 from helpers import refusal
 from huggingface_hub.errors import LocalEntryNotFoundError
 from tokenizers import Tokenizer, models
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedTokenizerFast
 from vc2_fixtures import CHANNELS, TEXT_WIDTH, tiny_folder, tiny_text_encoder, tiny_unet
 from wan_fixtures import LENGTH
 
 import miga_bench.backbones as table
 from miga_bench.backbones import BACKBONES, hub_files, load_backbone, memory, vc2_vae
+from miga_bench.backbones.base import LatentShape
 from miga_bench.backbones.residence import Residence
 from miga_bench.backbones.schedule import ddpm_schedule
 from miga_bench.backbones.solvers import DDIM
 from miga_bench.backbones.vc2_checkpoint import open_source
+from miga_bench.backbones.vc2_denoiser import KEEP_FLOAT32, VideoCrafterDenoiser
 from miga_bench.backbones.vc2_text import TEXT_LENGTH, VideoCrafterText
 from miga_bench.backbones.videocrafter2 import VideoCrafter2Backbone, VideoCrafterDefaults
 from miga_bench.sampling.fitting import FittingDenoiser
@@ -273,6 +278,51 @@ def test_batch_follows_free_memory(backbone, monkeypatch):
     for free, windows in ((0, 1), (10 * row, 4), (1 << 50, memory.MOST_WINDOWS)):
         monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
         assert backbone.default_batch() == windows
+
+
+class LiveTensors(TorchDispatchMode):
+    """Counts the bytes of all tensors that are alive at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.known, self.live, self.peak = set(), 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.known:
+                    self.known.add(storage._cdata)
+                    self.live += storage.nbytes()
+                    self.peak = max(self.peak, self.live)
+                    weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        return out
+
+    def _gone(self, key, size):
+        self.known.discard(key)
+        self.live -= size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_takes_no_more_memory_than_estimated(backbone, monkeypatch, dtype):
+    """Breaks if a GPU's batch is chosen too large, or much too small.
+
+    With eight heads of 8 in a level of 40 channels, the first temporal transformer is 1.6 times as wide
+    as its level, as in the published network, and holds the most.
+    """
+    widths = (40, 80, 160)
+    network = tiny_unet(block_out_channels=widths, norm_num_groups=8, layers_per_block=2).to(dtype)
+    for name in KEEP_FLOAT32:
+        getattr(network, name).float()
+    monkeypatch.setattr(backbone, "denoiser", VideoCrafterDenoiser(network))
+    monkeypatch.setattr(backbone, "latent_shape", LatentShape(CHANNELS, 16, 24))
+    monkeypatch.setattr(backbone, "_dtype", dtype)
+    latents, levels = torch.randn(1, CHANNELS, 16, 16, 24), torch.full((1, 16), 500.0)
+    text = torch.randn(1, 9, TEXT_WIDTH, dtype=dtype)
+    with torch.inference_mode(), LiveTensors() as tensors:
+        backbone.denoiser(latents, levels, text)
+    assert 1 <= backbone.clip_bytes(16) / tensors.peak < 1.1
 
 
 def test_the_family_is_told_by_the_files(folder, tmp_path, monkeypatch):

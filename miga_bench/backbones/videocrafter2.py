@@ -194,18 +194,25 @@ class VideoCrafter2Backbone(LoadedBackbone):
     def clip_bytes(self, frames: int, copies: float = 0.0) -> int:
         """Return about how much memory one row of a denoiser call takes; see ``Backbone``.
 
-        The finest level holds the most: a residual block on the way up, whose input is as wide as
-        that of the level below and a skip together, or the gated feed-forward layer (8 widths before
-        and 4 after the gate), beside the skips of all levels (about 6 finest ones).
+        The finest level holds the most, in the first temporal transformer or on the way up. The first one
+        is wider inside than its level, and holds the images before and after their norm (and less than as
+        much in small things), and tokens before and after theirs with the gated feed-forward layer: 8 widths
+        before the gate, 4 of what it lets through and 4 after it. On the way up, beside the skips of all
+        levels (about 6 finest ones), the most is a residual block, whose input is as wide as that of the
+        level below and a skip together, or again the feed-forward layer.
         """
         config = self.denoiser.network.config
         element = 4 if self._dtype == torch.float32 else 2
         width, below = (*config.block_out_channels, 0)[:2]
+        inner = config.temporal_heads * config.attention_head_dim
         tokens = frames * self.latent_shape.height * self.latent_shape.width
+        gated = tokens * (2 + 8 + 4 + 4) * inner * element
+        first = max(gated, memory.attention_bytes(tokens, inner, element, copies))
         residual = tokens * (width + below) * (2 * element + 4)
         forward = memory.window_bytes(tokens, width, 6 * width, element)
         attention = memory.attention_bytes(tokens, width, element, copies)
-        return tokens * 6 * width * element + max(residual, forward, attention)
+        skips = tokens * 6 * width * element
+        return max(tokens * 3 * width * element + first, skips + max(residual, forward, attention))
 
 
 def make_text(source: VideoCrafterSource, residence: Residence) -> VideoCrafterText:
