@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -234,14 +236,15 @@ def test_videos_are_read_once_and_every_one_is_said_before(tmp_path, database, m
 
 
 def test_the_verb_makes_the_default_store_and_says_where_it_is(tmp_path, capsys, monkeypatch):
-    folder = make_run(tmp_path)
-    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "my runs"
+    folder = make_run(root)
+    monkeypatch.chdir(root)
     assert main(["sync", "parts"]) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     (synced,) = document["synced"]
-    assert synced["uri"] == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert synced["uri"] == f"sqlite:///{root / 'mlflow.db'}"
     check_logged(synced["uri"], synced)
-    assert (tmp_path / "mlartifacts").is_dir()
+    assert (root / "mlartifacts").is_dir()
     assert synced["run_id"] in (folder / "tracking.json").read_text()
 
 
@@ -359,7 +362,8 @@ def test_a_server_that_dies_while_videos_are_made(tmp_path, capsys, server, data
     assert (code, status["status"], status["done"]) == (0, "done", 1)
     assert status["tracking"]["status"] == "failed"
     (line,) = [line for line in err.splitlines() if "tracking" in line]
-    assert f"miga-bench sync {tmp_path / 'run'} --uri {uri} replays it" in line
+    command = f"miga-bench sync {tmp_path / 'run'} --uri {uri} --experiment mortal"
+    assert f"{command} replays it" in line
     (run,) = runs_of(database, "mortal")
     assert run.info.status == "RUNNING"  # nobody could tell it better, until it is replayed
     told(tmp_path / "run", server, "mortal")
@@ -413,8 +417,34 @@ def test_uris_that_are_none(uri, tmp_path):
         tracking_uri(uri, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["mlflow#1.db", "mlflow?.db", "a\tb.db", "a\nb.db"])
+def test_a_file_that_a_uri_cannot_name_is_refused_instead_of_another_one_written(name, tmp_path):
+    for given, root in ((f"sqlite:///{name}", tmp_path), (None, tmp_path / name)):
+        with pytest.raises(UserError, match="no file with .* in its path can be MLflow's"):
+            tracking_uri(given, root)
+    writer = SimpleNamespace(run=SimpleNamespace(folder=tmp_path / name / "run"))
+    with (
+        pytest.raises(UserError, match="in its path"),
+        Tracking(True).following(SimpleNamespace(is_global_zero=True), writer),
+    ):
+        pytest.fail("the run was begun")
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_command_that_replays_a_run_can_be_pasted(given, tmp_path, capsys):
+    """Breaks if a shell or the verb would not take the suggestion for a folder with a space in its name."""
+    folder = tmp_path / "my runs" / "run"
+    uri = f"sqlite:///{tmp_path}/my runs/a.db" if given else None
+    Tracking(True, uri)._say("the disk is full", folder)
+    command = re.search(r"and (miga-bench sync .*) replays it", capsys.readouterr().err)[1]
+    options = ["--uri", uri] if given else []
+    assert shlex.split(command) == ["miga-bench", "sync", str(folder), *options]
+    assert tracking_uri(uri, folder.parent)
+
+
 def test_uris(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    assert tracking_uri("sqlite:///my runs/a.db", Path()) == f"sqlite:///{tmp_path}/my runs/a.db"
     assert tracking_uri(None, Path("runs")) == f"sqlite:///{tmp_path}/runs/mlflow.db"
     assert tracking_uri("sqlite:///a.db", Path()) == f"sqlite:///{tmp_path}/a.db"
     assert tracking_uri("http://h:5000/", Path()) == "http://h:5000"

@@ -6,6 +6,7 @@ Whatever is wrong with MLflow, the run goes on as if it were not there; ``miga-b
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from miga_bench.errors import UserError
 from miga_bench.harness.tracking.process import Target, TrackingProcess
 from miga_bench.harness.tracking.uri import shown, tracking_uri
 from miga_bench.harness.writer import RunWriter
+
+EXPERIMENT = "miga-bench"
 
 
 class Tracking(Callback):
@@ -42,7 +45,7 @@ class Tracking(Callback):
         self,
         enabled: bool | None = None,
         uri: str | None = None,
-        experiment: str = "miga-bench",
+        experiment: str = EXPERIMENT,
         videos: bool = True,
         videos_mib: int = 500,
     ) -> None:
@@ -67,7 +70,13 @@ class Tracking(Callback):
 
     @contextmanager
     def following(self, trainer: Any, writer: RunWriter) -> Iterator[None]:
-        """Log the run when the block has ended, in whatever way."""
+        """Log the run when the block has ended, in whatever way.
+
+        Raises:
+            UserError: MLflow cannot keep runs below the run's root, where it does by default.
+        """
+        if self.enabled:
+            tracking_uri(self._uri, writer.run.folder.parent)
         status = "FAILED"
         try:
             yield
@@ -116,8 +125,13 @@ class Tracking(Callback):
             return
         self._said = True
         uri = shown(tracking_uri(self._uri, folder.parent))
+        sync = ["miga-bench", "sync", str(folder)]
+        if self._uri is not None:
+            sync += ["--uri", uri]
+        if self._experiment != EXPERIMENT:
+            sync += ["--experiment", self._experiment]
         print(
             f"miga-bench: tracking at {uri} failed ({what}); the run does without, and"
-            f" miga-bench sync {folder} --uri {uri} replays it",
+            f" {shlex.join(sync)} replays it",
             file=sys.stderr,
         )

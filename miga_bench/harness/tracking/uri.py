@@ -29,7 +29,7 @@ def tracking_uri(given: str | None, root: Path) -> str:
     """
     uri = (given or os.environ.get("MLFLOW_TRACKING_URI") or "").strip()
     if not uri and given is None:
-        return f"sqlite:///{root.resolve() / 'mlflow.db'}"
+        uri = f"sqlite:///{root.resolve() / 'mlflow.db'}"
     try:
         parts = urlsplit(uri)
         host, port = parts.hostname, parts.port
@@ -42,9 +42,15 @@ def tracking_uri(given: str | None, root: Path) -> str:
         good = uri.startswith(f"{parts.scheme}:///") and len(parts.path) > 1
     else:
         good = kind in DATABASES and bool(parts.path.strip("/"))
-    if not good or re.search(r"\s", uri):
+    if not good or (kind != "sqlite" and re.search(r"\s", uri)):
         raise UserError(f"tracking URI {shown(uri)!r}: {RULE}")
     if kind == "sqlite":
+        # a URI's path ends before them, or is read without them: another file would be written
+        if cut := re.search(r"[#?\t\r\n]", uri):
+            raise UserError(
+                f"tracking URI {shown(uri)!r}: no file with {cut[0]!r} in its path can be MLflow's; give"
+                " sqlite:/// and another one"
+            )
         file = Path(parts.path[1:]).expanduser()
         return f"{parts.scheme}:///{file.resolve()}"
     return uri.rstrip("/")
