@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from miga_bench.errors import UserError
@@ -107,10 +107,43 @@ def estimate(
     if error is None:
         reason = "an interval needs two clusters at least, and there is one"
         return Estimate(mean, None, None, None, n, count, dropped, level, reason)
-    from scipy.special import stdtrit  # type: ignore[import-untyped]
-
-    reach = float(stdtrit(count - 1, (1 + level) / 2)) * error
+    reach = _quantile(count, level) * error
     return Estimate(mean, error, mean - reach, mean + reach, n, count, dropped, level)
+
+
+def mean_of_means(scores: Sequence[Values], clusters: Clusters, level: float = 0.95) -> Estimate:
+    """Return the mean of several scores' means, each over the videos that it has, and how sure it is.
+
+    What a cluster adds is summed over its scores, ``r_g = sum_s sum_{i in g} (x_si - mean_s) / n_s``, so that
+    scores of the same videos may depend on each other: ``SE^2 = G / (G - 1) * sum_g r_g^2 / S^2`` for S scores.
+    G, the degrees of freedom and all counts are of the score with the fewest clusters, to be on the safe side.
+    Where every video has every score, it is the ``estimate`` of the videos' own means.
+
+    Args:
+        scores: ``[S][N]``; None and NaN stand for videos that are not for a score, or lack it.
+        clusters: ``[N]`` what each video belongs to, such as its prompt.
+        level: Confidence level, between 0 and 1.
+
+    Raises:
+        UserError: As for ``estimate``.
+    """
+    found = [estimate(values, clusters, level) for values in scores]
+    fewest = min(found, key=lambda one: one.clusters)
+    means = [one.mean for one in found if one.mean is not None]
+    if len(found) == 1 or len(means) < len(found):
+        return fewest
+    mean, count = math.fsum(means) / len(means), fewest.clusters
+    if count < 2:
+        return replace(fewest, mean=mean)
+    pulls: dict[Hashable, list[float]] = {}
+    for values, own, one in zip(scores, means, found, strict=True):
+        for value, name in zip(_floats(values), _listed(clusters), strict=True):
+            if not math.isnan(value):
+                pulls.setdefault(name, []).append((value - own) / one.n)
+    squares = math.fsum(math.fsum(pull) ** 2 for pull in pulls.values())
+    error = math.sqrt(count / (count - 1) * squares) / len(means)
+    reach = _quantile(count, level) * error
+    return replace(fewest, mean=mean, standard_error=error, low=mean - reach, high=mean + reach)
 
 
 def paired(first: Values, second: Values, clusters: Clusters, level: float = 0.95) -> Paired:
@@ -164,6 +197,13 @@ def sign_test(wins: int, losses: int) -> float:
     n, fewer = wins + losses, min(wins, losses)
     tail = sum(math.comb(n, k) for k in range(fewer + 1))
     return min(1.0, 2 * tail / 2**n)  # a quotient of integers, rounded once
+
+
+def _quantile(clusters: int, level: float) -> float:
+    """Return Student's t of a two-sided interval."""
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+    return float(stdtrit(clusters - 1, (1 + level) / 2))
 
 
 def _mean(groups: Groups) -> float:

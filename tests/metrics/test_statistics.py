@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from miga_bench.errors import UserError
-from miga_bench.metrics.statistics import estimate, paired, sign_test
+from miga_bench.metrics.statistics import estimate, mean_of_means, paired, sign_test
 
 quick = settings(deadline=None, max_examples=40)
 scores = st.floats(-100, 100, allow_subnormal=False).map(lambda x: round(x, 6))
@@ -139,6 +139,41 @@ def test_mistakes_are_one_line(call, words):
     with pytest.raises(UserError, match=words) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+# Several scores
+
+
+def test_the_mean_of_means_is_that_of_the_videos_own_means_where_all_have_all():
+    x = np.random.default_rng(2).normal(size=(4, 12))
+    prompts = np.repeat(np.arange(6), 2)
+    found, own = mean_of_means(list(x), prompts), estimate(x.mean(axis=0), prompts)
+    for name in ("mean", "standard_error", "low", "high"):
+        close(getattr(found, name), getattr(own, name))
+    assert (found.n, found.clusters, found.dropped) == (12, 6, 0)
+    assert mean_of_means([list(x[0])], prompts) == estimate(x[0], prompts)
+
+
+def test_errors_of_scores_of_other_prompts_add_in_squares_and_of_the_same_prompts_plainly():
+    """Breaks if two scores of the same videos count as independent evidence."""
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(0.9, 0.1, 8), rng.normal(0.2, 0.3, 8)
+    none, prompts = [None] * 8, np.arange(16)
+    apart = mean_of_means([[*a, *none], [*none, *b]], prompts)
+    close(apart.mean, (a.mean() + b.mean()) / 2)  # whose distance is no error
+    close(apart.standard_error, math.hypot(stats.sem(a), stats.sem(b)) / 2)
+    close(apart.high - apart.mean, stats.t.ppf(0.975, 7) * apart.standard_error)
+    assert (apart.n, apart.clusters) == (8, 8)
+    same = mean_of_means([a, a], range(8))
+    close(same.standard_error, stats.sem(a))
+
+
+def test_the_mean_of_means_knows_no_more_than_the_score_with_the_fewest_prompts():
+    many = [0.1, 0.2, 0.3, 0.4, None]
+    one = mean_of_means([many, [None, None, None, None, 0.8]], range(5))
+    close(one.mean, (0.25 + 0.8) / 2)
+    assert (one.standard_error, one.low, one.clusters) == (None, None, 1)
+    assert mean_of_means([many, [None] * 5], range(5)).mean is None
 
 
 # Two methods
