@@ -107,6 +107,8 @@ def test_our_own_choices_are_named_beside_what_the_paper_says():
         "all prompts with 1 seed each",
     ):
         assert all(words in one for one in told.values()), words
+    own = dataclasses.replace(run, dimensions={"p001-0": ["temporal_flickering"]})
+    assert "on its own prompts with 1 seed each" in comparability(own, table, [SUBJECT])
     assert "dynamic rescale" in told["videocrafter2"]
     assert "dynamic rescale" not in told["wan2.1-1.3b"]
     assert "10 steps in stage 2" in told["wan2.1-1.3b"]

@@ -133,13 +133,13 @@ def test_broken_scores_are_no_scores(made):
     text = json.dumps(sealed({"video": sha, "scores": {"a": 0.25}, "reasons": {}, "series": {}}))
     for number in range(60):
         path.write_text(text)
-        assert store.unscored(item().key, [Scorer]) == []
+        assert store.unscored(item(), [Scorer]) == []
         if number:
             flip(path, dice)
         found = store.scores(item().key, Scorer.file, sha)
         assert found is None or found["scores"] == {"a": 0.25}
     path.write_text("{")
-    assert store.unscored(item().key, [Scorer]) == [Scorer]
+    assert store.unscored(item(), [Scorer]) == [Scorer]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

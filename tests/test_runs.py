@@ -306,22 +306,24 @@ def test_what_another_process_finished_is_waited_for_until_it_is_seen(tmp_path, 
     monkeypatch.setattr(time, "sleep", arrive)
     run.wait_for([], [])
     assert waits == []
-    run.wait_for([item().key], [])
+    run.wait_for([item()], [])
     assert len(waits) == 2
     monkeypatch.setattr("miga_bench.harness.runs.LATE", -1.0)
-    run.wait_for(["never"], [])
+    run.wait_for([item(seed=99)], [])
     assert len(waits) == 2
 
 
 def test_rank_0_waits_for_what_the_others_say_they_finished(tmp_path, monkeypatch):
     writer, waited = RunWriter("mine", str(tmp_path)), []
     (tmp_path / "mine").mkdir()
-    writer._whole = {"own"}
-    everybody = {"own", "theirs"}
+    own, theirs = item(), item(seed=1)
+    writer._items, writer._names = {"a": own, "b": theirs}, {own.key: "a", theirs.key: "b"}
+    writer._whole = {own.key}
+    everybody = {own.key, theirs.key}
     writer._together = SimpleNamespace(wait=lambda: None, gather=lambda mine: mine | everybody)
-    monkeypatch.setattr(writer.run, "wait_for", lambda keys, scorers: waited.extend(keys))
+    monkeypatch.setattr(writer.run, "wait_for", lambda items, scorers: waited.extend(items))
     writer.teardown(SimpleNamespace(is_global_zero=True), None, "predict")
-    assert waited == ["theirs"]
+    assert waited == [theirs]
     assert writer.status is not None
 
 
@@ -379,6 +381,10 @@ def test_prompts_from_every_kind_of_file(tmp_path):
             "entry 1: then 7:... begins after the last of 6",
         ),
         ([3], "a text is wanted"),
+        ([{"prompt": "a", "dimensions": "dynamic_degree"}], "a list of VBench's is wanted"),
+        ([{"prompt": "a", "dimensions": []}], "leave it out for all"),
+        ([{"prompt": "a", "dimensions": ["dynamic"]}], "'dynamic': .*known: aesthetic_quality"),
+        ([{"prompt": "a", "dimensions": [["x"]]}], "entry 1 has the dimension"),
     ],
 )
 def test_prompts_are_checked(entries, rule):

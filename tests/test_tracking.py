@@ -420,7 +420,7 @@ def test_uris_that_are_none(uri, tmp_path):
 @pytest.mark.parametrize("name", ["mlflow#1.db", "mlflow?.db", "a\tb.db", "a\nb.db"])
 def test_a_file_that_a_uri_cannot_name_is_refused_instead_of_another_one_written(name, tmp_path):
     for given, root in ((f"sqlite:///{name}", tmp_path), (None, tmp_path / name)):
-        with pytest.raises(UserError, match="no file with .* in its path can be MLflow's"):
+        with pytest.raises(UserError, match=r"no file with .* in its path can be MLflow's"):
             tracking_uri(given, root)
     writer = SimpleNamespace(run=SimpleNamespace(folder=tmp_path / name / "run"))
     with (

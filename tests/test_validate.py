@@ -160,6 +160,21 @@ def test_what_is_missing_is_said_and_not_fetched(look, tmp_path, monkeypatch):
     assert files(tmp_path) == {}
 
 
+def test_scores_that_no_prompt_is_for_are_noted(look):
+    """Breaks if scores that were asked for are missing in a report without a word."""
+    told = [{"prompt": "a", "dimensions": ["dynamic_degree"]}, {"prompt": "b"}]
+    suite = {
+        "class_path": "SuiteScores",
+        "init_args": {"dimensions": ["motion_smoothness", "dynamic_degree"]},
+    }
+    few = {"data__limit": 1, "model__metrics": [suite]}
+    code, document, steps = look("--no-probe", data__prompts=told, **few)
+    assert (code, steps["scorers"]["status"], len(document["scorers"])) == (0, "note", 1)
+    assert steps["scorers"]["text"].endswith("no prompt is for motion_smoothness")
+    _, document, steps = look("--no-probe", data__prompts=told, **{**few, "data__limit": 2})
+    assert (steps["scorers"]["status"], len(document["scorers"])) == ("ok", 2)
+
+
 def test_a_reward_that_is_not_here_is_a_problem_of_the_work(look, tmp_path, monkeypatch):
     """Breaks if a run starts whose every video fails at its first search."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))

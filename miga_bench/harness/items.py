@@ -35,6 +35,8 @@ class Item:
         configuration_hash: SHA-256 of what else decides a video, None for a model that has a name.
         uncut: The texts as they were given, None where the model is told all of them.
         code_hash: SHA-256 of the file of a sampler of the user's own, None for ours.
+        dimensions: Of VBench's, those that score the video; empty is all. They decide nothing in it, and are
+            neither in ``spec`` nor in the key.
     """
 
     backbone: str
@@ -53,6 +55,7 @@ class Item:
     configuration_hash: str | None = None
     uncut: tuple[str, ...] | None = None
     code_hash: str | None = None
+    dimensions: tuple[str, ...] = ()
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -71,6 +74,7 @@ class Item:
     def spec(self) -> dict[str, Any]:
         """Return the content as plain values, for files and for data loaders."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
+        del plain["dimensions"]
         return plain
 
     @classmethod

@@ -201,7 +201,7 @@ def score(store: Store, item: Item, scorers: Sequence[ItemScorer], stop: StopSig
     with NamedLock(store.locks / item.key).held():
         manifest = store.manifest(item.key)
         assert manifest is not None, "scored before it was made"
-        for scorer in store.unscored(item.key, scorers):
+        for scorer in store.unscored(item, scorers):
             try:
                 with torch.inference_mode(False):  # metrics keep tensors that others read
                     found = scorer.score(folder / VIDEO, item)

@@ -245,6 +245,7 @@ class LongVideoModule(LightningModule):
                         negative_prompt=against,
                         seed=seed,
                         frames=wish.frames or frames or 0,
+                        dimensions=wish.dimensions,
                     )
                     item = item.with_texts(read, [prompt.text for prompt in wanted])
                     item = self._with_length(wish.id, item, sampler, beside_others=bool(arm))

@@ -2,7 +2,8 @@
 
 A file is text with a prompt per line (``.txt``), JSON lines (``.jsonl``), or a list in YAML or JSON. An entry
 is a text, or a mapping with ``prompt`` and any of ``id``, ``then`` (video frame to text), ``negative_prompt``,
-``frames`` and ``seeds``. Entries without an id are numbered: p001, p002.
+``frames``, ``seeds`` and ``dimensions`` (those of VBench's that score its videos; all where it says nothing).
+Entries without an id are numbered: p001, p002.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from miga_bench.harness.configurations import yaml_of
 from miga_bench.harness.names import NAME, NAME_RULE
 from miga_bench.harness.request import DEFAULT_FRAMES, PromptAt, check_characters, check_prompts
 from miga_bench.harness.stories import open_suite
+from miga_bench.metrics.suites import DIMENSIONS
 from miga_bench.prompts import LISTS
 
-FIELDS = ("prompt", "id", "then", "negative_prompt", "frames", "seeds")
+FIELDS = ("prompt", "id", "then", "negative_prompt", "frames", "seeds", "dimensions")
 KINDS = (".txt", ".jsonl", ".json", ".yaml", ".yml")
 NARRATIVES = "narrlv:"
 Entry = str | dict[str, Any]
@@ -38,6 +40,7 @@ class Wish:
         seeds: None is the run's.
         kind: Of a story, its part of the suite: its factor and number of atoms.
         at_once: Of a story in parts, all of it as one text, for methods whose prompt cannot change.
+        dimensions: Of VBench's, those that score its videos; empty is all.
     """
 
     id: str
@@ -47,6 +50,7 @@ class Wish:
     seeds: tuple[int, ...] | None = None
     kind: str = ""
     at_once: tuple[PromptAt, ...] = ()
+    dimensions: tuple[str, ...] = ()
 
     def texts_for(self, one_prompt: bool) -> tuple[PromptAt, ...]:
         """Return the texts for a method, which may take one prompt only."""
@@ -152,7 +156,27 @@ def _wish(where: str, number: int, entry: object) -> Wish:
         check_characters(text, where, spaces="")
     with placed(where):
         check_prompts(prompts, frames, option="then")
-    return Wish(identity, prompts, negative, frames, None if seeds is None else tuple(seeds))
+    return Wish(
+        identity,
+        prompts,
+        negative,
+        frames,
+        None if seeds is None else tuple(seeds),
+        dimensions=_dimensions(where, entry.get("dimensions")),
+    )
+
+
+def _dimensions(where: str, names: object) -> tuple[str, ...]:
+    if names is None:
+        return ()
+    if not isinstance(names, list) or not names:
+        raise UserError(
+            f"{where} has the dimensions {names!r}: a list of VBench's is wanted; leave it out for all"
+        )
+    for name in names:
+        if str(name) not in DIMENSIONS:
+            raise UserError(f"{where} has the dimension {name!r}: {near(str(name), DIMENSIONS)}")
+    return tuple(name for name in DIMENSIONS if name in names)
 
 
 def _then(where: str, then: object) -> list[PromptAt]:

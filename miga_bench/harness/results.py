@@ -17,6 +17,7 @@ from miga_bench.harness.configurations import yaml_of
 from miga_bench.harness.names import NAME
 from miga_bench.harness.prompt_lists import NARRATIVES
 from miga_bench.harness.store import VIDEO, Store
+from miga_bench.metrics.suites import OVERALL, overall_label
 
 SEVERAL_ATOMS = re.compile(r"_tna_([2-9]|\d\d)")  # in the names of stories
 Series = dict[str, list[list[float]]]
@@ -115,6 +116,9 @@ class Results:
         configuration: The whole configuration.
         scorers: Of its videos, each all that decides its numbers.
         changing: Whether prompts ask for a change along the video.
+        dimensions: By prompt and seed, those of VBench's that score its videos; all where it says nothing.
+        overall: Where prompts are for some dimensions, the labels of the four whose means the overall score is
+            the mean of, by its own label: no video need have all four.
     """
 
     folder: Path
@@ -127,6 +131,8 @@ class Results:
     configuration: Mapping[str, Any]
     scorers: Sequence[Mapping[str, Any]] = ()
     changing: bool = False
+    dimensions: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    overall: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def of(self, arm: str) -> list[Row]:
         """Return an arm's videos."""
@@ -169,11 +175,15 @@ def read_results(
             for prompt_id, wish in made_of["prompts"].items()
             for seed in wish["seeds"]
         }
+        dimensions = _mapping(document, "dimensions")
         rows = []
         for name, key in items.items():
             reading()
             arm, _, rest = name.rpartition("/")
-            rows.append(_row(arm or next(iter(arms)), *prompts[rest], key, store, scorers))
+            mine = _scorers_of(identities, dimensions.get(rest))
+            rows.append(_row(arm or next(iter(arms)), *prompts[rest], key, store, mine))
+        told = [one for one in identities.values() if isinstance(one, Mapping)]
+        overall = _overall(told, rows) if dimensions else {}
     except FileNotFoundError:
         raise UserError(f"{folder} is no run: it has no run.yaml; runs lie in ROOT/NAME") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -181,7 +191,6 @@ def read_results(
         raise UserError(
             f"{path} cannot be read ({problem}): is it a run's? if so, make the run under another name"
         ) from None
-    told = [one for one in identities.values() if isinstance(one, Mapping)]
     return Results(
         folder,
         document["name"],
@@ -193,7 +202,29 @@ def read_results(
         configuration,
         told,
         changing,
+        dimensions,
+        overall,
     )
+
+
+def _scorers_of(identities: Mapping[str, Any], dimensions: Sequence[str] | None) -> list[str]:
+    """Return whose scores of a video count: those of other dimensions may lie there for another run."""
+    if not dimensions:
+        return list(identities)
+    plans = {file: one.get("plan") for file, one in identities.items()}
+    return [f for f, plan in plans.items() if not plan or {*plan["dimensions"]} <= {*dimensions}]
+
+
+def _overall(scorers: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Return the overall score's label and its four, where one suite has scored all four."""
+    suites: dict[object, set[str]] = {}
+    for plan in [one["plan"] for one in scorers if one.get("scorer") == "suite"]:
+        suite = plan["long"], plan["networks"], plan["development"]
+        suites.setdefault(suite, set()).update(plan["dimensions"])
+    labels = sorted({label for row in rows for label in (*row.scores, *row.reasons)})
+    four = [label for name in OVERALL for label in labels if label.partition("[")[0] == name]
+    whole = any(names >= {*OVERALL} for names in suites.values()) and len(four) == len(OVERALL)
+    return {overall_label(four): four} if whole else {}
 
 
 def _changes(prompts: Mapping[str, Any], source: object) -> bool:

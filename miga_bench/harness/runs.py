@@ -26,10 +26,11 @@ from miga_bench.harness.locks import HeldError, NamedLock, check_lockable
 from miga_bench.harness.names import NAME, NAME_RULE
 from miga_bench.harness.provenance import git_state, hardware, versions
 from miga_bench.harness.request import check_writable
-from miga_bench.harness.scorers import ItemScorer
+from miga_bench.harness.scorers import ItemScorer, narrowed
 from miga_bench.harness.store import VIDEO, Store
 
 FORMAT = 1
+ASKED = ("scorers", "configuration", "dimensions")  # of run.yaml: decides no video
 MOST_SHOWN = 6
 PATIENCE, AGAIN = 180.0, 5.0  # seconds for a lock held elsewhere, and between two tries
 LATE = 70.0  # seconds that a file may be seen later elsewhere: NFS remembers for 60 that there was none
@@ -135,21 +136,20 @@ class Run:
         _check_unique(keys)
         plain = _plain(made_of)
         path = self.folder / "run.yaml"
-        judged = {scorer.file: scorer.identity() for scorer in scorers}
+        asked = _asked(items, scorers, configuration)
         if path.exists():
             # what decides the videos stays; by what they are scored and shown is as last asked for
             document = self._compare(path, plain)
-            asked = {"scorers": judged, "configuration": dict(configuration)}
-            if _plain(asked) != {name: document.get(name) for name in asked}:
-                write_text(path, _dump({**document, **asked}))
+            if _plain(asked) != {name: document[name] for name in ASKED if name in document}:
+                kept = {n: part for n, part in document.items() if n in asked or n not in ASKED}
+                write_text(path, _dump({**kept, **asked}))
         else:
             document = {
                 "format": FORMAT,
                 "name": self.folder.name,
                 "made_of": plain,
                 "items": keys,
-                "scorers": judged,
-                "configuration": dict(configuration),
+                **asked,
                 "provenance": {
                     "started": self._began.isoformat(timespec="seconds"),
                     "git": git_state(),
@@ -166,7 +166,7 @@ class Run:
         self._tell_of_damage({name: key for name, key in keys.items() if name not in done})
         for name in done:
             self.link(name, items[name])
-        whole = {name for name in done if not self.store.unscored(keys[name], scorers)}
+        whole = {name for name in done if not self.store.unscored(items[name], scorers)}
         return [name for name in keys if name not in whole]
 
     def _tell_of_damage(self, keys: Mapping[str, str]) -> None:
@@ -227,26 +227,26 @@ class Run:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(os.path.relpath(self.store.folder(item.key) / VIDEO, link.parent))
 
-    def wait_for(self, keys: Iterable[str], scorers: Sequence[ItemScorer]) -> None:
+    def wait_for(self, items: Iterable[Item], scorers: Sequence[ItemScorer]) -> None:
         """Wait until items that other processes have finished are seen here, at most for ``LATE`` seconds.
 
         On a file server, a machine that looked for a file before it was there may not see it for up to a
         minute.
 
         Args:
-            keys: Of items that are made and scored.
+            items: Made and scored.
             scorers: Of the videos.
         """
-        until, left = time.monotonic() + LATE, list(keys)
-        while left := [key for key in left if not self._is_whole(key, scorers)]:
+        until, left = time.monotonic() + LATE, list(items)
+        while left := [item for item in left if not self._is_whole(item, scorers)]:
             if time.monotonic() > until:
                 return
             time.sleep(AGAIN)
 
-    def _is_whole(self, key: str, scorers: Sequence[ItemScorer]) -> bool:
-        manifest = self.store.manifest(key)
+    def _is_whole(self, item: Item, scorers: Sequence[ItemScorer]) -> bool:
+        manifest = self.store.manifest(item.key)
         done = manifest is not None and manifest["status"] == "done"
-        return done and not self.store.unscored(key, scorers, manifest)
+        return done and not self.store.unscored(item, scorers, manifest)
 
     def close(
         self,
@@ -281,7 +281,7 @@ class Run:
             for name, manifest in manifests.items()
             if manifest is not None
             and name not in failed
-            and self.store.unscored(items[name].key, scorers, manifest)
+            and self.store.unscored(items[name], scorers, manifest)
         ]
         bad = len(failed) + len(unscored) > most or bool(missing)
         status = {
@@ -305,6 +305,24 @@ class Run:
                 f"{where} ({error.strerror}): go by what is said here", Notice, stacklevel=2
             )
         return status
+
+
+def _asked(
+    items: Mapping[str, Item], scorers: Sequence[ItemScorer], configuration: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return by what the videos are scored and shown, as last asked for; see ``ASKED``."""
+    kinds = dict.fromkeys(item.dimensions for item in items.values())
+    judging = [scorer for kind in kinds for scorer in narrowed(scorers, kind)]
+    own = {
+        name.rpartition("/")[2]: list(item.dimensions)
+        for name, item in items.items()
+        if item.dimensions
+    }
+    return {
+        "scorers": {scorer.file: scorer.identity() for scorer in judging},
+        "configuration": dict(configuration),
+        **({"dimensions": own} if own else {}),
+    }
 
 
 def _check_unique(keys: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ from miga_bench.metrics.base import Terms, VideoScore
 from miga_bench.metrics.long import LongVideo, long_score
 from miga_bench.metrics.networks.base import Network, plain
 from miga_bench.metrics.statistics import Estimate, estimate
-from miga_bench.metrics.suites import OVERALL
+from miga_bench.metrics.suites import OVERALL, overall_label
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -145,9 +145,7 @@ def _add_overall(
     document: Row, values: dict[str, dict[str, float]], labels: dict[str, str]
 ) -> None:
     """Add the mean of the four, of every video and of all."""
-    networks = [labels[name].partition("[")[2].rstrip("]") for name in OVERALL]
-    named = ",".join(dict.fromkeys(n for n in networks if n))
-    label = f"overall_score[{named}]" if named else "overall_score"
+    label = overall_label([labels[name] for name in OVERALL])
     for video in document["videos"]:
         four = [found.get(video["video"]) for found in values.values()]
         video["scores"][label] = None if None in four else sum(four) / len(four)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,10 @@ class ItemScorer(ABC):
         """Return the labels of its numbers, as far as they are known before a video is; after ``use``."""
         return frozenset()
 
+    def narrowed(self, dimensions: Sequence[str]) -> ItemScorer | None:
+        """Return what scores a video by these of VBench's dimensions; None if nothing does."""
+        return self
+
     @property
     def file(self) -> str:
         """Name of the file of its scores beside a video."""
@@ -80,8 +85,17 @@ class ItemScorer(ABC):
         """Hear that a video's scores are on disk: what was kept for another try may go."""
 
 
+def narrowed(scorers: Sequence[ItemScorer], dimensions: Sequence[str]) -> list[ItemScorer]:
+    """Return what scores the videos of a prompt that is for these of VBench's dimensions; empty is all."""
+    if not dimensions:
+        return list(scorers)
+    return [own for scorer in scorers if (own := scorer.narrowed(dimensions)) is not None]
+
+
 class SuiteScores(ItemScorer):
     """VBench's dimensions of a video, by the embedded networks or by its own; see ``miga-bench score``.
+
+    A video whose prompt is for some dimensions, as VBench's are, is scored by those alone.
 
     Args:
         suite: ``tiny`` or ``vbench``: whole videos; ``vbench-long``: clips and their fusion.
@@ -134,6 +148,17 @@ class SuiteScores(ItemScorer):
             networks[name] |= plain({"fast": encoder.provenance})
         version = {"version": 2} if self.plan.long else {}  # since then with a curve over the clips
         return {"scorer": self.name, "plan": vars(self.plan), "networks": networks, **version}
+
+    def narrowed(self, dimensions: Sequence[str]) -> SuiteScores | None:
+        """Return the same with those of its dimensions alone, which is another plan and another file."""
+        names = tuple(name for name in self.plan.dimensions if name in dimensions)
+        if not names:
+            return None
+        own = copy(self)
+        own.plan = replace(self.plan, dimensions=names)
+        own._scores = [score for score in self._scores if score.name in names]
+        own._fast = {name: encoder for name, encoder in self._fast.items() if name in names}
+        return own
 
     def labels(self) -> frozenset[str]:
         """Return the dimensions' labels."""

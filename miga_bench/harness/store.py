@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from miga_bench.harness.scorers import ItemScorer
+from miga_bench.harness.items import Item
+from miga_bench.harness.scorers import ItemScorer, narrowed
 from miga_bench.harness.seals import opened
 
 FORMAT = 1
@@ -117,18 +118,19 @@ class Store:
         return manifest is not None and manifest["status"] == "done"
 
     def unscored(
-        self, key: str, scorers: Sequence[ItemScorer], manifest: Manifest | None = None
+        self, item: Item, scorers: Sequence[ItemScorer], manifest: Manifest | None = None
     ) -> list[ItemScorer]:
         """Return the scorers whose scores of an item are not there; scores of another file do not count.
 
         Args:
-            key: The item's.
+            item: Scored by its own dimensions.
             scorers: Those that are wanted.
             manifest: The item's, where the caller has it.
         """
-        manifest = manifest or self.manifest(key)
+        manifest = manifest or self.manifest(item.key)
         sha = None if manifest is None else manifest["files"].get(VIDEO, {}).get("sha256")
-        return [scorer for scorer in scorers if self.scores(key, scorer.file, sha) is None]
+        own = narrowed(scorers, item.dimensions)
+        return [scorer for scorer in own if self.scores(item.key, scorer.file, sha) is None]
 
     def scores(self, key: str, file: str, sha: str | None) -> dict[str, Any] | None:
         """Return what a scorer found, None if it lies there broken, of another video, or not at all.

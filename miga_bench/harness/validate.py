@@ -21,6 +21,7 @@ from miga_bench.harness.files import nearest
 from miga_bench.harness.items import Item
 from miga_bench.harness.predict import parse
 from miga_bench.harness.probe import Probe
+from miga_bench.harness.scorers import SuiteScores, narrowed
 from miga_bench.harness.teams import check_settings, check_size
 from miga_bench.harness.writer import RunWriter
 from miga_bench.offline import offline
@@ -155,9 +156,14 @@ class Preflight:
     def scorers(self) -> tuple[str, str]:
         """Open the scorers, with what networks they need."""
         self.model.open_scorers()
-        files = [scorer.file for scorer in self.model.metrics]
-        self.facts["scorers"] = files
-        return OK, ", ".join(files) or "none asked for"
+        kinds = dict.fromkeys(wish.dimensions for wish in self.data.wishes)
+        files = [one.file for kind in kinds for one in narrowed(self.model.metrics, kind)]
+        self.facts["scorers"] = files = list(dict.fromkeys(files))
+        told = ", ".join(files) or "none asked for"
+        suites = [one for one in self.model.metrics if isinstance(one, SuiteScores)]
+        asked = dict.fromkeys(name for suite in suites for name in suite.plan.dimensions)
+        idle = [name for name in asked if all(kind and name not in kind for kind in kinds)]
+        return (NOTE, f"{told}; no prompt is for {', '.join(idle)}") if idle else (OK, told)
 
     def run_folder(self) -> tuple[str, str]:
         """Compare the run with what lies on disk."""
@@ -167,9 +173,7 @@ class Preflight:
         self.todo = [name for name, item in self.items.items() if not store.is_done(item.key)]
         made = self.items.keys() - self.todo
         done = len(made)
-        unscored = sum(
-            bool(store.unscored(self.items[name].key, self.model.metrics)) for name in made
-        )
+        unscored = sum(bool(store.unscored(self.items[name], self.model.metrics)) for name in made)
         self.facts |= {"items": len(self.items), "done": done, "unscored": unscored}
         shared = f", {done} of {len(self.items)} videos are there from other runs" if done else ""
         told = (

@@ -167,7 +167,7 @@ class RunWriter(BasePredictionWriter):
             return
         if manifest["status"] == "done":
             self.run.link(name, item)
-            if self._score(name, item):
+            if self._score(name):
                 self._whole.add(item.key)
         else:
             self._watcher.noticed(f"{name} failed: {in_print(str(manifest['error']))}")
@@ -192,10 +192,11 @@ class RunWriter(BasePredictionWriter):
             )
         return self._gave_up
 
-    def _score(self, name: str, item: Item) -> bool:
+    def _score(self, name: str) -> bool:
         """Score the video; what goes wrong is said, and tried again by the same command."""
         try:
-            score(self.run.store, item, self._scorers, self._stop)
+            # the run's own item, for what travels with the video says nothing of scoring
+            score(self.run.store, self._items[name], self._scorers, self._stop)
         except Exception as error:
             if not self._gives_up(error) and not getattr(error, "reported", False):
                 self._watcher.noticed(f"{name} is not scored: {in_print(str(error))}")
@@ -226,7 +227,7 @@ class RunWriter(BasePredictionWriter):
             self._together.wait()
             others = self._together.gather(self._whole) - self._whole
         if trainer.is_global_zero:
-            self.run.wait_for(others, self._scorers)
+            self.run.wait_for([self._items[self._names[key]] for key in others], self._scorers)
             self._cut_lifeline()  # nobody is at the other end any more
             self.status = self.run.close(self._items, scorers=self._scorers)
         self.settled = True

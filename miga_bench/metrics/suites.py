@@ -82,6 +82,13 @@ def check_dimensions(names: Sequence[str] | None, networks: str) -> tuple[str, .
     return tuple(name for name in DIMENSIONS if name in (names or DEFAULT))
 
 
+def overall_label(labels: Sequence[str]) -> str:
+    """Return the label of the mean of the four scores with these labels: their networks, each once."""
+    networks = [label.partition("[")[2].rstrip("]") for label in labels]
+    named = ",".join(dict.fromkeys(n for n in networks if n))
+    return f"overall_score[{named}]" if named else "overall_score"
+
+
 def make_scores(
     dimensions: Sequence[str],
     networks: str = "tiny",

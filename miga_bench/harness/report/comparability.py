@@ -85,9 +85,10 @@ def our_choices(run: Results, table: PublishedTable, backbone: str) -> list[str]
     ]
     if table.toolkit == "vbench-long" and arms:
         seeds = len({row.seed for arm in arms for row in run.of(arm.name)})
+        ours, theirs = ("its own", "") if run.dimensions else ("all", "each on its own prompts, ")
         out.append(
-            f"every score on all prompts with {seeds} seed{'s' * (seeds > 1)} each and no static filter, where"
-            " VBench-Long can take each on its own prompts, five videos a prompt, flickering without still ones"
+            f"every score on {ours} prompts with {seeds} seed{'s' * (seeds > 1)} each and no static filter,"
+            f" where VBench-Long can take {theirs}five videos a prompt, flickering on still ones alone"
         )
     return out
 

@@ -19,15 +19,17 @@ from math import isfinite
 import numpy as np
 
 from miga_bench.harness.costs import machines
-from miga_bench.harness.report.measures import Measure, value_of
+from miga_bench.harness.report.measures import Measure, base_of, value_of
 from miga_bench.harness.results import Results
-from miga_bench.metrics.statistics import compared
+from miga_bench.metrics.statistics import compared, mean_of_means
+from miga_bench.metrics.suites import DIMENSIONS
 
 FEWEST = 6  # prompts: the sign test of five alike is at 0.06
 BETTER, WORSE, MORE, LESS = "better", "worse", "moves more", "moves less"
 OTHER_MACHINES = "made on different hardware, or by teams of different size"
 MEASURED = ("cost/seconds_per_frame", "cost/peak_memory")  # which are also the machine's
 NOT_SHOWN, TOO_FEW, NO_PAIRS = "no difference shown", "too few prompts", "no pairs"
+OF_SEVERAL = "cannot be said: its scores are of different videos"
 UNTOLD = "cannot be said: the measure of motion does not tell these videos apart"
 
 
@@ -62,7 +64,7 @@ class Comparison:
         losses: Prompts whose mean difference is below zero.
         n: Pairs.
         prompts: Prompts they belong to.
-        dropped: Pairs left out because one of the videos has no score.
+        dropped: Pairs of the measure's prompts left out because one of the videos has no score.
         verdict: In words.
         equal: At equal motion; None for motion itself, for costs and where motion was not measured.
     """
@@ -92,13 +94,22 @@ def compare(
         measure: What to compare.
         motion: What says how much a video moves.
     """
-    pairs, values = _pairs(run, weights, measure)
     texts = {row.pair: row.cluster for row in run.rows}
-    pair_by_pair = compared(values, [texts[pair] for pair in pairs])
-    found = pair_by_pair.difference
+    parts = run.overall.get(measure.label, [measure.label])
+    by_part = [_pairs(run, weights, part) for part in parts]
+    pairs, values = by_part[0]
+    if len(parts) > 1:  # a pair goes up or down by what it has of the four
+        values = [_mean_of_known(of_pair) for of_pair in zip(*(v for _, v in by_part), strict=True)]
+    clusters = [texts[pair] for pair in pairs]
+    pair_by_pair = compared(values, clusters)
+    found = mean_of_means([v for _, v in by_part], clusters)
     equal = None
-    if motion is not None and not measure.is_motion and measure.group != "cost" and found.n:
-        moved = dict(zip(*_pairs(run, weights, motion), strict=True))
+    if motion is None or measure.is_motion or measure.group == "cost" or not found.n:
+        pass
+    elif len(parts) > 1:
+        equal = EqualMotion(None, None, None, OF_SEVERAL)
+    else:
+        moved = dict(zip(*_pairs(run, weights, motion.label), strict=True))
         equal = _at_equal_motion(
             [
                 (texts[pair], value, shift)
@@ -117,7 +128,10 @@ def compare(
         pair_by_pair.losses,
         found.n,
         found.clusters,
-        found.dropped,
+        sum(
+            value is None and any(_is_for(run, pair, part) for part in parts)
+            for pair, value in zip(pairs, values, strict=True)
+        ),
         OTHER_MACHINES
         if measure.label in MEASURED and found.n and len(machines(run, weights)) > 1
         else _verdict(measure, found.low, found.high, found.clusters),
@@ -126,14 +140,14 @@ def compare(
 
 
 def _pairs(
-    run: Results, weights: Mapping[str, float], measure: Measure
+    run: Results, weights: Mapping[str, float], label: str
 ) -> tuple[list[tuple[str, int]], list[float | None]]:
     """Return the pairs that every arm has, and their weighted sums; None where a score is missing."""
     arms = {arm: {row.pair: row for row in run.of(arm)} for arm in weights}
     shared = [pair for pair in next(iter(arms.values())) if all(pair in a for a in arms.values())]
     sums: list[float | None] = []
     for pair in shared:
-        scores = [value_of(arms[arm][pair], measure.label) for arm in weights]
+        scores = [value_of(arms[arm][pair], label) for arm in weights]
         known = [
             weight * score
             for weight, score in zip(weights.values(), scores, strict=True)
@@ -141,6 +155,17 @@ def _pairs(
         ]
         sums.append(sum(known) if len(known) == len(scores) else None)
     return shared, sums
+
+
+def _is_for(run: Results, pair: tuple[str, int], label: str) -> bool:
+    """Tell whether a prompt is for a score; it is for all that are none of VBench's dimensions."""
+    own, base = run.dimensions.get(f"{pair[0]}-{pair[1]}"), base_of(label)
+    return not own or base in own or base not in DIMENSIONS
+
+
+def _mean_of_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _verdict(measure: Measure, low: float | None, high: float | None, prompts: int) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from miga_bench.harness.costs import passes_of, searches
-from miga_bench.harness.report.measures import KNOWN, Measure, measure_of, value_of
+from miga_bench.harness.report.measures import KNOWN, Measure, mean_over, measure_of
 from miga_bench.harness.results import Results, Row
 from miga_bench.metrics.statistics import Estimate, estimate
 
@@ -101,7 +101,7 @@ def along_axis(
     out: dict[str, list[tuple[float, Estimate]]] = {}
     for name in run.arms:
         for value, rows in _rows_by_value(run, axis, name).items():
-            found = _mean(rows, measure)
+            found = mean_over(run, rows, measure.label)
             if found.n:
                 family = name if axis == "frames" else _family(name, axis)
                 out.setdefault(family or axis, []).append((value, found))
@@ -125,7 +125,7 @@ def _family(name: str, axis: str) -> str:
 def without_reflection(run: Results, axis: str, measure: Measure) -> Estimate | None:
     """Return the mean of the arm that does not reflect, where the axis is the threshold of reflection."""
     arms = [] if axis != "reflection_threshold" else [a for a in run.arms if not searches(run, a)]
-    found = [_mean(run.of(arm), measure) for arm in arms]
+    found = [mean_over(run, run.of(arm), measure.label) for arm in arms]
     return found[0] if found and found[0].n else None
 
 
@@ -141,7 +141,3 @@ def _rows_by_value(run: Results, axis: str, arm: str) -> dict[float, list[Row]]:
     if off or isinstance(value, bool) or not isinstance(value, int | float):
         return {}
     return {float(value): run.of(arm)}
-
-
-def _mean(rows: Sequence[Row], measure: Measure) -> Estimate:
-    return estimate([value_of(row, measure.label) for row in rows], [row.cluster for row in rows])

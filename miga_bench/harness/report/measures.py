@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from miga_bench.harness.results import Results, Row
+from miga_bench.metrics.statistics import Estimate, mean_of_means
 
 Better = Literal["higher", "lower"] | None
 
@@ -201,14 +202,20 @@ def measure_of(label: str) -> Measure:
     return Measure(label, title, meaning, prefix if slash else "other", 100, 2, "higher", "x 100")
 
 
+def labels_of(run: Results) -> set[str]:
+    """Return the labels of the scores that the run has, or has a reason for not having."""
+    return {*run.overall, *(label for row in run.rows for label in (*row.scores, *row.reasons))}
+
+
 def measures_of(runs: Iterable[Results]) -> list[Measure]:
     """Return every score that some video of the runs has, or has a reason for not having.
 
     Subject and background consistency are one number where one encoder makes both, as the embedded one does:
     the first stands for both, or every gain would be counted twice.
     """
+    runs = list(runs)
     rows = [row for run in runs for row in run.rows]
-    labels = {label for row in rows for label in (*row.scores, *row.reasons)}
+    labels = {label for run in runs for label in labels_of(run)}
     order = sorted(labels, key=lambda label: (_ORDER.get(base_of(label), len(_ORDER)), label))
     measures = [measure_of(label) for label in order]
     subject, background = (
@@ -243,6 +250,12 @@ def value_of(row: Row, label: str) -> float | None:
         return skipped / nfe if nfe and skipped is not None else None
     total = row.cost.get({"cost/nfe_per_frame": "nfe"}.get(label, "total_seconds"))
     return None if total is None else total / row.frames
+
+
+def mean_over(run: Results, rows: Sequence[Row], label: str) -> Estimate:
+    """Return the mean of some of a run's videos with its interval over prompts; those without are left out."""
+    scores = [[value_of(row, part) for row in rows] for part in run.overall.get(label, [label])]
+    return mean_of_means(scores, [row.cluster for row in rows])
 
 
 def motion_of(measures: Iterable[Measure]) -> Measure | None:

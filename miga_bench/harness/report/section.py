@@ -44,6 +44,12 @@ CHANGING = (
     " change that was asked for as a fault, so that a video that stands by its opening and does not do as asked"
     " scores best in them: they rank no arms here, and the paper's claims about them are not looked at."
 )
+OWN_PROMPTS = (
+    "A video is scored by those of VBench's dimensions that its prompt is for, as VBench does: n counts a"
+    " score's own videos. The overall score is the mean of the four means; its interval sums what each prompt"
+    " adds to them, and its n and its prompts are those of the score that has the fewest. In it a prompt goes"
+    " up or down by what it has of the four."
+)
 NAMED = 6  # arms whose measures are named in the sentences at the top
 
 
@@ -247,6 +253,8 @@ def _scores(facts: RunFacts) -> list[Block]:
         blocks.append(tables.score_table([run], columns, caption, paper))
         if paper is not None and any(m.column in paper.columns for m in columns):
             blocks.append(Paragraph(comparability(run, paper, columns), "small"))
+    if run.dimensions:
+        blocks.append(Paragraph(OWN_PROMPTS, "small"))
     if run.changing:
         blocks.append(Paragraph(CHANGING, "small"))
     blocks.append(Fold("What the measures mean", [tables.glossary(facts.measures, collapses(run))]))

@@ -19,13 +19,14 @@ from miga_bench.harness.report.measures import (
     MINUS,
     Measure,
     base_of,
+    labels_of,
+    mean_over,
     motion_of,
-    value_of,
 )
 from miga_bench.harness.report.published import PublishedTable
 from miga_bench.harness.report.scoring import NO_QUALITY, lacks_quality
 from miga_bench.harness.results import Results
-from miga_bench.metrics.statistics import SURE_FROM, Estimate, estimate
+from miga_bench.metrics.statistics import SURE_FROM, Estimate
 
 GROUPS = {
     "vbench": "VBench's scores",
@@ -37,8 +38,7 @@ _TONES: dict[str, Tone] = {BETTER: "good", HOLDS: "good", WORSE: "bad", DOES_NOT
 
 def mean_of(run: Results, arm: str, label: str) -> Estimate:
     """Return an arm's mean with its interval over prompts; videos without a score are counted out."""
-    rows = run.of(arm)
-    return estimate([value_of(row, label) for row in rows], [row.cluster for row in rows])
+    return mean_over(run, run.of(arm), label)
 
 
 def caption_of(run: Results, group: str) -> str:
@@ -96,7 +96,7 @@ def _unit(measure: Measure) -> str:
 
 def _labels(run: Results, columns: Sequence[Measure]) -> dict[str, str]:
     """Return the label that the run's videos carry for each column."""
-    labels = {label for row in run.rows for label in (*row.scores, *row.reasons)}
+    labels = labels_of(run)
     by_base = {base_of(label): label for label in sorted(labels, reverse=True)}
     return {m.label: m.label if m.label in labels else by_base.get(m.base, "") for m in columns}
 

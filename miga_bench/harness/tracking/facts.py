@@ -11,8 +11,8 @@ from statistics import fmean
 from typing import Any
 
 from miga_bench.harness.costs import ArmCost, Pass, cost_of
+from miga_bench.harness.report.measures import mean_over
 from miga_bench.harness.results import Arm, Results, Row
-from miga_bench.metrics.statistics import estimate
 
 Metrics = dict[str, float]
 Points = list[tuple[int, float]]
@@ -88,7 +88,7 @@ def facts(results: Results, arm: Arm) -> ArmFacts:
     reflection = Reflection()
     cost = cost_of(results, arm.name, reflection.add)
     counts = {f"videos/{name}": float(sum(row.status == name for row in rows)) for name in STATES}
-    metrics = {**_scores(rows), **_cost(cost), **counts}
+    metrics = {**_scores(results, rows), **_cost(cost), **counts}
     metrics["videos/frames"] = float(sum(row.frames for row in done))
     states = {row.status for row in rows}
     seconds = sum(float(row.cost.get("total_seconds") or 0) for row in rows)
@@ -132,12 +132,11 @@ def _params(results: Results, arm: Arm) -> dict[str, str]:
     return {plain(name): str(value) for name, value in {**model, **own}.items()}
 
 
-def _scores(rows: Sequence[Row]) -> Metrics:
+def _scores(results: Results, rows: Sequence[Row]) -> Metrics:
     metrics: Metrics = {}
-    labels = _labels(rows)
+    labels = sorted({*_labels(rows), *results.overall})
     for label, name in names(labels).items():
-        have = [row for row in rows if row.status == "done"]
-        found = estimate([row.scores.get(label) for row in have], [row.cluster for row in have])
+        found = mean_over(results, [row for row in rows if row.status == "done"], label)
         known = {
             f"scores/{name}": found.mean,
             f"scores_standard_error/{name}": found.standard_error,
