@@ -8,6 +8,10 @@ import torch.distributed as dist
 import window_parallel_ranks as ranks
 from run_workers import context
 
+from miga_bench.errors import FailedError
+from miga_bench.harness import teams
+from miga_bench.harness.ranks import PATIENCE, Together, agree, gloo_group
+
 # Each pass amplifies float noise; see test_embedded.py.
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}
 
@@ -129,3 +133,22 @@ def test_one_that_is_killed_is_noticed_at_once(seen):
     for rank in (0, 1, 2):
         assert f"process {rank} of 4 lost another one" in seen[rank]["killed"]
         assert seen[rank]["seconds"] < ranks.TIMEOUT / 2
+
+
+def test_machines_that_do_not_reach_each_other_are_told_what_to_set(monkeypatch):
+    """Breaks if a machine whose name leads to itself ends in Gloo's own words."""
+
+    def refuse(*args, **kwargs):
+        raise RuntimeError(text)
+
+    text = "Gloo connectFullMesh failed with [pair.cc:152] timed out connecting: [127.0.0.1]:1"
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "new_group", refuse)
+    for form in (Together, lambda: teams.Teamwork(2), lambda: agree(None, lambda: None)):
+        with pytest.raises(FailedError, match="set GLOO_SOCKET_IFNAME on every machine"):
+            form()
+    text = "Connection closed by peer"
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        gloo_group(PATIENCE)

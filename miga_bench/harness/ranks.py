@@ -24,13 +24,34 @@ START = 300.0
 PATIENCE = timedelta(days=30)
 
 
+def gloo_group(timeout: timedelta, ranks: Sequence[int] | None = None) -> Any:
+    """Return a new group that meets in main memory; all ranks of the run have to take part in forming it.
+
+    Args:
+        timeout: How long one waits for another.
+        ranks: Those that belong to it, None for all.
+
+    Raises:
+        FailedError: They do not reach each other, as where a machine's name leads it to itself.
+    """
+    try:
+        return distributed.new_group(ranks, timeout=timeout, backend="gloo")
+    except RuntimeError as error:
+        if "connectFullMesh" not in str(error):  # one that is gone, for example
+            raise
+        raise FailedError(
+            "the processes of the run do not reach each other: set GLOO_SOCKET_IFNAME on every machine to the"
+            " network interface that the machines share, such as eth0"
+        ) from error
+
+
 @contextmanager
 def _patient_group() -> Iterator[Any]:
     """Have a group of all ranks that waits as long as it takes; None for a process on its own."""
     if not (distributed.is_available() and distributed.is_initialized()):
         yield None
         return
-    group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    group = gloo_group(PATIENCE)
     yield group
     distributed.destroy_process_group(group)
 
@@ -176,7 +197,7 @@ class Together:
     def __init__(self) -> None:
         self._group: Any = None
         if distributed.is_available() and distributed.is_initialized():
-            self._group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+            self._group = gloo_group(PATIENCE)
 
     def wait(self) -> None:
         """Return when every rank has come here.

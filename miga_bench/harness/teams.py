@@ -25,7 +25,7 @@ from torch import distributed
 from miga_bench.backbones.base import Backbone
 from miga_bench.errors import LostError, TeamError, UserError
 from miga_bench.harness.generate import Video, Watcher
-from miga_bench.harness.ranks import PATIENCE
+from miga_bench.harness.ranks import PATIENCE, gloo_group
 from miga_bench.harness.stop import StopRequested, StopSignals
 from miga_bench.harness.window_parallel import WindowParallel
 from miga_bench.sampling.base import CommonSettings
@@ -100,8 +100,8 @@ class Teamwork:
         self.leads = rank % size == 0
         for first in range(0, world, size):  # every rank has to take part in forming every team
             ranks = list(range(first, first + size))
-            meeting = distributed.new_group(ranks, timeout=PATIENCE, backend="gloo")
-            words = distributed.new_group(ranks, timeout=SILENCE, backend="gloo")
+            meeting = gloo_group(PATIENCE, ranks)
+            words = gloo_group(SILENCE, ranks)
             gloo = distributed.get_backend() == "gloo"
             rows = words if gloo else distributed.new_group(ranks, timeout=SILENCE)
             if rank in ranks:
