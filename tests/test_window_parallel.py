@@ -110,6 +110,8 @@ def test_another_seed_is_noticed_by_all(seen):
     for rank in range(4):
         assert "process 2 of the 4 " in seen[rank]["other seed"]
         assert "makes another video than process 0" in seen[rank]["other seed"]
+        # whose text another device has encoded is told so
+        assert "the kind of device, for the text encoder, too" in seen[rank]["other seed"]
 
 
 def test_one_that_leaves_early_is_named(seen):

@@ -167,7 +167,8 @@ class WindowParallel:
             if word[0] != heard[0][0] or (doing == _CALLS and word != heard[0]):
                 raise TeamError(
                     f"{who} makes another video than process 0: prompts, seed, method and all settings "
-                    "must be the same, and so must be the kind of device"
+                    "must be the same, and so must be the kind of device, for the text encoder, too, which"
+                    " moves to the CPU where memory runs out"
                 )
         return heard
 
