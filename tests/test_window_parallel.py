@@ -7,10 +7,12 @@ import torch
 import torch.distributed as dist
 import window_parallel_ranks as ranks
 from run_workers import context
+from simple_backbone import SimpleBackbone
 
 from miga_bench.errors import FailedError
 from miga_bench.harness import teams
 from miga_bench.harness.ranks import PATIENCE, Together, agree, gloo_group
+from miga_bench.harness.window_parallel import WindowParallel
 
 # Each pass amplifies float noise; see test_embedded.py.
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}
@@ -154,3 +156,20 @@ def test_machines_that_do_not_reach_each_other_are_told_what_to_set(monkeypatch)
     text = "Connection closed by peer"
     with pytest.raises(RuntimeError, match="closed by peer"):
         gloo_group(PATIENCE)
+
+
+def test_the_rows_group_is_at_work_before_memory_is_measured(tmp_path, monkeypatch):
+    """Breaks if NCCL takes its memory after a share was fitted into what was free."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        rows, words = dist.new_group([0]), dist.new_group([0])
+        groups, gather = [], dist.all_gather
+        monkeypatch.setattr(
+            dist, "all_gather", lambda all_, own, group: groups.append(group) or gather(all_, own, group)
+        )
+        team = WindowParallel(rows, words)
+        with team.sharing(SimpleBackbone()):
+            assert team.capacity(3) == 3
+        assert [group is rows for group in groups] == [True, False, False]
+    finally:
+        dist.destroy_process_group()

@@ -76,6 +76,7 @@ class WindowParallel:
         it was found.
 
         Raises:
+            LostError: Another process is gone.
             TeamError: In it: another process failed, stopped early, was lost, or makes another video.
             StopRequested: In it: a process was asked to stop.
         """
@@ -84,6 +85,9 @@ class WindowParallel:
         before, backbone.team = backbone.team, self
         self._together, last = True, _FAILS
         try:
+            # NCCL takes its buffers, which torch does not count, with the first exchange: before a share is
+            # fitted into the memory that is free
+            self._gather(torch.zeros(1, device=self._carrier), self.group)
             yield
             last = _LEAVES
         finally:
