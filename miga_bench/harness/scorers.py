@@ -28,7 +28,8 @@ class Found:
     """A video's scores.
 
     Attributes:
-        scores: By label; None where there is a reason instead.
+        scores: By label; None where there is a reason instead. Reports show a label that they do not know as a
+            share between 0 and 1, in per cent, of which more is better: give what is otherwise as such a share.
         reasons: Why a score is None, by label.
         series: By label, the score over the video: first frame, last frame and mean of each bin. Of VBench-Long
             the bins are its clips.
