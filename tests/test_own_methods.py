@@ -14,7 +14,10 @@ from run_workers import configuration
 from miga_bench.cli import main
 from miga_bench.errors import UserError
 from miga_bench.harness.module import LongVideoModule
+from miga_bench.harness.report.measures import measures_of
+from miga_bench.harness.report.tables import caption_of
 from miga_bench.harness.results import read_results
+from miga_bench.harness.scorers import Found, ItemScorer, Told
 from miga_bench.harness.tracking.facts import facts
 from miga_bench.sampling import Fifo, FifoSettings, Sampler, resolve
 from miga_bench.sampling.base import CommonSettings
@@ -68,6 +71,38 @@ class Odd(Waves, Sampler[OddSettings]):
 
 class Deeper(Fifo):
     """Changes one of ours."""
+
+
+class Weight(ItemScorer):
+    """A score of the user's own: of it less is better."""
+
+    name = "weight"
+
+    def identity(self):
+        return {}
+
+    def score(self, video, item):
+        return Found({"mine/weight": float(item.frames)})
+
+    def told(self):
+        return {"mine/weight": Told("weight", "how heavy", "g", digits=1, better="lower")}
+
+
+def test_a_score_of_ones_own_says_which_way_is_better(tmp_path, capsys):
+    """Breaks if a report calls the lighter video worse, or multiplies its weight by 100."""
+    config = configuration(
+        tmp_path,
+        model__method="fifo",
+        model__settings={"steps": 8, "guidance_scale": 3.0},
+        model__metrics=[{"class_path": "test_own_methods.Weight"}],
+        data__limit=1,
+        data__seeds=[0],
+    )
+    assert main(["predict", "--config", str(config)]) == 0, capsys.readouterr().err
+    (measure,) = measures_of([read_results(tmp_path / "run")])
+    assert (measure.title, measure.unit, measure.better) == ("weight", "g", "lower")
+    assert measure.number(9.0) == "9.0"
+    assert caption_of(read_results(tmp_path / "run"), measure.group) == "Other scores"
 
 
 def test_its_videos_are_known_by_its_code(tmp_path, monkeypatch, capsys):

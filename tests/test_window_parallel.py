@@ -165,7 +165,9 @@ def test_the_rows_group_is_at_work_before_memory_is_measured(tmp_path, monkeypat
         rows, words = dist.new_group([0]), dist.new_group([0])
         groups, gather = [], dist.all_gather
         monkeypatch.setattr(
-            dist, "all_gather", lambda all_, own, group: groups.append(group) or gather(all_, own, group)
+            dist,
+            "all_gather",
+            lambda all_, own, group: groups.append(group) or gather(all_, own, group),
         )
         team = WindowParallel(rows, words)
         with team.sharing(SimpleBackbone()):

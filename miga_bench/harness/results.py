@@ -16,6 +16,7 @@ from miga_bench.errors import UserError
 from miga_bench.harness.configurations import yaml_of
 from miga_bench.harness.names import NAME
 from miga_bench.harness.prompt_lists import NARRATIVES
+from miga_bench.harness.scorers import Told
 from miga_bench.harness.store import VIDEO, Store
 from miga_bench.metrics.suites import OVERALL, overall_label
 
@@ -119,6 +120,7 @@ class Results:
         dimensions: By prompt and seed, those of VBench's that score its videos; all where it says nothing.
         overall: Where prompts are for some dimensions, the labels of the four whose means the overall score is
             the mean of, by its own label: no video need have all four.
+        told: What scorers of the user's own say of their numbers, by label.
     """
 
     folder: Path
@@ -133,6 +135,7 @@ class Results:
     changing: bool = False
     dimensions: Mapping[str, Sequence[str]] = field(default_factory=dict)
     overall: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    told: Mapping[str, Told] = field(default_factory=dict)
 
     def of(self, arm: str) -> list[Row]:
         """Return an arm's videos."""
@@ -182,8 +185,9 @@ def read_results(
             arm, _, rest = name.rpartition("/")
             mine = _scorers_of(identities, dimensions.get(rest))
             rows.append(_row(arm or next(iter(arms)), *prompts[rest], key, store, mine))
-        told = [one for one in identities.values() if isinstance(one, Mapping)]
-        overall = _overall(told, rows) if dimensions else {}
+        judging = [one for one in identities.values() if isinstance(one, Mapping)]
+        overall = _overall(judging, rows) if dimensions else {}
+        told = {label: Told(**one) for label, one in _mapping(document, "told").items()}
     except FileNotFoundError:
         raise UserError(f"{folder} is no run: it has no run.yaml; runs lie in ROOT/NAME") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -200,10 +204,11 @@ def read_results(
         rows,
         provenance,
         configuration,
-        told,
+        judging,
         changing,
         dimensions,
         overall,
+        told,
     )
 
 

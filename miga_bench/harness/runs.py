@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from miga_bench.harness.scorers import ItemScorer, narrowed
 from miga_bench.harness.store import VIDEO, Store
 
 FORMAT = 1
-ASKED = ("scorers", "configuration", "dimensions")  # of run.yaml: decides no video
+ASKED = ("scorers", "configuration", "dimensions", "told")  # of run.yaml: decides no video
 MOST_SHOWN = 6
 PATIENCE, AGAIN = 180.0, 5.0  # seconds for a lock held elsewhere, and between two tries
 LATE = 70.0  # seconds that a file may be seen later elsewhere: NFS remembers for 60 that there was none
@@ -318,10 +319,12 @@ def _asked(
         for name, item in items.items()
         if item.dimensions
     }
+    told = {label: asdict(one) for scorer in judging for label, one in scorer.told().items()}
     return {
         "scorers": {scorer.file: scorer.identity() for scorer in judging},
         "configuration": dict(configuration),
         **({"dimensions": own} if own else {}),
+        **({"told": told} if told else {}),
     }
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from miga_bench.errors import UserError
 from miga_bench.harness.items import Item
@@ -28,8 +28,7 @@ class Found:
     """A video's scores.
 
     Attributes:
-        scores: By label; None where there is a reason instead. Reports show a label that they do not know as a
-            share between 0 and 1, in per cent, of which more is better: give what is otherwise as such a share.
+        scores: By label; None where there is a reason instead.
         reasons: Why a score is None, by label.
         series: By label, the score over the video: first frame, last frame and mean of each bin. Of VBench-Long
             the bins are its clips.
@@ -38,6 +37,27 @@ class Found:
     scores: dict[str, float | None] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     series: dict[str, list[list[float]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What reports say of a score that is not one of ours.
+
+    Attributes:
+        title: For people.
+        meaning: What it tells, in one phrase.
+        unit: Of the printed number.
+        factor: Tables print the score times this.
+        digits: Behind the point.
+        better: Which way is better.
+    """
+
+    title: str
+    meaning: str = ""
+    unit: str = ""
+    factor: float = 1
+    digits: int = 2
+    better: Literal["higher", "lower"] = "higher"
 
 
 class ItemScorer(ABC):
@@ -59,6 +79,13 @@ class ItemScorer(ABC):
     def labels(self) -> frozenset[str]:
         """Return the labels of its numbers, as far as they are known before a video is; after ``use``."""
         return frozenset()
+
+    def told(self) -> Mapping[str, Told]:
+        """Return what reports say of its numbers, by label.
+
+        Of a label that nobody tells of they say that it is a share between 0 and 1, of which more is better.
+        """
+        return {}
 
     def narrowed(self, dimensions: Sequence[str]) -> ItemScorer | None:
         """Return what scores a video by these of VBench's dimensions; None if nothing does."""

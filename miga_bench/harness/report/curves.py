@@ -47,7 +47,7 @@ def reflection_of(row: Row) -> Reflection:
 def timed_measures(run: Results) -> list[Measure]:
     """Return the scores that videos have over their time, in the order of the tables."""
     labels = {label for row in run.rows for label, bins in row.series.items() if bins}
-    order = {label: measure_of(label) for label in sorted(labels)}
+    order = {label: measure_of(label, run.told) for label in sorted(labels)}
     known = [measure.label for measure in KNOWN]
     return sorted(
         order.values(),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from miga_bench.harness.results import Results, Row
+from miga_bench.harness.scorers import Told
 from miga_bench.metrics.statistics import Estimate, mean_of_means
 
 Better = Literal["higher", "lower"] | None
@@ -189,14 +190,21 @@ def base_of(label: str) -> str:
     return label.partition("[")[0]
 
 
-def measure_of(label: str) -> Measure:
-    """Return what a label stands for; an unknown one is a share between 0 and 1, more being better."""
+def measure_of(label: str, told: Mapping[str, Told] | None = None) -> Measure:
+    """Return what a label stands for; an unknown one is a share between 0 and 1, more being better.
+
+    Args:
+        label: Of a score.
+        told: What the run's scorers say of numbers that are not ours, by label.
+    """
     base = base_of(label)
     networks = label[len(base) :]
     if base in _BY_BASE:
         known = _BY_BASE[base]
         return replace(known, label=label, title=f"{known.title} {networks}".strip())
     prefix, slash, name = base.rpartition("/")
+    if own := (told or {}).get(label):
+        return Measure(label, group="other", **asdict(own))
     title = f"{name.replace('_', ' ')} {networks}".strip()
     meaning = _NARRLV.get(name, "") if prefix == "narrlv" else ""
     return Measure(label, title, meaning, prefix if slash else "other", 100, 2, "higher", "x 100")
@@ -217,15 +225,16 @@ def measures_of(runs: Iterable[Results]) -> list[Measure]:
     rows = [row for run in runs for row in run.rows]
     labels = {label for run in runs for label in labels_of(run)}
     order = sorted(labels, key=lambda label: (_ORDER.get(base_of(label), len(_ORDER)), label))
-    measures = [measure_of(label) for label in order]
+    told = {label: one for run in runs for label, one in run.told.items()}
+    measures = [measure_of(label, told) for label in order]
     subject, background = (
         next((m for m in measures if m.base == name), None)
         for name in ("subject_consistency", "background_consistency")
     )
     if subject is None or background is None or not _alike(rows, subject, background):
         return measures
-    told = replace(subject, meaning=f"{subject.meaning}; {_ONE_ENCODER}")
-    return [told if m is subject else m for m in measures if m is not background]
+    both = replace(subject, meaning=f"{subject.meaning}; {_ONE_ENCODER}")
+    return [both if m is subject else m for m in measures if m is not background]
 
 
 def _alike(rows: Sequence[Row], one: Measure, other: Measure) -> bool:

@@ -32,6 +32,7 @@ GROUPS = {
     "vbench": "VBench's scores",
     "world": "What the embedded world's reader says",
     "narrlv": "NarrLV's scores",
+    "other": "Other scores",
 }
 _TONES: dict[str, Tone] = {BETTER: "good", HOLDS: "good", WORSE: "bad", DOES_NOT_HOLD: "bad"}
 
