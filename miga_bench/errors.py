@@ -110,6 +110,12 @@ class Notice(UserWarning):
     """Worth knowing, but no reason to stop; the command line shows it as one line."""
 
 
+def told(error: BaseException) -> str:
+    """Return what an error says, with its kind where that is no sentence, as of a KeyError."""
+    plain = isinstance(error, (UserError, FailedError, OSError, RuntimeError))
+    return str(error) if plain and str(error) else f"{type(error).__name__}: {error}"
+
+
 def plainly(main: Callable[[], int | None]) -> int:
     """Run a module's ``main`` and return its exit code; what goes wrong is one line, but with ``--debug``."""
     debug = "--debug" in sys.argv

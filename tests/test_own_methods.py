@@ -19,7 +19,7 @@ from miga_bench.harness.report.tables import caption_of
 from miga_bench.harness.results import read_results
 from miga_bench.harness.scorers import Found, ItemScorer, Told
 from miga_bench.harness.tracking.facts import facts
-from miga_bench.sampling import Fifo, FifoSettings, Sampler, resolve
+from miga_bench.sampling import CounterNoise, Fifo, FifoSettings, Sampler, resolve
 from miga_bench.sampling.base import CommonSettings
 from miga_bench.sampling.presets import PRESETS, settings_class
 
@@ -71,6 +71,28 @@ class Odd(Waves, Sampler[OddSettings]):
 
 class Deeper(Fifo):
     """Changes one of ours."""
+
+
+class Forgetful(Waves):
+    """Has a fault, as a method that is being written has."""
+
+    def stream(self, backbone, prompts, noise, length=None, callback=None):
+        if length and isinstance(noise, CounterNoise):  # not when its work is estimated
+            yield {}["height"]
+
+
+def test_a_fault_of_its_own_is_named_with_the_file_that_has_its_traceback(tmp_path, capsys):
+    """Breaks if all that is said of a KeyError is the key."""
+    method = "test_own_methods.Forgetful"
+    small = {"steps": 8, "guidance_scale": 3.0}
+    config = configuration(
+        tmp_path, model__method=method, model__settings=small, data__limit=1, data__seeds=[0]
+    )
+    assert main(["predict", "--config", str(config)]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    (trace,) = (tmp_path / "items").glob("*/error.txt")
+    assert f"p001-0 failed: KeyError: 'height' ({trace} has all of it)" in said
+    assert "in stream" in trace.read_text()
 
 
 class Weight(ItemScorer):

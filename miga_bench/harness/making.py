@@ -13,7 +13,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from miga_bench.errors import LostError, disk_is_full, gpu_is_lost
+from miga_bench.errors import LostError, disk_is_full, gpu_is_lost, told
 from miga_bench.harness.files import write_json, write_text
 from miga_bench.harness.generate import GenerateResult, Video, Watcher
 from miga_bench.harness.items import Item
@@ -167,7 +167,7 @@ def _manifest(
         "format": FORMAT,
         "key": item.key,
         "status": result.status,
-        "error": None if result.error is None else str(result.error),
+        "error": None if result.error is None else told(result.error),
         "spec": item.spec(),
         "frames": result.frames,
         "frame_rate": record["frame_rate"],

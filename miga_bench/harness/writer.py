@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from miga_bench.errors import disk_is_full, gpu_is_lost, in_print
+from miga_bench.errors import disk_is_full, gpu_is_lost, in_print, told
 from miga_bench.harness.deal import deal
 from miga_bench.harness.generate import Video, Watcher
 from miga_bench.harness.items import Item
@@ -22,6 +22,7 @@ from miga_bench.harness.ranks import Gathering, Together, agree
 from miga_bench.harness.runs import Run
 from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.stop import StopSignals
+from miga_bench.harness.store import ERROR
 from miga_bench.harness.teams import Teamwork, check_settings, check_size
 
 MOST_TEXT = 200  # characters of an error
@@ -170,7 +171,10 @@ class RunWriter(BasePredictionWriter):
             if self._score(name):
                 self._whole.add(item.key)
         else:
-            self._watcher.noticed(f"{name} failed: {in_print(str(manifest['error']))}")
+            where = store.folder(item.key) / ERROR
+            self._watcher.noticed(
+                f"{name} failed: {in_print(str(manifest['error']))} ({where} has all of it)"
+            )
 
     def _gives_up(self, error: Exception) -> bool:
         """Pass over all further items if an error says that none would fare better; tell so."""
@@ -199,7 +203,7 @@ class RunWriter(BasePredictionWriter):
             score(self.run.store, self._items[name], self._scorers, self._stop)
         except Exception as error:
             if not self._gives_up(error) and not getattr(error, "reported", False):
-                self._watcher.noticed(f"{name} is not scored: {in_print(str(error))}")
+                self._watcher.noticed(f"{name} is not scored: {in_print(told(error))}")
             return False
         return True
 
