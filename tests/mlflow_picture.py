@@ -27,12 +27,12 @@ WIDTH, HEIGHT, PATIENCE = 1600, 857, 300
 CHOSEN = """localStorage['mlflow.workflowType_v1'] = '"machine_learning"';
 localStorage['mlflow.assistant.fab.autoOpenedOnFirstLoad_v1'] = 'true';
 localStorage['mlflow.assistant.panelOpen_v1'] = 'false';"""
-# The note is folded where it is long. True once it is there and unfolded.
+# The note is folded where it is long. True once it is there and unfolded, and no assistant beside it.
 UNFOLD = """(() => {
   const named = text => [...document.querySelectorAll('button')].find(b => b.innerText.trim() === text);
   named('Show more')?.click();
   return !!document.querySelector('table') && document.body.innerText.includes('clustered by prompt')
-    && !named('Show more');
+    && !named('Show more') && !document.body.innerText.includes('Ask questions about');
 })()"""
 
 
@@ -111,6 +111,7 @@ def picture(run, file):
         session = ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         size = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
         ask("Emulation.setDeviceMetricsOverride", session, **size)
+        ask("Page.enable", session)
         ask("Page.addScriptToEvaluateOnNewDocument", session, source=CHOSEN)
         ask("Page.navigate", session, url=page_of(uri, run.name))
         until = time.monotonic() + PATIENCE
