@@ -98,7 +98,8 @@ def names_something(text):
     """Tell whether it has a value, or names an option, a setting, a file or a package."""
     return bool(
         re.search(
-            r"\{\}|--[a-z]|[a-z_]+\.[a-z_]+|[a-z]_[a-z]|[A-Z]_[A-Z]|[a-z]=[a-z]|pip install|class_path", text
+            r"\{\}|--[a-z]|[a-z_]+\.[a-z_]+|[a-z]_[a-z]|[A-Z]_[A-Z]|[a-z]=[a-z]|pip install|class_path",
+            text,
         )
     )
 
