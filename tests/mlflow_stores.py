@@ -16,6 +16,8 @@ from pathlib import Path
 import yaml
 from ports import free_port
 
+from miga_bench.harness.seals import sealed
+
 STARTED = "2026-01-02T03:04:05+00:00"
 
 
@@ -81,6 +83,7 @@ def make_item(folder, score, scores):
         for name in ("video.mp4", "sheet.png")
     }
     manifest = {
+        "format": 1,
         "status": "done",
         "error": None,
         "frames": 9,
@@ -90,12 +93,13 @@ def make_item(folder, score, scores):
         "timings": {
             "started": STARTED,
             "hardware": {},
+            "processes": 1,
             "seconds": {"stage 1": 1.0, "decode": 0.5},
             "total_seconds": 1.5,
             "peak_memory_mib": {"process": 300.0},
         },
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(sealed(manifest)))
     if scores:
         add_score(folder, "subject_consistency[tiny]", score)
 
@@ -113,7 +117,7 @@ def add_score(folder, label, value):
         "reasons": {},
         "series": {label: [[0, 3, value], [4, 8, value - 0.1]]},
     }
-    (folder / "scores" / "suite-1.json").write_text(json.dumps(document))
+    (folder / "scores" / "suite-1.json").write_text(json.dumps(sealed(document)))
 
 
 @contextmanager

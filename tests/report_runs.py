@@ -7,6 +7,7 @@ import math
 import torch
 import yaml
 
+from miga_bench.harness.seals import sealed
 from miga_bench.media import VideoWriter
 
 SCORER = "suite-0123456789abcdef.json"
@@ -83,6 +84,7 @@ class RunFolder:
         seconds = seconds or {"growth": 1.0, "stage1": 3.0, "decode": 2.0}
         names = [n for n in ("video.mp4", "passes.jsonl") if (folder / n).exists()]
         manifest = {
+            "format": 1,
             "status": "failed" if error else "done",
             "error": error,
             "frames": 0 if error else frames,
@@ -99,6 +101,7 @@ class RunFolder:
             "timings": {
                 "started": "x",
                 "hardware": {},
+                "processes": 1,
                 "seconds": seconds,
                 "total_seconds": sum(seconds.values()),
                 "peak_memory_mib": {"process": 500.0},
@@ -108,14 +111,14 @@ class RunFolder:
                 for n in names
             },
         }
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        (folder / "manifest.json").write_text(json.dumps(sealed(manifest)))
         document = {
             "video": sha256(folder / "video.mp4") if error is None else None,
             "scores": scores or {},
             "reasons": reasons or {},
             "series": series or {},
         }
-        (folder / "scores" / SCORER).write_text(json.dumps(document))
+        (folder / "scores" / SCORER).write_text(json.dumps(sealed(document)))
 
     def close(self):
         """Write ``run.yaml`` over all items, made or not; return the run's folder."""

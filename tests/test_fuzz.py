@@ -17,6 +17,7 @@ from report_runs import RunFolder
 from run_workers import SETTINGS
 from test_runs import item
 
+from miga_bench import __version__
 from miga_bench.backbones.checkpoint import read_json, read_state, weight_files
 from miga_bench.cli import main
 from miga_bench.errors import UserError
@@ -34,6 +35,7 @@ from miga_bench.harness.runs import Run
 from miga_bench.harness.score import _known
 from miga_bench.harness.score_request import Plan
 from miga_bench.harness.score_sources import find_videos, with_prompts
+from miga_bench.harness.seals import sealed
 from miga_bench.harness.store import Store
 from miga_bench.harness.tracking.uri import tracking_uri
 from miga_bench.metrics.narrlv.answers import AnswerFile, read_answers
@@ -269,6 +271,7 @@ def test_manifests_and_scores(tmp_path_factory, document):
     folder = store.folder("k" * 16)
     (folder / "scores").mkdir(parents=True)
     (folder / "video.mp4").touch()
+    document = sealed(document) if isinstance(document, dict) else document
     for name in ("manifest.json", "scores/a-1.json"):
         (folder / name).write_text(dumped(document))
     manifest = store.manifest("k" * 16)
@@ -329,7 +332,8 @@ LINES = near(ROW) | near(ANSWER) | near(HOLDER) | values
 )
 def test_journals_locks_and_answers(tmp_path_factory, lines):
     folder = scratch(tmp_path_factory)
-    head = dumped({"plan": vars(PLAN) | {"dimensions": list(PLAN.dimensions)}})
+    plan = vars(PLAN) | {"dimensions": list(PLAN.dimensions)}
+    head = dumped({"plan": plan, "version": __version__})
     path = folder / "scores.jsonl"
     path.write_text("".join(line + "\n" for line in [head, *lines]), encoding="utf-8")
     good_or_one_line(lambda: dict(_known(path, PLAN)))

@@ -20,6 +20,7 @@ from miga_bench.harness.report.measures import measure_of
 from miga_bench.harness.report.pictures import axis_curves
 from miga_bench.harness.report.published import published_table, published_tables
 from miga_bench.harness.results import Arm, Results, Row
+from miga_bench.harness.seals import opened, sealed
 from miga_bench.harness.shipped import shipped
 from miga_bench.metrics.statistics import estimate, sign_test
 
@@ -158,10 +159,10 @@ def test_seconds_of_several_machines_compare_no_arms_and_are_said(tmp_path, caps
     assert "Not all videos were made alike" not in (tmp_path / "out" / "report.md").read_text()
     for number in range(3):
         path = tmp_path / "items" / f"first-miga-p{number}-0" / "manifest.json"
-        manifest = json.loads(path.read_text())
+        manifest = opened(path.read_text())
         manifest["timings"] |= {"hardware": {"gpu": "a GPU", "cpu": "a CPU"}, "processes": 2}
         manifest["timings"]["git"] = {"commit": "decade", "changed": True}
-        path.write_text(json.dumps({**manifest, "versions": {"torch": "2.8.0"}}))
+        path.write_text(json.dumps(sealed({**manifest, "versions": {"torch": "2.8.0"}})))
     (run,) = made(capsys, folder, "-o", tmp_path / "new", "--prompts-shown", "0")["runs"]
     mixed = {claim["claim"]: claim["verdict"] for claim in run["claims"]}
     other = "not shown: made on different hardware, or by teams of different size"

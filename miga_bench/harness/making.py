@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from miga_bench.errors import LostError, disk_is_full, gpu_is_lost, told
 from miga_bench.harness.files import write_json, write_text
+from miga_bench.harness.formats import FORMAT
 from miga_bench.harness.generate import GenerateResult, Video, Watcher
 from miga_bench.harness.items import Item
 from miga_bench.harness.locks import HeldError, NamedLock
 from miga_bench.harness.provenance import git_state
-from miga_bench.harness.scorers import ItemScorer
+from miga_bench.harness.scorers import Found, ItemScorer
 from miga_bench.harness.seals import sealed
 from miga_bench.harness.stop import StopRequested, StopSignals
 from miga_bench.harness.store import (
     ERROR,
-    FORMAT,
     MANIFEST,
     PASSES,
     SCORES,
@@ -33,10 +34,11 @@ from miga_bench.harness.store import (
     Manifest,
     Store,
     facts_of,
-    finite,
 )
 from miga_bench.harness.teams import Teamwork
 from miga_bench.sampling.base import PassReport
+
+NOT_FINITE = "not finite"  # why a score is None
 
 
 class PassLog(Watcher):
@@ -212,10 +214,30 @@ def score(store: Store, item: Item, scorers: Sequence[ItemScorer], stop: StopSig
             document = {
                 "scorer": scorer.identity(),
                 "video": manifest["files"][VIDEO]["sha256"],
-                **finite(found.scores, found.reasons, found.series),
+                **_finite(found),
             }
             with stop.shielded():
                 write_text(folder / SCORES / scorer.file, json.dumps(sealed(document)) + "\n")
             scorer.scored(folder / VIDEO)
     if problem is not None:
         raise problem
+
+
+def _finite(found: Found) -> dict[str, dict[str, Any]]:
+    """Return a scorer's numbers with None for NaN and infinity, which would spoil every mean they enter."""
+
+    def known(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    lost = {
+        label: NOT_FINITE
+        for label, value in found.scores.items()
+        if value is not None and known(value) is None
+    }
+    return {
+        "scores": {label: known(value) for label, value in found.scores.items()},
+        "reasons": {**found.reasons, **lost},
+        "series": {
+            label: [list(map(known, bin)) for bin in bins] for label, bins in found.series.items()
+        },
+    }

@@ -14,6 +14,7 @@ from typing import Any
 
 from miga_bench.errors import UserError
 from miga_bench.harness.configurations import yaml_of
+from miga_bench.harness.formats import check_format
 from miga_bench.harness.names import NAME
 from miga_bench.harness.prompt_lists import NARRATIVES
 from miga_bench.harness.scorers import Told
@@ -158,6 +159,7 @@ def read_results(
     path = folder / "run.yaml"
     try:
         document = yaml_of(path.read_text(encoding="utf-8"))
+        check_format(document, document.get("provenance"))
         made_of, items = document["made_of"], document["items"]
         arms = _arms(made_of)
         store = store or Store(folder.parent)

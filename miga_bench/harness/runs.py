@@ -22,6 +22,7 @@ import yaml  # type: ignore[import-untyped]
 from miga_bench.errors import Notice, UserError
 from miga_bench.harness.configurations import yaml_of
 from miga_bench.harness.files import write_json, write_text
+from miga_bench.harness.formats import FORMAT, check_format
 from miga_bench.harness.items import Item
 from miga_bench.harness.locks import HeldError, NamedLock, check_lockable
 from miga_bench.harness.names import NAME, NAME_RULE
@@ -30,7 +31,6 @@ from miga_bench.harness.request import check_writable
 from miga_bench.harness.scorers import ItemScorer, narrowed
 from miga_bench.harness.store import VIDEO, Store
 
-FORMAT = 1
 ASKED = ("scorers", "configuration", "dimensions", "told")  # of run.yaml: decides no video
 MOST_SHOWN = 6
 PATIENCE, AGAIN = 180.0, 5.0  # seconds for a lock held elsewhere, and between two tries
@@ -206,8 +206,9 @@ class Run:
     def _compare(self, path: Path, made_of: Mapping[str, Any]) -> dict[str, Any]:
         try:
             document: dict[str, Any] = yaml_of(path.read_text(encoding="utf-8"))
+            check_format(document, document.get("provenance"))
             before = document["made_of"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path} cannot be read ({error}), and says what the run is made of: choose another"
                 " run.name (finished videos are found again), or put a copy of it back"

@@ -138,7 +138,7 @@ def _known(journal: Path, plan: Plan) -> Iterator[tuple[str, Row]]:
     """Yield what a stopped command left.
 
     Raises:
-        UserError: It was made by another plan.
+        UserError: It was made by another plan, or by another version.
     """
     lines = _whole_lines(journal).decode("utf-8", "replace").splitlines()
     if not lines:
@@ -152,6 +152,12 @@ def _known(journal: Path, plan: Plan) -> Iterator[tuple[str, Row]]:
         raise UserError(
             f"{journal} holds the results of another scoring: finish that one, remove the file, or choose "
             "another -o"
+        )
+    if head.get("version") != __version__:
+        begun = str(head.get("version"))[:20]
+        raise UserError(
+            f"{journal} was begun by miga-bench {begun}, this is {__version__}: finish it with that version, or"
+            " remove the file"
         )
     for line in lines[1:]:
         with suppress(ValueError):  # a line that is broken is a video to score

@@ -18,10 +18,8 @@ def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
 def opened(text: str | bytes) -> dict[str, Any]:
     """Return what a JSON text holds.
 
-    What has no seal passes: it was written before there were any.
-
     Raises:
-        ValueError: It is no JSON object, or its seal does not fit.
+        ValueError: It is no JSON object, or its seal is missing or does not fit.
     """
     try:
         document = json.loads(text)
@@ -29,9 +27,8 @@ def opened(text: str | bytes) -> dict[str, Any]:
         raise ValueError("nested without end") from None
     if not isinstance(document, dict):
         raise ValueError("no JSON object")
-    seal = document.pop(SEAL, None)
-    if seal is not None and seal != _digest(document):
-        raise ValueError("the seal does not fit")
+    if document.pop(SEAL, None) != _digest(document):
+        raise ValueError("it has no seal that fits")
     return document
 
 

@@ -10,17 +10,16 @@ makings of the same item lies under the manifest's ``timings`` and in its seal.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from miga_bench.harness.formats import check_format
 from miga_bench.harness.items import Item
 from miga_bench.harness.scorers import ItemScorer, narrowed
 from miga_bench.harness.seals import opened
 
-FORMAT = 1
 VIDEO, SHEET, PASSES, ERROR, MANIFEST = (
     "video.mp4",
     "sheet.png",
@@ -29,7 +28,6 @@ VIDEO, SHEET, PASSES, ERROR, MANIFEST = (
     "manifest.json",
 )
 SCORES = "scores"
-NOT_FINITE = "not finite"  # why a score is None
 # What every manifest has, and of which kind; what else is in it is for the record.
 _KINDS: dict[str, Any] = {
     "status": str,
@@ -135,8 +133,6 @@ class Store:
     def scores(self, key: str, file: str, sha: str | None) -> dict[str, Any] | None:
         """Return what a scorer found, None if it lies there broken, of another video, or not at all.
 
-        NaN and infinity are no scores, see ``finite``; files of before may hold them.
-
         Args:
             key: The item's.
             file: The scorer's ``file``.
@@ -150,29 +146,7 @@ class Store:
         good = sha is not None and found.get("video") == sha
         if not good or not all(isinstance(found.get(n), dict) for n in parts):
             return None
-        return {**found, **finite(**{name: found[name] for name in parts})}
-
-
-def finite(
-    scores: Mapping[str, Any], reasons: Mapping[str, Any], series: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """Return a scorer's numbers with None for NaN and infinity, which would spoil every mean they enter."""
-
-    def known(value: Any) -> Any:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    lost = {
-        label: NOT_FINITE
-        for label, value in scores.items()
-        if value is not None and known(value) is None
-    }
-    return {
-        "scores": {label: known(value) for label, value in scores.items()},
-        "reasons": {**reasons, **lost},
-        "series": {
-            label: [list(map(known, bin)) for bin in bins] for label, bins in series.items()
-        },
-    }
+        return found
 
 
 def _read(folder: Path) -> tuple[Manifest, dict[str, tuple[int, str]]]:
@@ -180,14 +154,15 @@ def _read(folder: Path) -> tuple[Manifest, dict[str, tuple[int, str]]]:
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It is broken.
+        ValueError: It is broken, or of another format.
     """
     raw = (folder / MANIFEST).read_bytes()
     try:
         manifest = opened(raw)
+        check_format(manifest, manifest)
         return manifest, _files_of(manifest)
-    except ValueError:
-        raise ValueError(f"{MANIFEST} is damaged") from None
+    except ValueError as error:
+        raise ValueError(f"{MANIFEST} cannot be read ({error})") from None
 
 
 def _files_of(manifest: Mapping[str, Any]) -> dict[str, tuple[int, str]]:

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 import miga_bench.harness.score
+from miga_bench import __version__
 from miga_bench.cli import main
 from miga_bench.errors import Notice, UserError
 from miga_bench.harness.score import _scores, score, score_video
@@ -224,6 +225,12 @@ def test_another_scorings_journal_is_not_mixed_in(folder):
     journal.write_text('{"plan": {"long": true}}\n')
     with pytest.raises(UserError, match="another scoring"):
         score(request(folder))
+    plan = asdict(request(folder).plan)
+    journal.write_text(json.dumps({"plan": plan, "version": "9.1"}) + "\n")
+    with pytest.raises(
+        UserError, match=r"was begun by miga-bench 9\.1, this is .*: finish it with"
+    ):
+        score(request(folder))
     assert journal.exists()
 
 
@@ -248,7 +255,8 @@ def test_a_picture_of_something_else_needs_force(folder, capsys):
     # stopped between the picture and the scores: the same command goes on
     output.unlink()
     plan = ScoreRequest([folder], dimensions=["temporal_flickering"], output=output).plan
-    output.with_suffix(".jsonl").write_text(json.dumps({"plan": asdict(plan)}) + "\n")
+    head = {"plan": asdict(plan), "version": __version__}
+    output.with_suffix(".jsonl").write_text(json.dumps(head) + "\n")
     assert main(["score", str(folder), "-o", str(output), *only]) == 0
 
 
