@@ -113,9 +113,7 @@ def run(args: argparse.Namespace) -> int:
         size = engine["bytes"] / 2**20
         how = "is there already" if engine["reused"] else f"in {engine['build_seconds']:.1f} s"
         away = engine["parity"]
-        near = (
-            f"not held against PyTorch: {engine['parity_reason'] or 'built before that was done'}"
-        )
+        near = f"not held against PyTorch: {engine['parity_reason']}"
         near = near if away is None else f"{away:.1e} from PyTorch"
         say(f"{engine['engine']}: {size:.1f} MiB, {how}; {near}")
     print_json({"engines": engines})

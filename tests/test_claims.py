@@ -32,7 +32,7 @@ def memory_run(gpu, texts=8, place="gpu", machines=("one",)):
             Path(),
             frames,
             cost={"peak_memory_mib": {place: gpu(frames, text)}},
-            origin={"hardware": {"gpu": machines[text % len(machines)]}},
+            origin={"hardware": {"gpu": machines[text % len(machines)]}, "processes": 1},
         )
         for frames in LENGTHS
         for text in range(texts)
@@ -126,7 +126,19 @@ def test_the_papers_difference_is_marked_beside_other_lengths_and_scorers(suite,
     """Breaks if the paper's of 128 frames passes for comparable to whole-video scores of 1,000."""
     arms = {name: Arm(name, name, {}, {}) for name in ("fifo", "miga")}
     rows = [
-        Row(arm, f"p{n}", f"x {n}", 0, "k", "done", Path(), frames, scores={SUBJECT.label: s})
+        Row(
+            arm,
+            f"p{n}",
+            f"x {n}",
+            0,
+            "k",
+            "done",
+            Path(),
+            frames,
+            cost={"nfe": 9, "total_seconds": 1.0, "peak_memory_mib": {"process": 9.0}},
+            scores={SUBJECT.label: s},
+            origin={"processes": 1},
+        )
         for arm, s in (("fifo", 0.9), ("miga", 0.95))
         for n in range(6)
     ]

@@ -74,11 +74,9 @@ def cost_of(run: Results, arm: str, seen: Callable[[int, Pass], None] | None = N
     """
     rows = [row for row in run.of(arm) if row.status == "done" and row.frames]
     frames = sum(row.frames for row in rows)
-    stages = list(dict.fromkeys(stage for row in rows for stage in row.cost.get("seconds") or {}))
-    spent = {
-        stage: [(row.cost.get("seconds") or {}).get(stage, 0.0) for row in rows] for stage in stages
-    }
-    peaks = [row.cost.get("peak_memory_mib") or {} for row in rows]
+    stages = list(dict.fromkeys(stage for row in rows for stage in row.cost["seconds"]))
+    spent = {stage: [row.cost["seconds"].get(stage, 0.0) for row in rows] for stage in stages}
+    peaks = [row.cost["peak_memory_mib"] for row in rows]
     places = list(dict.fromkeys(place for peak in peaks for place in peak))
     nfe, flops = _values(rows, "nfe"), _values(rows, "flops")
     seconds = _values(rows, "total_seconds")
@@ -157,7 +155,7 @@ def _reflection(rows: Sequence[Row], seen: Callable[[int, Pass], None]) -> tuple
 
 def _values(rows: Sequence[Row], name: str, part: str | None = None) -> list[float] | None:
     """Return a number per video; None as soon as one lacks it, since part of a sum is no sum."""
-    found = [(row.cost.get(part) or {} if part else row.cost).get(name) for row in rows]
+    found = [(row.cost[part] if part else row.cost).get(name) for row in rows]
     numbers = [value for value in found if isinstance(value, int | float)]
     return numbers if rows and len(numbers) == len(rows) else None
 

@@ -85,7 +85,7 @@ class Row:
     @property
     def machine(self) -> str:
         """Return what its seconds and its memory were measured on; empty if nobody knows."""
-        hardware, processes = self.origin.get("hardware") or {}, self.origin.get("processes") or 1
+        hardware, processes = self.origin.get("hardware") or {}, self.origin["processes"]
         together = f"{processes} processes a video" if processes > 1 else ""
         name = str(hardware.get("gpu") or hardware.get("cpu") or "")
         return ", ".join(part for part in (name, together) if part)

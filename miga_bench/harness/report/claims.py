@@ -199,7 +199,7 @@ def _over_length(run: Results, claim: Claim, measure: Measure) -> list[Finding]:
 
 
 def _on_gpu(row: Row) -> bool:
-    return "gpu" in (row.cost.get("peak_memory_mib") or {})
+    return "gpu" in row.cost["peak_memory_mib"]
 
 
 def _verdict(comparison: Comparison) -> str:

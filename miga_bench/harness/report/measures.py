@@ -252,13 +252,13 @@ def value_of(row: Row, label: str) -> float | None:
     if row.status != "done" or not row.frames:
         return None
     if label == "cost/peak_memory":  # of the GPU where there is one
-        peaks = row.cost.get("peak_memory_mib") or {}
+        peaks = row.cost["peak_memory_mib"]
         return peaks.get("gpu", peaks.get("process"))
     if label == "cost/skipped":
         nfe, skipped = row.cost.get("nfe"), row.cost.get("skipped")
         return skipped / nfe if nfe and skipped is not None else None
-    total = row.cost.get({"cost/nfe_per_frame": "nfe"}.get(label, "total_seconds"))
-    return None if total is None else total / row.frames
+    total: float = row.cost["nfe" if label == "cost/nfe_per_frame" else "total_seconds"]
+    return total / row.frames
 
 
 def mean_over(run: Results, rows: Sequence[Row], label: str) -> Estimate:
