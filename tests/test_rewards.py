@@ -89,7 +89,7 @@ def test_the_released_dino_squashes_its_pictures(frames, size):
             seen.append(tuple(pixel_values.shape[-2:]))
             return SimpleNamespace(last_hidden_state=torch.ones(len(pixel_values), 2, 4))
 
-    backbone = SimpleNamespace(decoder=CountingDecoder, device="cpu")
+    backbone = SimpleNamespace(picture_decoder=CountingDecoder, device="cpu")
     reward = make_reward("dino", backbone, frames)
     reward.network = Network()
     reward(torch.ones(1, 2, 3, 4, 6), torch.ones(3, 4, 6))

@@ -23,7 +23,9 @@ from miga_bench.backbones import (
 from miga_bench.backbones.solvers import UniPC
 from miga_bench.backbones.wan import Residence, load_wan
 from miga_bench.backbones.wan_denoiser import WanDenoiser
+from miga_bench.backbones.wan_vae import WanStreamingDecoder
 from miga_bench.sampling.attention import full_attention
+from miga_bench.sampling.rewards import FrameSimilarity, make_reward
 
 
 @pytest.fixture
@@ -223,6 +225,21 @@ def test_offloading_does_not_change_results(folder, monkeypatch):
     monkeypatch.setattr(source, "text_encoder", lambda *_: pytest.fail("read from disk again"))
     assert torch.equal(offloaded.encode(["a red circle"]), text)
     assert moves[3:] == ["UMT5EncoderModel"]
+
+
+def test_a_candidates_picture_leaves_no_past_behind(folder, monkeypatch):
+    """Breaks if ScalingNoise copies a decoder's past, 1.7 GiB, to main memory for every picture it looks at."""
+    source, defaults = wan.find_source(folder), wan.WanDefaults(height=32, width=48)
+    away = Residence(torch.device("cpu"), offload=True)
+    offloaded = wan.WanBackbone("it", source, away, torch.float32, defaults)
+    clean, anchor = torch.randn(2, 3, CHANNELS, 4, 6), torch.randn(CHANNELS, 4, 6)
+    whole = FrameSimilarity(offloaded.decoder)(clean, anchor)
+    left, leave = [], WanStreamingDecoder._leave
+    monkeypatch.setattr(
+        WanStreamingDecoder, "_leave", lambda s: left.append(s._keep_on) or leave(s)
+    )
+    assert torch.equal(make_reward("frame", offloaded)(clean, anchor), whole)
+    assert left == [None] * 7
 
 
 @pytest.mark.gpu

@@ -213,6 +213,10 @@ class Backbone(ABC):
     def decoder(self) -> StreamingDecoder:
         """Return a fresh streaming decoder for one video."""
 
+    def picture_decoder(self) -> StreamingDecoder:
+        """Return a decoder for a single latent, the first of a video: what further ones need is not kept."""
+        return self.decoder()
+
     @abstractmethod
     def schedule(self, steps: int) -> Schedule:
         """Return the noise schedule with ``steps`` levels above clean."""

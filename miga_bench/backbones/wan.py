@@ -125,6 +125,11 @@ class WanBackbone(LoadedBackbone):
         """Return a fresh streaming decoder for one video."""
         return WanStreamingDecoder(self.vae, *self._session())
 
+    def picture_decoder(self) -> WanStreamingDecoder:
+        """Return a decoder for one latent alone, whose past never leaves the device."""
+        place, _ = self._session()
+        return WanStreamingDecoder(self.vae, place)
+
     def encoder(self) -> WanStreamingEncoder:
         """Return a fresh streaming encoder for one video."""
         return WanStreamingEncoder(self.vae, *self._session())

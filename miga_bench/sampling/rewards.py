@@ -91,7 +91,7 @@ class DecodedConsistency(Consistency):
     decoder state per candidate.
 
     Args:
-        decoder: Gives a fresh streaming decoder.
+        decoder: Gives a fresh decoder, of which one latent is asked.
         frames: See ``Consistency``.
     """
 
@@ -189,10 +189,10 @@ def _dino_on(device: str) -> Any:
 RewardName = Literal["latent", "frame", "dino"]
 REWARDS: dict[str, Callable[[Backbone, Frames], Reward]] = {
     "latent": lambda backbone, frames: LatentSimilarity(frames),
-    "frame": lambda backbone, frames: FrameSimilarity(backbone.decoder, frames),
+    "frame": lambda backbone, frames: FrameSimilarity(backbone.picture_decoder, frames),
     # What reads the last frame only is the released reward, which squashes its pictures, too.
     "dino": lambda backbone, frames: DinoSimilarity(
-        backbone.decoder, frames, square=frames == "last", device=backbone.device
+        backbone.picture_decoder, frames, square=frames == "last", device=backbone.device
     ),
 }
 
