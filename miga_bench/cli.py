@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
@@ -79,14 +79,19 @@ class _Parser(argparse.ArgumentParser):
         if parsed.verb in LIGHTNING:
             parsed.arguments = unknown
         elif unknown:
-            raise UserError(_unknown_argument(unknown[0], parsed.options))
+            instead = getattr(parsed, "instead", {})
+            raise UserError(_unknown_argument(unknown[0], parsed.options, instead))
         return parsed
 
 
-def _unknown_argument(argument: str, options: Sequence[str]) -> str:
+def _unknown_argument(argument: str, options: Sequence[str], instead: Mapping[str, str]) -> str:
     if not argument.startswith("-"):
         return f"unexpected {argument!r}: put a text of several words in quotes, or see --help"
-    near = close_names(argument.split("=")[0], options, most=3)
+    option = argument.partition("=")[0]
+    if option in instead:
+        return f"no option {option}: {instead[option]}"
+    plain = {known.lstrip("-"): known for known in options}  # the dashes make all options alike
+    near = [plain[name] for name in close_names(option.lstrip("-"), plain, most=3)]
     return f"no option {argument}" + (f": {did_you_mean(near)}".rstrip() if near else "")
 
 

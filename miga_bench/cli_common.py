@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from miga_bench.errors import in_print
+from miga_bench.errors import counted, in_print
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
 
@@ -54,6 +54,6 @@ def ended(status: Mapping[str, Any] | None) -> int:
     if status is None:
         return DONE
     if status["status"] == "stopped":
-        say(f"stopped: {status['run']} has {status['done']} of {status['items']} videos")
+        say(f"stopped: {status['run']} has {status['done']} of {counted(status['items'], 'video')}")
     print_json(status)
     return {"done": DONE, "failed": FAILED}.get(status["status"], 128 + (status["signal"] or 0))

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from miga_bench.cli_common import DONE, FAILED, one_line, print_json, say
+from miga_bench.errors import counted
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.facts import ExportFacts
 from miga_bench.harness.request import GenerateRequest, PromptAt
@@ -21,6 +22,15 @@ examples:
   miga-bench generate "a yellow star moves left" --denoiser onnx:tiny-wan-onnx     (see miga-bench export)
 
 Beside the video lie a contact sheet (.png) and a record of settings, versions and cost (.json)."""
+
+
+# What others have and we have not, and what there is instead.
+INSTEAD = {
+    "--image": "models are text-to-video, so say in PROMPT what the video shows",
+    "--lora": "miga-bench export onnx --lora FILE merges one into a model, for --denoiser onnx:FOLDER",
+    "--fps": "a video has its model's frame rate",
+    "--crf": "--lossless keeps every pixel value",
+}
 
 
 def _prompt_at(text: str) -> tuple[int, str]:
@@ -43,6 +53,7 @@ def _assignment(text: str) -> tuple[str, str]:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options to the parser."""
+    parser.set_defaults(instead=INSTEAD)
     parser.add_argument("prompt", metavar="PROMPT", help="what the video shows")
     video = parser.add_argument_group("video")
     video.add_argument(
@@ -166,14 +177,15 @@ def run(args: argparse.Namespace) -> int:
     except StopRequested as stop:  # before the first frame
         say("stopped: nothing was written")
         return 128 + stop.signal
-    kept = f"{request.output} keeps {result.frames} frames" if result.frames else "nothing was kept"
+    frames = counted(result.frames, "frame")
+    kept = f"{request.output} keeps {frames}" if result.frames else "nothing was kept"
     if result.status == "failed":
         say(f"{one_line(result.error)}; {kept}")
     elif result.status == "stopped":
         say(f"stopped: {kept}")
     elif not args.quiet:
         seconds = result.record["cost"]["total_seconds"]
-        say(f"{request.output}: {result.frames} frames in {seconds:.0f} s; {request.contact_sheet}")
+        say(f"{request.output}: {frames} in {seconds:.0f} s; {request.contact_sheet}")
     print_json(result.record)
     if args.debug and result.error is not None:
         raise result.error

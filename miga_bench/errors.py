@@ -25,6 +25,11 @@ def did_you_mean(names: Sequence[str]) -> str:
     return f"did you mean {' or '.join(names)}? " if names else ""
 
 
+def counted(number: int, thing: str) -> str:
+    """Return a number of things, such as ``1 frame`` or ``2 frames``."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def near(name: str, known: Iterable[str], cutoff: float = 0.6, word: str = "known:") -> str:
     """Return the end of an error line: similar names, and all known ones.
 

@@ -223,12 +223,18 @@ def test_every_embedded_experiment_runs(tmp_path, name, one_layer, capsys):
         ([], "no experiment is named: give one (cache, components, "),
         (["zigzag", "components"], "zigzag and components are named: an experiment at a time"),
         (["zigzag", "--frames", "3"], "--data.frames? (see miga-bench experiment --help)"),
+        (
+            ["mine.yaml"],
+            "mine.yaml is a file, not a shipped experiment: give it as --config mine.yaml",
+        ),
         (["componets"], "did you mean components?"),
         (["components", "--on", "tiny-van"], "--on tiny-van: did you mean tiny-wan?"),
         (["--on", "tiny-wan"], "no experiment is named"),
     ],
 )
-def test_wrong_words_get_one_line(arguments, says, capsys):
+def test_wrong_words_get_one_line(arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").touch()
     assert main(["experiment", *arguments]) == 2
     error = capsys.readouterr().err
     assert says in error

@@ -140,6 +140,11 @@ def refused(capsys, *arguments):
             ["--data.frames", "abc"],
             "data.frames cannot be abc: it must be a whole number or null",
         ),
+        (
+            ["--data.seeds", "0", "1"],
+            "data.seeds cannot be 0: it must be a list like [0, 1] or null",
+        ),
+        (["--data.prompt_ids", "p1"], "it must be a list like [a, b] or null"),
         (["--model.offload", "maybe"], "model.offload cannot be maybe: it must be true or false"),
         (["--model.denoiser", "compile"], "cannot be compiled"),
         (["--model.denoiser", "onxx"], "did you mean onnx?"),

@@ -353,11 +353,13 @@ def test_work_of_no_known_cost_is_spread():
 
 
 def test_prompts_from_every_kind_of_file(tmp_path):
-    (tmp_path / "a.txt").write_text("one\n\n two \r\n", encoding="utf-8")
+    text = "# circles\none\n\n#\r\n two \r\n#3 wins\n"
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     (tmp_path / "a.jsonl").write_text('"one"\n{"prompt": "two", "then": {"9": "three"}}\n')
     (tmp_path / "a.yaml").write_text("- one\n- {id: last, prompt: two, seeds: [4], frames: 5}\n")
     text, lines, listed = (read_wishes(str(tmp_path / f"a.{k}")) for k in ("txt", "jsonl", "yaml"))
-    assert [(w.id, w.prompts[0].text) for w in text] == [("p001", "one"), ("p002", "two")]
+    texts = [("p001", "one"), ("p002", "two"), ("p003", "#3 wins")]
+    assert [(w.id, w.prompts[0].text) for w in text] == texts
     assert lines[1].prompts == (PromptAt("two"), PromptAt("three", 9))
     assert (listed[1].id, listed[1].seeds, listed[1].frames) == ("last", (4,), 5)
 

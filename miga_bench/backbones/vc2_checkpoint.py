@@ -93,7 +93,7 @@ class VideoCrafterSource:
         config, state = read_json(folder / "config.json"), read_state(weight_files(folder, STEM))
         if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
             raise UserError(
-                f"{folder} holds a {config['_class_name']}, not an AutoencoderKL: give VideoCrafter2's"
+                f"{folder} holds {config['_class_name']}, not AutoencoderKL: give VideoCrafter2's"
             )
         return make_vae(config, convert_vae(state), str(folder), dtype, device)
 
@@ -102,7 +102,9 @@ class VideoCrafterSource:
         folder = self.root / "text_encoder"
         config = read_json(folder / "config.json")
         if config.get("model_type") != "clip_text_model":
-            raise UserError(f"{folder} holds a {config.get('model_type')} model; CLIP's is needed")
+            raise UserError(
+                f"{folder} holds the model type {config.get('model_type')}; CLIP's is needed"
+            )
         state = read_state(self.text_files())
         return make_text_encoder(CLIPTextConfig(**config), state, str(folder), dtype, device)
 
@@ -268,9 +270,7 @@ def make_unet(
     """
     kind = config.get("_class_name", "")
     if "UNet2D" in kind or "Motion" in kind:
-        raise UserError(
-            f"{source} holds a {kind}, not VideoCrafter2's denoiser: give its own folder"
-        )
+        raise UserError(f"{source} holds {kind}, not VideoCrafter2's denoiser: give its own folder")
     model: Any = construct(VideoCrafterUNet, config, source)
     return fill(model, state, source, dtype, device, KEEP_FLOAT32)
 

@@ -161,7 +161,9 @@ class DiffusersFolder(WanSource):
         folder = self.root / "text_encoder"
         config = read_json(folder / "config.json")
         if config.get("model_type") != "umt5":
-            raise UserError(f"{folder} holds a {config.get('model_type')} model; UMT5 is needed")
+            raise UserError(
+                f"{folder} holds the model type {config.get('model_type')}; UMT5 is needed"
+            )
         state = read_state(self.text_files())
         return make_text_encoder(UMT5Config(**config), state, str(folder), dtype, device)
 
@@ -201,7 +203,7 @@ class DiffusersFolder(WanSource):
         config = read_json(self.root / part / "config.json")
         if config.get("_class_name", kind) != kind:
             raise UserError(
-                f"{self.root / part} holds a {config['_class_name']}, not a {kind}: take all"
+                f"{self.root / part} holds {config['_class_name']}, not {kind}: take all"
                 " parts from one model"
             )
         return config

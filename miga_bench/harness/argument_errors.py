@@ -13,7 +13,7 @@ KINDS = {
     "float": "a number",
     "bool": "true or false",
     "str": "a text",
-    "list": "a list",
+    "list": "a list like [a, b]",
     "dict": "a mapping",
     "NoneType": "null",
 }
@@ -79,4 +79,5 @@ def _rule(text: str) -> str:
     kinds = dict.fromkeys(one or other for one, other in names)
     if not kinds or not kinds.keys() <= KINDS.keys():
         return ""
-    return f": it must be {' or '.join(KINDS[kind] for kind in kinds)}"
+    rule = f": it must be {' or '.join(KINDS[kind] for kind in kinds)}"
+    return rule.replace("[a, b]", "[0, 1]") if told and "list[int]" in told[1] else rule

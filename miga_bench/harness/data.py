@@ -68,8 +68,9 @@ class PromptDataModule(LightningDataModule):
     Args:
         prompts: A list of prompts, or a file of them: .txt with one per line, .jsonl, .json or .yaml. An
             entry is a text, or a mapping with prompt and any of id, then, negative_prompt, frames, seeds,
-            dimensions (those of VBench's that score its videos; by default all). Or a list that comes with
-            the package, tiny-world or vbench. Or the stories of a suite:
+            dimensions (those of VBench's that score its videos; by default all). Lines of a .txt that begin
+            with "# " are comments. Or a list that comes with the package, tiny-world or vbench. Or the
+            stories of a suite:
             narrlv:tiny, narrlv:natural, narrlv:release, or narrlv: and a suite's folder.
         seeds: Each prompt is made once with each.
         frames: Video frames to make; by default 300, for short its clip.

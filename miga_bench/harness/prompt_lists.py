@@ -1,9 +1,9 @@
 """Prompts of a run, from a list or a file: read, named and checked before anything else happens.
 
-A file is text with a prompt per line (``.txt``), JSON lines (``.jsonl``), or a list in YAML or JSON. An entry
-is a text, or a mapping with ``prompt`` and any of ``id``, ``then`` (video frame to text), ``negative_prompt``,
-``frames``, ``seeds`` and ``dimensions`` (those of VBench's that score its videos; all where it says nothing).
-Entries without an id are numbered: p001, p002.
+A file is text with a prompt per line (``.txt``; lines that begin with ``# `` are comments), JSON lines
+(``.jsonl``), or a list in YAML or JSON. An entry is a text, or a mapping with ``prompt`` and any of ``id``,
+``then`` (video frame to text), ``negative_prompt``, ``frames``, ``seeds`` and ``dimensions`` (those of
+VBench's that score its videos; all where it says nothing). Entries without an id are numbered: p001, p002.
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ def _read(name: str) -> tuple[str, object]:
         ) from None
     lines = [line for line in text.split("\n") if line.strip()]
     if path.suffix == ".txt":
-        return name, [line.strip(" \r") for line in lines]
+        prompts = [line.strip(" \r") for line in lines]
+        return name, [text for text in prompts if not (text == "#" or text.startswith("# "))]
     try:
         if path.suffix == ".jsonl":
             return name, [json.loads(line) for line in lines]

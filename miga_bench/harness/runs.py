@@ -218,7 +218,8 @@ class Run:
             more = f"; and {len(changes) - MOST_SHOWN} more" if len(changes) > MOST_SHOWN else ""
             raise UserError(
                 f"{self.folder} was begun with other values, then -> now: "
-                f"{'; '.join(changes[:MOST_SHOWN])}{more}. Give the old values, or another run.name"
+                f"{'; '.join(changes[:MOST_SHOWN])}{more}. Give the old values, or another"
+                " run.name, which shares the videos that are made"
             )
         return document
 

@@ -72,6 +72,8 @@ def shipped(name: str, on: str) -> dict[str, Any]:
     from miga_bench.backbones import BACKBONES
     from miga_bench.harness.configurations import merge
 
+    if name not in experiments() and Path(name).is_file():
+        raise UserError(f"{name} is a file, not a shipped experiment: give it as --config {name}")
     if name not in experiments():
         raise UserError(f"unknown experiment {name!r}: {near(name, experiments())}")
     if on not in places():

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from miga_bench.backbones.hub_files import hub_id, missing_files
-from miga_bench.errors import UserError
+from miga_bench.errors import UserError, counted
 from miga_bench.harness.deal import deal
 from miga_bench.harness.files import nearest
 from miga_bench.harness.items import Item
@@ -90,14 +90,16 @@ class Preflight:
     def prompts(self) -> tuple[str, str]:
         """Count the prompts; empty and repeated ones were refused when they were read."""
         wishes, seeds = self.data.wishes, self.data.seeds
-        videos = sum(len(wish.seeds or seeds) for wish in wishes)
+        arms = len(self.model.arms)
+        videos = max(arms, 1) * sum(len(wish.seeds or seeds) for wish in wishes)
         longest = max(
             ((prompt.text, wish.id) for wish in wishes for prompt in wish.prompts),
             key=lambda pair: len(pair[0]),
         )
         self.facts["prompts"] = len(wishes)
         told = (
-            f"{len(wishes)} prompts, {videos} videos with their seeds; the longest has"
+            f"{counted(len(wishes), 'prompt')}, {counted(videos, 'video')} with their"
+            f" {'arms and seeds' if arms else 'seeds'}; the longest has"
             f" {len(longest[0])} characters ({longest[1]})"
         )
         spoken = Counter(
@@ -229,7 +231,7 @@ class Preflight:
         windows = sum(self.estimates[name].windows for name in self.todo)
         nfe = sum(self.estimates[name].nfe for name in self.todo)
         self.facts |= {"todo": len(self.todo), "windows": windows, "nfe": nfe}
-        told = f"{len(self.todo)} videos, {windows} windows, {nfe} denoiser evaluations"
+        told = f"{counted(len(self.todo), 'video')}, {windows} windows, {nfe} denoiser evaluations"
         return OK, f"{told}; what a search adds is not in it{self._saved()}"
 
     def _saved(self) -> str:
