@@ -213,13 +213,13 @@ def _scores(args: argparse.Namespace) -> tuple[Document, list[str]]:
     )
     request.check()
     from miga_bench.harness.score import score
-    from miga_bench.harness.score_summary import show
+    from miga_bench.harness.score_summary import show, unscored
 
     with _progress("scoring", args.quiet) as progress:
         document = score(request, progress)
     if not args.quiet:
         show(document)
-    return document, [str(v["reason"]) for v in document["videos"] if v["frames"] is None]
+    return document, unscored(document)
 
 
 @contextmanager

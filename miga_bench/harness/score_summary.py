@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from miga_bench.errors import UserError
+from miga_bench.errors import UserError, counted
 from miga_bench.metrics.base import Terms, VideoScore
 from miga_bench.metrics.long import LongVideo, long_score
 from miga_bench.metrics.networks.base import Network, plain
-from miga_bench.metrics.statistics import Estimate, estimate
+from miga_bench.metrics.statistics import SURE_FROM, Estimate, estimate
 from miga_bench.metrics.suites import OVERALL, overall_label
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _of_videos(score: VideoScore, rows: Sequence[Row]) -> tuple[Row, dict[str, f
             values[row["video"]] = found["value"]
             score.restore(Terms(*found["terms"]), row["prompt"], row["video"])
     # all rows are here; ranks of a run that score other videos take no part
-    return _document(score, score.own_estimate(), len(rows)), values
+    return _document(score, score.own_estimate(), len(rows), values), values
 
 
 def _of_clips(
@@ -124,7 +124,7 @@ def _of_clips(
     values = dict(zip(videos, (video.score for video in whole.videos), strict=True))
     prompts = {row["video"]: cluster for row, cluster in zip(rows, _clusters(rows), strict=True)}
     found = estimate(list(values.values()), [prompts[name] for name in values])
-    document = _document(score, found, len(rows))
+    document = _document(score, found, len(rows), values)
     # the interval is of the mean over videos, which is the score in the exact reading
     document |= {"mean": whole.total, "aggregate": "clip" if reading == "reference" else "video"}
     if reading == "reference":
@@ -132,9 +132,12 @@ def _of_clips(
     return document, values
 
 
-def _document(score: VideoScore, found: Estimate, videos: int) -> Row:
+def _document(
+    score: VideoScore, found: Estimate, videos: int, values: Mapping[str, float | None]
+) -> Row:
     return {
         **asdict(found),
+        "dropped": videos - sum(value is not None for value in values.values()),
         "videos": videos,
         "aggregate": score.aggregate,
         "networks": score.provenance()["networks"],
@@ -176,21 +179,35 @@ def table(document: Row) -> Table:
     labels = list(document["scores"])
     # a heading a line for each word, so that none is cut
     headings = [label.replace("_", " ").replace("[", "\n\\[") for label in labels]
-    shown = Table("", *headings, title=f"{document['suite']}, {len(document['videos'])} videos")
+    shown = Table(
+        "", *headings, title=f"{document['suite']}, {counted(len(document['videos']), 'video')}"
+    )
     for video in document["videos"]:
         shown.add_row(video["video"], *[_percent(video["scores"].get(n)) for n in labels])
     shown.add_section()
     found = [document["scores"][name] for name in labels]
     shown.add_row("all", *[_percent(one["mean"]) for one in found], style="bold")
-    ends = [(one["low"], one["high"]) for one in found]
-    shown.add_row(
-        "95 % interval",
-        *[
-            NO_VALUE if low is None else f"{100 * low:.2f} .. {100 * high:.2f}"
-            for low, high in ends
-        ],
-    )
+    shown.add_row("95 % interval", *map(_interval, found))
     return shown
+
+
+def _interval(found: Row) -> str:
+    """Return an interval as the table prints it, by the rule of reports' tables."""
+    if found["low"] is None or found["clusters"] < SURE_FROM:
+        return NO_VALUE
+    return f"{100 * found['low']:.2f} .. {100 * found['high']:.2f}"
+
+
+def unscored(document: Row) -> list[str]:
+    """Return a line for each video that has no score at all, with the reason."""
+    lines = []
+    for video in document["videos"]:
+        why = video["reason"]
+        if isinstance(why, dict) and all(value is None for value in video["scores"].values()):
+            why = f"{video['video']} has no score: {'; '.join(dict.fromkeys(why.values()))}"
+        if isinstance(why, str):
+            lines.append(why)
+    return lines
 
 
 def _percent(value: float | None) -> str:

@@ -85,6 +85,24 @@ def test_a_folder_is_scored(folder):
     assert not (folder.parent / "scores.jsonl").exists()
 
 
+def test_a_video_without_any_score_is_said_and_counted(folder, capsys):
+    """Breaks if a picture passes as a scored video, or two videos get an interval wider than the scores."""
+    (folder / "deep" / "er.mp4").unlink()
+    write(folder / "one.mp4", moving(1))
+    output, options = folder.parent / "a.json", ["--dimension", "temporal_flickering", "--force"]
+    assert main(["score", str(folder), "-o", str(output), *options]) == 1
+    out, err = capsys.readouterr()
+    found = json.loads(out.splitlines()[-1])["scores"]["temporal_flickering"]
+    assert (found["n"], found["dropped"], found["videos"]) == (2, 1, 3)
+    assert "miga-bench: one.mp4 has no score: " in err
+    assert "95 % interval" in err
+    assert " .. " not in err
+    (folder / "one.mp4").unlink()
+    write(folder / "third.mp4", moving(speed=4))
+    assert main(["score", str(folder), "-o", str(output), *options]) == 0
+    assert " .. " in capsys.readouterr().err
+
+
 def test_several_processes_give_the_same(folder):
     only = {"dimensions": ["temporal_flickering", "subject_consistency"]}
     alone = score(request(folder, **only))
