@@ -3,7 +3,7 @@
 import json
 import os
 import re
-import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from mlflow import MlflowClient
 from mlflow_stores import add_score, broken_server, make_run, mlflow_server, mortal
 from ports import free_port
@@ -26,7 +27,6 @@ from miga_bench.harness.tracking.callback import Tracking
 from miga_bench.harness.tracking.facts import MOST_BINS, Curve, facts, names
 from miga_bench.harness.tracking.log import RunLog
 from miga_bench.harness.tracking.process import Target
-from miga_bench.harness.tracking.uri import shown, tracking_uri
 from miga_bench.harness.tracking.worker import in_one_line
 
 ERROR = b"HTTP/1.1 %s\r\nContent-Length: 4\r\nConnection: close\r\n\r\nsee?"
@@ -138,6 +138,52 @@ def test_news_of_an_arm_replace_it_and_keep_the_users_tags(tmp_path, database):
     assert run.data.metrics["scores/subject_consistency_tiny"] == pytest.approx(0.61)
     assert len(client.get_metric_history(run.info.run_id, "drift/subject_consistency_tiny")) == 2
     assert len(runs_of(database, "news")) == 3
+
+
+def test_a_scorer_that_scores_no_longer_leaves_no_tag(tmp_path, database):
+    folder = make_run(tmp_path)
+    before = told(folder, database, "fewer")
+    client = MlflowClient(database)
+    for run_id in (before["run_id"], before["arms"]["plain"]):
+        client.set_tag(run_id, "verdict", "good")
+    document = yaml.safe_load((folder / "run.yaml").read_text())
+    (folder / "run.yaml").write_text(yaml.safe_dump({**document, "scorers": {}}, sort_keys=False))
+    after = told(folder, database, "fewer")
+    assert after["run_id"] == before["run_id"]
+    for run_id in (after["run_id"], after["arms"]["plain"]):
+        tags = client.get_run(run_id).data.tags
+        assert (tags.get("scorer.1"), tags["verdict"], tags["weights_hash"]) == (
+            None,
+            "good",
+            "abc",
+        )
+
+
+def test_a_run_whose_videos_are_gone_is_not_told_as_whole(tmp_path, database):
+    folder = make_run(tmp_path)
+    client = MlflowClient(database)
+    (tmp_path / "items" / "partsplainp0".ljust(16, "0") / "manifest.json").unlink()
+    ids = told(folder, database, "gone")
+    states = [
+        client.get_run(ids[name] if name == "run_id" else ids["arms"][name]).info.status
+        for name in ("run_id", "plain", "searched")
+    ]
+    assert states == ["KILLED", "KILLED", "FINISHED"]
+
+
+def test_a_run_that_was_copied_without_its_items_says_what_to_copy(tmp_path, capsys, database):
+    """Breaks if arms that MLflow knows whole are told as killed, or a report asks to make the run again."""
+    folder = make_run(tmp_path)
+    (folder / "videos" / "p0-0.mp4").symlink_to("../../items/partsplainp00000/video.mp4")
+    copy = shutil.copytree(folder, tmp_path / "copy" / "parts", symlinks=True)
+    rule = f"copy the folder items of the run's root to {copy.parent}, too"
+    with pytest.raises(UserError, match=re.escape(rule)):
+        told(copy, database, "copied")
+    assert MlflowClient(database).get_experiment_by_name("copied") is None
+    assert main(["report", str(copy)]) == 2
+    assert rule in capsys.readouterr().err
+    shutil.copytree(tmp_path / "items", copy.parent / "items")
+    assert told(copy, database, "copied")["logged"] == ["plain", "searched"]
 
 
 def test_what_was_deleted_comes_back(tmp_path, database):
@@ -407,50 +453,6 @@ def test_wrong_input_is_one_line(tmp_path, capsys):
     assert main(["predict", "--config", str(config), "--tracking.uri", "ftp://x"]) == 2
     assert "it is http://HOST:PORT" in capsys.readouterr().err
     assert not (tmp_path / "run" / "run.yaml").exists()
-
-
-@pytest.mark.parametrize(
-    "uri", ["", "mlruns", "file:/x", "http://", "http://h:no", "sqlite://", "a b"]
-)
-def test_uris_that_are_none(uri, tmp_path):
-    with pytest.raises(UserError, match="tracking URI"):
-        tracking_uri(uri, tmp_path)
-
-
-@pytest.mark.parametrize("name", ["mlflow#1.db", "mlflow?.db", "a\tb.db", "a\nb.db"])
-def test_a_file_that_a_uri_cannot_name_is_refused_instead_of_another_one_written(name, tmp_path):
-    for given, root in ((f"sqlite:///{name}", tmp_path), (None, tmp_path / name)):
-        with pytest.raises(UserError, match=r"no file with .* in its path can be MLflow's"):
-            tracking_uri(given, root)
-    writer = SimpleNamespace(run=SimpleNamespace(folder=tmp_path / name / "run"))
-    with (
-        pytest.raises(UserError, match="in its path"),
-        Tracking(True).following(SimpleNamespace(is_global_zero=True), writer),
-    ):
-        pytest.fail("the run was begun")
-
-
-@pytest.mark.parametrize("given", [True, False])
-def test_the_command_that_replays_a_run_can_be_pasted(given, tmp_path, capsys):
-    """Breaks if a shell or the verb would not take the suggestion for a folder with a space in its name."""
-    folder = tmp_path / "my runs" / "run"
-    uri = f"sqlite:///{tmp_path}/my runs/a.db" if given else None
-    Tracking(True, uri)._say("the disk is full", folder)
-    command = re.search(r"and (miga-bench sync .*) replays it", capsys.readouterr().err)[1]
-    options = ["--uri", uri] if given else []
-    assert shlex.split(command) == ["miga-bench", "sync", str(folder), *options]
-    assert tracking_uri(uri, folder.parent)
-
-
-def test_uris(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert tracking_uri("sqlite:///my runs/a.db", Path()) == f"sqlite:///{tmp_path}/my runs/a.db"
-    assert tracking_uri(None, Path("runs")) == f"sqlite:///{tmp_path}/runs/mlflow.db"
-    assert tracking_uri("sqlite:///a.db", Path()) == f"sqlite:///{tmp_path}/a.db"
-    assert tracking_uri("http://h:5000/", Path()) == "http://h:5000"
-    assert shown("postgresql://me:secret@h/db") == "postgresql://me:***@h/db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://h:1")
-    assert tracking_uri(None, Path()) == "http://h:1"
 
 
 def test_a_curve_stays_small():

@@ -234,6 +234,21 @@ def _overall(scorers: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> dict[
     return {overall_label(four): four} if whole else {}
 
 
+def check_items_are_there(run: Results) -> None:
+    """Refuse a run whose folder was copied without its items, which lie beside it.
+
+    Raises:
+        UserError: None of them is below the run's root, but some were made.
+    """
+    made = any((run.folder / "videos").rglob("*.mp4"))  # links, which may lead nowhere
+    if made and not any(row.folder.exists() for row in run.rows):
+        root = run.folder.parent
+        raise UserError(
+            f"{run.folder} is there, but its videos are not: none of its {len(run.rows)} items is in"
+            f" {root / 'items'}; copy the folder items of the run's root to {root}, too"
+        )
+
+
 def _changes(prompts: Mapping[str, Any], source: object) -> bool:
     """Tell whether a text follows another, or stories of several atoms are told at once."""
     if any(wish["then"] for wish in prompts.values()):

@@ -25,7 +25,7 @@ from miga_bench.harness.report.section import (
     section,
     title_of,
 )
-from miga_bench.harness.results import Results, read_results
+from miga_bench.harness.results import Results, check_items_are_there, read_results
 
 
 def write_report(request: ReportRequest) -> dict[str, Any]:
@@ -62,6 +62,7 @@ def write_report(request: ReportRequest) -> dict[str, Any]:
 
 def _read(folder: Path) -> Results:
     run = read_results(folder)
+    check_items_are_there(run)
     if not any(row.status == "done" for row in run.rows):
         raise UserError(
             f"{folder} has no video that is done ({len(run.rows)} are wanted): make the run first"

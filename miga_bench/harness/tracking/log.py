@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 from miga_bench.errors import UserError
 from miga_bench.harness.files import write_json
 from miga_bench.harness.locks import HeldError, NamedLock
-from miga_bench.harness.results import read_results
+from miga_bench.harness.results import check_items_are_there, read_results
 from miga_bench.harness.store import MANIFEST, SHEET, VIDEO, Store
 from miga_bench.harness.tracking.facts import ArmFacts, facts
 from miga_bench.harness.tracking.notes import arm_note, note
@@ -35,6 +35,7 @@ MEMORY = "tracking.json"
 STATUS = {"done": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 RUN, ARM, LOGGED = "miga_bench.run", "miga_bench.arm", "miga_bench.logged"
 PARENT, NOTE, TABLES = "mlflow.parentRunId", "mlflow.note.content", "mlflow.loggedArtifacts"
+PROVENANCE = ("hardware.", "version.", "git.", "weights_hash", "scorer.")  # how its tags begin
 # else MLflow shows chats and traces first
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 MOST_METRICS, MOST_OTHERS = 1000, 100  # that one request may hold
@@ -95,10 +96,15 @@ class RunLog:
         self._changed(self._ids["run"], {"videos/done": float(len(self._seen))})
 
     def prepare(self) -> list[ArmFacts]:
-        """Do what ``write`` does without MLflow: read the folder; return what there is to say."""
+        """Do what ``write`` does without MLflow: read the folder; return what there is to say.
+
+        Raises:
+            UserError: The run's items are not below its root.
+        """
         import matplotlib.figure  # noqa: F401 - for the plots: its import takes seconds
 
         self.results = read_results(self.target.folder, self._store, self._reading)
+        check_items_are_there(self.results)
         self._arms = []
         for arm in self.results.arms.values():
             self._reading()
@@ -245,6 +251,9 @@ class RunLog:
         self._keep()
         tags[NOTE] = note(results, arms)
         self._on_progress()
+        for tag in run.data.tags:  # such as of a scorer that scores no longer
+            if tag.startswith(PROVENANCE) and tag not in tags:
+                self.client.delete_tag(run.info.run_id, tag)
         self._batches(run.info.run_id, {}, self._params(), tags)
         if run.info.status != status:
             self.client.update_run(run.info.run_id, status)
@@ -431,7 +440,9 @@ class RunLog:
     def _status(self) -> str:
         with suppress(*_UNREADABLE):
             status = json.loads((self.target.folder / "status.json").read_text(encoding="utf-8"))
-            return STATUS[status["status"]]
+            missing = any(row.status == "missing" for row in self.results.rows)
+            # what was done may be gone since
+            return "KILLED" if missing and status["status"] == "done" else STATUS[status["status"]]
         lock = NamedLock(self.target.folder / ".lock")
         try:
             lock.acquire()
@@ -442,8 +453,7 @@ class RunLog:
 
 
 def _ours(tag: str) -> bool:
-    prefixes = ("mlflow.", "miga_bench.", "hardware.", "version.", "git.", "weights_hash")
-    return tag.startswith(prefixes)
+    return tag.startswith(("mlflow.", "miga_bench.", *PROVENANCE))
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:

@@ -1,0 +1,61 @@
+"""Where MLflow keeps runs: which URIs are taken, and the command that replays a run there."""
+
+import re
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from miga_bench.errors import UserError
+from miga_bench.harness.tracking.callback import Tracking
+from miga_bench.harness.tracking.uri import shown, tracking_uri
+
+
+@pytest.fixture(autouse=True)
+def no_server_of_the_users(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.mark.parametrize(
+    "uri", ["", "mlruns", "file:/x", "http://", "http://h:no", "sqlite://", "a b"]
+)
+def test_uris_that_are_none(uri, tmp_path):
+    with pytest.raises(UserError, match="tracking URI"):
+        tracking_uri(uri, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mlflow#1.db", "mlflow?.db", "a\tb.db", "a\nb.db"])
+def test_a_file_that_a_uri_cannot_name_is_refused_instead_of_another_one_written(name, tmp_path):
+    for given, root in ((f"sqlite:///{name}", tmp_path), (None, tmp_path / name)):
+        with pytest.raises(UserError, match=r"no file with .* in its path can be MLflow's"):
+            tracking_uri(given, root)
+    writer = SimpleNamespace(run=SimpleNamespace(folder=tmp_path / name / "run"))
+    with (
+        pytest.raises(UserError, match="in its path"),
+        Tracking(True).following(SimpleNamespace(is_global_zero=True), writer),
+    ):
+        pytest.fail("the run was begun")
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_command_that_replays_a_run_can_be_pasted(given, tmp_path, capsys):
+    """Breaks if a shell or the verb would not take the suggestion for a folder with a space in its name."""
+    folder = tmp_path / "my runs" / "run"
+    uri = f"sqlite:///{tmp_path}/my runs/a.db" if given else None
+    Tracking(True, uri)._say("the disk is full", folder)
+    command = re.search(r"and (miga-bench sync .*) replays it", capsys.readouterr().err)[1]
+    options = ["--uri", uri] if given else []
+    assert shlex.split(command) == ["miga-bench", "sync", str(folder), *options]
+    assert tracking_uri(uri, folder.parent)
+
+
+def test_uris(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert tracking_uri("sqlite:///my runs/a.db", Path()) == f"sqlite:///{tmp_path}/my runs/a.db"
+    assert tracking_uri(None, Path("runs")) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert tracking_uri("sqlite:///a.db", Path()) == f"sqlite:///{tmp_path}/a.db"
+    assert tracking_uri("http://h:5000/", Path()) == "http://h:5000"
+    assert shown("postgresql://me:secret@h/db") == "postgresql://me:***@h/db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://h:1")
+    assert tracking_uri(None, Path()) == "http://h:1"
