@@ -202,6 +202,31 @@ def test_wrong_input_is_answered_without_torch():
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
 
 
+def test_train_tiny_mixes_no_two_trainings(capsys, tmp_path, monkeypatch):
+    """Breaks if a quick run's autoencoder is taken for that of the full training."""
+    done = []
+    for name in ("train_vae", "make_latents", "train_denoiser"):
+        monkeypatch.setattr(
+            f"miga_bench.backbones.tiny.stages.{name}", lambda *given, name=name: done.append(name)
+        )
+    out = ["--out", str(tmp_path / "new")]
+    for stage, file in (("latents", "vae.pt"), ("denoiser", "vae.pt")):
+        err = refused(capsys, "train-tiny", *out, "--stage", stage)
+        assert f"new has no {file}, which --stage {stage} begins with" in err
+    assert list(tmp_path.iterdir()) == []
+    assert main(["train-tiny", *out, "--quick"]) == 0
+    capsys.readouterr()
+    (tmp_path / "new" / "vae.pt").touch()
+    err = refused(capsys, "train-tiny", *out, "--quick", "--stage", "denoiser")
+    assert "new has no latents/latents-*.pt" in err
+    for family in ("wan", "videocrafter2"):
+        err = refused(capsys, "train-tiny", *out, "--family", family)
+        assert "new holds a training with vae." in err
+    assert len(done) == 3
+    assert main(["train-tiny", *out, "--quick", "--steps", "5"]) == 0
+    assert len(done) == 6
+
+
 @pytest.mark.parametrize(
     ("options", "rule"),
     [

@@ -2,17 +2,21 @@
 
 Two stages on two CPU cores: the autoencoder on freshly rendered clips, then the denoiser with its
 text encoder on latents computed once. A stage whose result is already in ``--out`` is not repeated;
-one that was stopped goes on from its last snapshot.
+one that was stopped goes on from its last snapshot. The folder says in ``training.json`` what it is trained
+with, and is refused for anything else but another number of the denoiser's steps.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from miga_bench.errors import UserError
 
 if TYPE_CHECKING:
     from miga_bench.backbones.tiny.stages import Family
@@ -21,9 +25,15 @@ SUMMARY = "Train the embedded model from scratch."
 
 EXAMPLES = """\
 examples:
-  miga-bench train-tiny --quick
+  miga-bench train-tiny --quick --out train/quick
+  miga-bench train-tiny
   miga-bench generate "a red circle moves right" --backbone train/wan/weights --preset tiny
 """
+
+
+CONFIGURATION = "training.json"
+NEEDS = {"vae": (), "latents": ("vae",), "denoiser": ("vae", "latents")}
+LEAVES = {"vae": "vae.pt", "latents": "latents/latents-*.pt"}
 
 
 def _steps(text: str) -> int:
@@ -52,6 +62,43 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke run of a minute")
 
 
+def check_folder(out: Path, stage: str, config: Any) -> None:
+    """Refuse a folder of another training, or one without what a single stage begins with.
+
+    Raises:
+        UserError: It is one.
+    """
+    for before in NEEDS.get(stage, ()):
+        if not any(out.glob(LEAVES[before])):
+            raise UserError(
+                f"{out} has no {LEAVES[before]}, which --stage {stage} begins with: run --stage {before}"
+                " first, or leave --stage out"
+            )
+    path = out / CONFIGURATION
+    if not path.exists():
+        return
+    try:
+        there = _flat(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}): give another --out") from None
+    wanted = _flat(json.loads(json.dumps(asdict(config))))
+    for name in wanted:
+        if name != "denoiser.steps" and there.get(name) != wanted[name]:
+            raise UserError(
+                f"{out} holds a training with {name} {there.get(name)}, not {wanted[name]}: give another"
+                " --out, or the options it was begun with"
+            )
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration with ``part.name`` for the names of its parts."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        inner = value.items() if isinstance(value, dict) else ()
+        flat |= {f"{name}.{key}": one for key, one in inner} or {name: value}
+    return flat
+
+
 def run(args: argparse.Namespace) -> int:
     """Train, say how long each stage took, and return the exit code."""
     # here, for the options are read where torch is not
@@ -68,8 +115,10 @@ def run(args: argparse.Namespace) -> int:
     if args.steps is not None:
         config = replace(config, denoiser=replace(config.denoiser, steps=args.steps))
     out = args.out or Path("train") / args.family
+    check_folder(out, args.stage, config)
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
+    (out / CONFIGURATION).write_text(json.dumps(asdict(config), indent=1) + "\n")
     stages: dict[str, Callable[[Family, Any, Path], None]] = {
         "vae": train_vae,
         "latents": make_latents,
