@@ -13,7 +13,8 @@ import torch
 import yaml
 from run_workers import CountingBackbone, configuration
 
-from miga_bench.backbones import BACKBONES
+from miga_bench.backbones import BACKBONES, one_spelling
+from miga_bench.backbones.tiny.models import WEIGHTS as TINY_WEIGHTS
 from miga_bench.cli import main
 from miga_bench.harness.configurations import as_option, laid_over
 from miga_bench.harness.items import Item
@@ -422,3 +423,16 @@ def test_torchrun_starts_plain_processes_that_part_before_they_end(tmp_path):
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     assert (json.loads(line)["status"], json.loads(line)["done"]) == ("done", 6)
+
+
+def test_a_models_folder_may_be_spelled_in_any_way(tmp_path, capsys, monkeypatch):
+    """Breaks if ./model is another model than model: refused in its run, made again in another one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").symlink_to(TINY_WEIGHTS)
+    few = {"model__method": "short", "model__settings": {"steps": 2}, "data__frames": 1}
+    few |= {"data__prompts": ["a red circle moves right"], "data__seeds": [0]}
+    config = configuration(tmp_path / "runs", model__backbone="model", model__preset="tiny", **few)
+    for spelled in ("model", "./model", str(TINY_WEIGHTS)):
+        assert main(["predict", "--config", str(config), "--model.backbone", spelled]) == 0
+    assert len(list((tmp_path / "runs" / "items").glob("*/manifest.json"))) == 1
+    assert one_spelling("tiny-wan") == "tiny-wan"

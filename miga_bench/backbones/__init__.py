@@ -114,6 +114,12 @@ def entry_of(name: str) -> BackboneEntry:
     return entry
 
 
+def one_spelling(name: str) -> str:
+    """Return a backbone's name, of a model in a folder the folder's whole path, however it was given."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name not in BACKBONES and path.exists() else name
+
+
 def _load(
     entry: BackboneEntry,
     name: str,

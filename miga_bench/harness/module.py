@@ -12,6 +12,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.plugins.precision import MixedPrecision
 
+from miga_bench.backbones import one_spelling
 from miga_bench.backbones.base import Backbone
 from miga_bench.errors import Notice, UserError, placed
 from miga_bench.export.choice import DenoiserChoice
@@ -207,8 +208,9 @@ class LongVideoModule(LightningModule):
         """
         height, width = self._size()
         own = self.backbone.denoiser_identity
+        given = isinstance(self._backbone, Backbone)
         common: dict[str, Any] = {
-            "backbone": self.backbone.name,
+            "backbone": self.backbone.name if given else one_spelling(self.backbone.name),
             "weights_hash": self.backbone.weights_hash,
             "precision": str(self._trainer_precision),
             "height": height,
