@@ -12,11 +12,10 @@ from miga_bench.harness.report.measures import measure_of, value_of
 from miga_bench.harness.results import read_results
 from miga_bench.harness.tracking.facts import facts
 
-# A description of settings has no cache where it is off.
 ARMS = {
     f"cache-{value:g}": {
         "method": "miga",
-        "settings": {"zigzag": 7} | ({"cache": value} if value else {}),
+        "settings": {"zigzag": 7, "cache": value},
     }
     for value in (0, 0.1, 0.2)
 }
