@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +26,7 @@ from miga_bench.harness.tracking.callback import Tracking
 from miga_bench.harness.tracking.facts import MOST_BINS, Curve, facts, names
 from miga_bench.harness.tracking.log import RunLog
 from miga_bench.harness.tracking.process import Target
+from miga_bench.harness.tracking.uri import shown
 from miga_bench.harness.tracking.worker import in_one_line
 
 ERROR = b"HTTP/1.1 %s\r\nContent-Length: 4\r\nConnection: close\r\n\r\nsee?"
@@ -164,10 +164,8 @@ def test_a_run_whose_videos_are_gone_is_not_told_as_whole(tmp_path, database):
     client = MlflowClient(database)
     (tmp_path / "items" / "partsplainp0".ljust(16, "0") / "manifest.json").unlink()
     ids = told(folder, database, "gone")
-    states = [
-        client.get_run(ids[name] if name == "run_id" else ids["arms"][name]).info.status
-        for name in ("run_id", "plain", "searched")
-    ]
+    told_of = (ids["run_id"], ids["arms"]["plain"], ids["arms"]["searched"])
+    states = [client.get_run(run_id).info.status for run_id in told_of]
     assert states == ["KILLED", "KILLED", "FINISHED"]
 
 
