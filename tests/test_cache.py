@@ -327,6 +327,9 @@ def test_the_frame_that_changed_most_decides():
     call([row], [[1.0, 1.0]], [[1.0, 1.0]])
     assert call([row], [[1.0, 1.15]], [[2.0, 2.0]])[1] == [0]
     assert call([row], [[1.0, 1.2]], [[3.0, 3.0]])[1] == []
+    exact = Passes(0.25)
+    exact([row], [[1.0, 1.0]], [[1.0, 1.0]])
+    assert exact([row], [[1.0, 1.25]], [[2.0, 2.0]])[1] == [0], "less than the threshold, it says"
 
 
 def test_a_row_is_known_by_the_frames_that_it_writes():
@@ -363,13 +366,14 @@ def test_an_entry_keeps_no_other_frames_alive():
             assert kept.untyped_storage().nbytes() == kept.nbytes
 
 
-def test_the_opening_clip_leaves_no_entries():
+def test_the_opening_clip_has_entries_for_both_halves_of_guidance_and_leaves_none():
     """Breaks if the queue's first pass may reuse what the clip's last step kept: its noise is another."""
-    backbone = BlockBackbone()
+    chosen, held = FifoSettings(12, 3.0, cache=ALWAYS), []
     denoiser = WindowDenoiser.of(
-        FifoSettings(12, 3.0, cache=ALWAYS), backbone, PROMPTS, NOISE, None
+        chosen, BlockBackbone(), PROMPTS, NOISE, lambda _: held.append({*denoiser.cache.entries})
     )
     denoiser.denoise_clip(8)
+    assert held[-1] == {(frame, half) for frame in range(8) for half in (False, True)}
     assert not denoiser.cache.entries
 
 

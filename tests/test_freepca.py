@@ -106,6 +106,19 @@ def test_attention_over_more_keys_than_in_training_is_sharper(joint):
     torch.testing.assert_close(made[:, 16:], wide[:, 16:], rtol=1e-4, atol=1e-5)
 
 
+def test_what_is_opposite_is_not_alike():
+    """Breaks if a component is taken that moves the other way in the window."""
+    first, second = torch.tensor([[3.0, -3.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0]])
+    place = torch.eye(4)
+
+    def clip(a, b):
+        return (first[:, None] * a + second[:, None] * b)[None, :, :, None, None]
+
+    wide, own = clip(place[0], place[1]), clip(-place[0], place[1] + place[2])
+    _, made = borrow_consistency([own, own], wide, [0, 0], 1)
+    torch.testing.assert_close(made, clip(-place[0], place[1]), rtol=1e-4, atol=1e-4)
+
+
 def test_rows_of_a_batch_do_not_see_each_other():
     q, k, v = tokens(frames=20, batch=3)
     attention = PcaAttention(8, 3, 3)

@@ -12,6 +12,7 @@ from miga_bench.errors import UserError
 from miga_bench.sampling import Miga, PromptSchedule
 from miga_bench.sampling.base import Cost
 from miga_bench.sampling.denoise import WindowDenoiser
+from miga_bench.sampling.estimate import estimate
 from miga_bench.sampling.miga import _Video
 
 WATCHED = {"reflection": "continuous", "reflection_threshold": -2.0}  # every pass searches
@@ -86,6 +87,14 @@ def test_only_chunks_that_are_shown_are_judged():
     made.reflection = judge
     list(made.stream())
     assert max(judged) == 20
+
+
+def test_an_estimate_leaves_searches_out_that_every_pass_begins():
+    """Breaks if the evaluations of searches are counted where their windows are not."""
+    backbone = AnalyticBackbone("wan", window=8)
+    sampler = Miga(dataclasses.replace(SMALL, **WATCHED))
+    plain = estimate(Miga(SMALL), backbone, 24, batch=4)
+    assert estimate(sampler, backbone, 24, batch=4) == plain
 
 
 class CutBackbone(LevelBackbone):

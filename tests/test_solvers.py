@@ -75,7 +75,9 @@ def test_the_stock_grid_takes_steps_that_it_has(steps, near):
 
 
 def test_the_rescale_falls_to_seven_tenths_within_400_training_steps():
-    share = ddpm_schedule(1000, rescale=True).alpha / ddpm_schedule(1000).alpha
+    plain, scaled = ddpm_schedule(1000), ddpm_schedule(1000, rescale=True)
+    assert torch.equal(scaled.sigma, plain.sigma), "the noise is not rescaled"
+    share = scaled.alpha / plain.alpha
     known = {1: 1.0, 200: 1 - 0.3 * 199 / 399, 400: 0.7, 401: 0.7, 1000: 0.7}
     assert share[list(known)].tolist() == pytest.approx(list(known.values()))
 

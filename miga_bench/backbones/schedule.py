@@ -111,10 +111,9 @@ def ddpm_schedule(
     scale = torch.cat([torch.linspace(1, 0.7, 400), torch.full((600,), 0.7)]).double()
     alpha = alpha_bar.sqrt() * (scale if rescale else 1.0)
     sigma = (1 - alpha_bar).sqrt()
-    # Level l stands at training step number l - 1 of the grid; level 0 repeats level 1, except that
-    # VideoCrafter's own grid ends at the first training step.
-    below = training_steps[:1] if grid == "even" else torch.zeros(1, dtype=torch.long)
-    at_level = torch.cat([below, training_steps])
+    # Level l stands at training step number l - 1 of the grid; level 0 at the very first, where the even
+    # grid's level 1 stands, too.
+    at_level = torch.cat([torch.zeros(1, dtype=torch.long), training_steps])
     return Schedule(
         steps=steps,
         timesteps=at_level.float(),

@@ -168,5 +168,5 @@ def estimate(
         if length is None:
             break
     if last:  # a sampler that reports no pass is not known to take windows
-        found.windows = last[0].windows - last[0].search_windows
+        found.windows = last[0].windows
     return found

@@ -11,6 +11,7 @@ in ``reflection.py``, the streaming stage 2 in ``pipeline.py``.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -194,6 +195,11 @@ class Miga(Sampler[MigaSettings]):
     """MIGA; endless."""
 
     name = "miga"
+
+    def without_search(self) -> Miga:
+        """Return MIGA with a threshold that no drop exceeds: similarities are in ``[-1, 1]``."""
+        threshold = max(self.settings.reflection_threshold, 2.0)
+        return Miga(dataclasses.replace(self.settings, reflection_threshold=threshold))
 
     def stream(
         self,
