@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from miga_bench.backbones.checkpoint import read_json
 from miga_bench.errors import UserError
@@ -28,17 +28,12 @@ DTYPES = {
 
 
 class Residence:
-    """Which of a backbone's networks are on the device: all, or with offloading one at a time.
-
-    With offloading their weights stay in main memory all the time, and nothing is copied back.
-    """
+    """Which of a backbone's networks are on the device: all, or with offloading one at a time."""
 
     def __init__(self, device: torch.device, offload: bool) -> None:
         self.device = device
         self.offload = offload
         self._parts: list[nn.Module] = []
-        # of those on the device, what each of their tensors was at home
-        self._away: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
 
     @property
     def home(self) -> torch.device:
@@ -54,13 +49,9 @@ class Residence:
         if self.offload:
             for other in self._parts:
                 if other is not part:
-                    for tensor, at_home in self._away.pop(other, ()):
-                        tensor.data = at_home
+                    other.to(self.home)
             if part is not None:
-                tensors = [*part.parameters(), *part.buffers()]
-                self._away.setdefault(part, [(tensor, tensor.data) for tensor in tensors])
-                for tensor in tensors:
-                    tensor.data = tensor.data.to(self.device)
+                part.to(self.device)
         return self.device
 
 
