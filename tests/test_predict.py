@@ -311,11 +311,11 @@ def test_a_prompt_that_is_too_long_is_refused_or_cut_where_it_can_be_seen(capsys
         json.loads(path.read_text())["spec"]
         for path in (tmp_path / "items").glob("*/manifest.json")
     ]
-    specs.sort(key=lambda spec: "uncut" not in spec)
+    specs.sort(key=lambda spec: spec["uncut"] is None)
     (told,) = specs[0]["prompts"]
     assert words.startswith(told["text"] + " ")
     assert specs[0]["uncut"] == [words]
-    assert "uncut" not in specs[1]  # its key is what it is without the option
+    assert specs[1]["uncut"] is None  # its key is what it is without the option
     assert Item.of(specs[0]).spec() == specs[0]
     assert json.loads((tmp_path / "run" / "prompts.json").read_text())["p001-0.mp4"] == words
 

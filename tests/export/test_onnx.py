@@ -272,10 +272,10 @@ def test_what_an_export_cannot_do_is_said_before_work_starts(options, rule, tmp_
     assert (out, err.count("\n"), list(tmp_path.iterdir())) == ("", 1, [])
 
 
-def test_items_name_the_denoiser_only_where_it_is_not_torchs_own():
+def test_an_engines_videos_are_not_torchs():
     plain = Item("tiny-wan", None, "32-true", "miga", {}, (), "", 0, 9, 64, 64)
     engine = replace(plain, denoiser="onnx:fp32:1")
-    assert "denoiser" not in plain.spec()
+    assert plain.spec()["denoiser"] is None
     assert Item.of(plain.spec()) == plain
     assert engine.spec()["denoiser"] == "onnx:fp32:1"
     assert engine.key != plain.key
