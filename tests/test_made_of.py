@@ -1,6 +1,7 @@
 """What decides the videos of a run: every change of it is told, and none of what does not count."""
 
 import pytest
+from mlflow_stores import make_run
 
 from miga_bench.errors import UserError
 from miga_bench.harness import ranks
@@ -8,6 +9,8 @@ from miga_bench.harness.items import Item
 from miga_bench.harness.made_of import made_of
 from miga_bench.harness.prompt_lists import Wish
 from miga_bench.harness.request import PromptAt
+from miga_bench.harness.results import read_results
+from miga_bench.harness.runs import Run
 
 
 def item(prompts, wanted, frames=21):
@@ -50,3 +53,14 @@ def test_processes_that_would_make_other_videos_are_refused(monkeypatch):
         else:
             with pytest.raises(UserError, match="would make different videos from process 0"):
                 ranks.same_everywhere(None, ["k1", "k2"])
+
+
+def test_a_run_of_another_version_is_not_read(tmp_path):
+    folder = make_run(tmp_path)
+    path = folder / "run.yaml"
+    path.write_text(path.read_text().replace("format: 1", "format: 2"))
+    why = r"its format is '2', of miga-bench '0\.1\.0'; this version reads 1\)"
+    with pytest.raises(UserError, match=rf"run\.yaml cannot be read \(ValueError: {why}"):
+        read_results(folder)
+    with pytest.raises(UserError, match=rf"run\.yaml cannot be read \({why}.* another run\.name"):
+        Run(tmp_path, folder.name).look({}, {})
