@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import math
+from collections import Counter
 
 import pytest
 import torch
@@ -224,3 +226,85 @@ def test_released_latents_are_finished_by_stage_2_or_the_renoise_pass():
         assert miga(released=True, length=4, **changes).shape[0] == 4
     other = AnalyticBackbone("videocrafter2", window=8)
     assert miga(other, released=True, length=4, renoise=0).shape[0] == 4
+
+
+class Crew:
+    """A team of so many processes, of which this one does all the work."""
+
+    def __init__(self, size):
+        self.size, self.calls = size, []
+
+    def split(self, denoiser):
+        def note(latents, *more, **options):
+            self.calls.append(len(latents))
+            return denoiser(latents, *more, **options)
+
+        return note
+
+    def capacity(self, windows):
+        return windows * self.size
+
+
+@pytest.mark.parametrize("size", [2, 4, 7])
+@pytest.mark.parametrize("reach", ["chunks", "anchor"])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_stage_2_waits_until_every_process_of_a_team_has_a_row(size, reach, scale):
+    """Breaks if the windows of a pass that is behind the others are made one by one, while most wait."""
+    changes = {"guidance_reach": reach, "guidance_scale": scale, "batch": 64}
+    backbone, waves = AnalyticBackbone("wan", window=8), []
+    backbone.team = Crew(size)
+    made = video(160, backbone=backbone, **changes)
+    wave = made.pipeline._wave
+
+    def note():
+        work = wave()
+        if work and made.pipeline.entered < 160:
+            waves.append(sum(len(windows) for _, windows in work))
+        return work
+
+    made.pipeline._wave = note
+    assert torch.equal(torch.stack(list(made.stream())), miga(length=160, **changes))
+    rows = 1 if scale == 1 else 2
+    assert min(waves) * rows >= size
+    assert (min(waves) - 1) * rows < size, "and no longer than that"
+    alone = AnalyticBackbone("wan", window=8)
+    alone.team = Crew(1)
+    miga(alone, length=160, **changes)
+    assert sum(backbone.team.calls) == sum(alone.team.calls), "no window more"
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_an_estimate_knows_the_calls_of_a_team_and_the_largest_share_of_each(size):
+    """Breaks if ``validate`` tells a team's time as that of one process by so many."""
+    changes = {"guidance_scale": 3.0, "batch": 2}
+    backbone = AnalyticBackbone("wan", window=8)
+    backbone.team = Crew(size)
+    miga(backbone, length=80, **changes)
+    sampler = Miga(dataclasses.replace(SMALL, **changes))
+    found = estimate(sampler, AnalyticBackbone("wan", window=8), 80, team=size)
+    rows = Counter({call.rows: count for call, count in found.calls.items()})
+    assert rows == Counter(backbone.team.calls)
+    shares = sorted(math.ceil(rows / size) for rows in backbone.team.calls)
+    assert sorted(call.rows for call in found.shares.elements()) == shares
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_team_hands_over_a_new_prompts_anchors_at_the_same_window(size):
+    """Breaks if a team's windows wait where the time at which they run decides which anchors they see."""
+    prompts = PromptSchedule(TWO, PROMPTS.negative, (0, 30))
+    changes = {"guidance_reach": "anchor", "guidance_scale": 3.0, "batch": 64}
+    backbone = AnalyticBackbone("wan", window=8)
+    backbone.team = Crew(size)
+    expected = miga(length=80, prompts=prompts, **changes)
+    assert torch.equal(miga(backbone, length=80, prompts=prompts, **changes), expected)
+
+
+def test_memory_of_a_team_does_not_grow_with_length():
+    backbone = AnalyticBackbone("wan", window=8)
+    backbone.team = Crew(16)
+    made = video(backbone=backbone, guidance_scale=3.0, batch=64)
+    held = [
+        sum(len(p.waiting) for p in made.pipeline.passes if p.waiting is not None)
+        for _ in itertools.islice(made.stream(), 400)
+    ]
+    assert max(held[200:]) <= max(held[:200])

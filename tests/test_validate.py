@@ -54,6 +54,23 @@ def files(root):
     return {path: path.lstat().st_mtime_ns for path in root.rglob("*") if path.suffix != ".yaml"}
 
 
+def test_a_team_takes_as_long_as_the_shares_of_its_busiest_process(look, monkeypatch):
+    """Breaks if two processes are promised to be twice as fast where calls cannot be halved."""
+
+    def seconds(_, found, frames):
+        return sum(call.rows * count for call, count in found.shares.items())
+
+    monkeypatch.setattr(Probe, "seconds", seconds)
+    unguided = ["--model.settings.guidance_scale", 1]  # a window is one row
+    _, alone, steps = look(*unguided)
+    assert steps["time"]["status"] == "ok", steps
+    _, pair, steps = look(*PAIR, *unguided)
+    assert steps["time"]["status"] == "ok", steps
+    alone, pair = alone["seconds"], pair["seconds"]
+    assert alone["each_process"] / 2 < pair["each_process"] < alone["each_process"]
+    assert pair["each_process"] == pair["in_all"]
+
+
 def test_it_says_what_the_run_then_does_and_leaves_no_trace(look, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Probe, "seconds", lambda self, found, frames: found.nfe / 10)
     code, document, steps = look(model__arms=ARMS)

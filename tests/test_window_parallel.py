@@ -58,7 +58,7 @@ def alone():
 )
 def test_together_as_alone_and_the_same_on_all(name, size, seen, alone):
     expected, rows = alone[name]
-    videos, counts = zip(*(seen[rank][size][name] for rank in range(size)), strict=True)
+    videos, counts, calls = zip(*(seen[rank][size][name] for rank in range(size)), strict=True)
     torch.testing.assert_close(videos[0], expected, **CLOSE)
     assert all(torch.equal(videos[0], video) for video in videos[1:])
     assert sum(counts) == sum(rows)
@@ -66,8 +66,9 @@ def test_together_as_alone_and_the_same_on_all(name, size, seen, alone):
         assert min(counts) > 0
         return
     # Every call is cut as evenly as it can be.
+    assert sum(calls[0]) == sum(rows)
     assert counts == tuple(
-        sum(row // size + (rank < row % size) for row in rows) for rank in range(size)
+        sum(row // size + (rank < row % size) for row in calls[0]) for rank in range(size)
     )
     if name in ranks.WHOLE:
         assert counts == (len(rows), len(rows), 0, 0)[:size], "one guided window is two rows"

@@ -130,13 +130,21 @@ def attempt(team, backbone, seed=0, take=None, **watched):
     return "done"
 
 
+class Noted(WindowParallel):
+    """A team that notes how many rows each call of all had."""
+
+    def share(self, rows):
+        self.calls = [*getattr(self, "calls", []), rows]
+        return super().share(rows)
+
+
 def share_cases(group, backbone, names):
-    """Return each case's video and the rows this process denoised for it."""
+    """Return each case's video, the rows this process denoised for it and those of all calls."""
     made = {}
     for name in names:
-        team = WindowParallel(group)
+        team = Noted(group)
         with team.sharing(backbone):
-            made[name] = video(backbone, name), team.rows
+            made[name] = video(backbone, name), team.rows, team.calls
         assert backbone.team is None
     return made
 

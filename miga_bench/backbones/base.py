@@ -40,6 +40,11 @@ class Denoiser(Protocol):
 class Team(Protocol):
     """Processes that make one video together, each of them a part of every denoiser call."""
 
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        ...
+
     def split(self, denoiser: Denoiser) -> Denoiser:
         """Return a denoiser that does this process's rows, and returns the rows of all."""
         ...

@@ -394,12 +394,15 @@ class LongVideoModule(LightningModule):
         with suppress(Exception):
             self.backbone.encode_ahead(list(texts))
 
-    def estimates(self, items: Mapping[str, Item], batch: int | None = None) -> dict[str, Estimate]:
+    def estimates(
+        self, items: Mapping[str, Item], batch: int | None = None, team: int = 1
+    ) -> dict[str, Estimate]:
         """Return by name what each item takes, made or not.
 
         Args:
             items: By name.
             batch: See ``estimate``.
+            team: As ``batch``.
 
         Raises:
             UserError: A setting breaks a rule of the method; the arm is named.
@@ -413,7 +416,7 @@ class LongVideoModule(LightningModule):
                 latents = self.backbone.latents_for(item.frames)
                 with placed(f"arm {arm}" if arm else ""):
                     known[alike] = estimate(
-                        self.samplers[arm], self.backbone, latents, batch, starts
+                        self.samplers[arm], self.backbone, latents, batch, starts, team
                     )
             out[name] = known[alike]
         return out

@@ -67,12 +67,14 @@ class Probe:
     def seconds(self, estimate: Estimate, frames: int) -> float:
         """Return what a video takes: denoising and decoding.
 
+        Of a team, whose first process decodes, it is the time of all.
+
         Args:
             estimate: Its calls.
             frames: Its length.
         """
         denoising = sum(
-            count * call.rows * self._of_row(call) for call, count in estimate.calls.items()
+            count * call.rows * self._of_row(call) for call, count in estimate.shares.items()
         )
         return denoising + self._backbone.latents_for(frames) * self._latent
 

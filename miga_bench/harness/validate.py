@@ -135,7 +135,7 @@ class Preflight:
         """Walk every arm's queue with nothing in it, by the loaded backbone's window and schedule."""
         data = self.data
         self.items = self.model.items(data.wishes, data.seeds, data.frames)
-        self.estimates = self.model.estimates(self.items)
+        self.estimates = self.model.estimates(self.items, team=self.writer.window_parallel)
         frames = sorted({item.frames for item in self.items.values()})
         lengths = f"{frames[0]} to {frames[-1]}" if len(frames) > 1 else f"{frames[0]}"
         return OK, f"every arm keeps its method's rules; videos of {lengths} frames"
@@ -221,7 +221,7 @@ class Preflight:
         copies = sampler.copies(backbone.window)
         each = (
             call.rows * (backbone.clip_bytes(call.frames, copies if call.attention else 0) or 0)
-            for call in estimate.calls
+            for call in estimate.shares
         )
         return max(each, default=0)
 
@@ -249,14 +249,14 @@ class Preflight:
         probe = Probe(self.model.backbone)
         wanted: Counter[Any] = Counter()
         for name in self.todo:
-            wanted.update(self.estimates[name].calls)
+            wanted.update(self.estimates[name].shares)
         probe.measure(wanted)
         seconds = [
             probe.seconds(self.estimates[name], self.items[name].frames) for name in self.todo
         ]
         team = self.writer.window_parallel
         hands = deal(seconds, max(1, self.trainer.world_size // team))
-        longest = max(sum(seconds[number] for number in hand) for hand in hands) / team
+        longest = max(sum(seconds[number] for number in hand) for hand in hands)
         arms: dict[str, list[float]] = {}
         for name, value in zip(self.todo, seconds, strict=True):
             arms.setdefault(name.rpartition("/")[0], []).append(value)

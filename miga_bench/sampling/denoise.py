@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -83,6 +84,7 @@ class WindowDenoiser:
         anchors: Guidance frames of anchored windows.
         cut: Whether the denoiser is told how many frames of a window are guidance frames, so that
             they are no temporal neighbors of the others.
+        abreast: Windows of a call that gives every process of a team a row.
         cache: Cuts windows short in which little has changed; None runs all of them in full.
     """
 
@@ -103,9 +105,11 @@ class WindowDenoiser:
         self.noise = noise
         self.guidance_scale = guidance_scale
         self.batch = batch or backbone.default_batch()
+        self.abreast = 1
         if backbone.team is not None:
             self.denoiser = backbone.team.split(self.denoiser)
             self.batch = backbone.team.capacity(self.batch)
+            self.abreast = math.ceil(backbone.team.size / (1 if guidance_scale == 1 else 2))
         if backbone.meter is not None:
             self.denoiser = backbone.meter.metered(backbone.denoiser, self.denoiser)
         self.cost = cost

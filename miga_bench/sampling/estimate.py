@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from miga_bench.backbones.base import Backbone, FrameAttention, LatentShape, StreamingDecoder
+from miga_bench.backbones.base import (
+    Backbone,
+    Denoiser,
+    FrameAttention,
+    LatentShape,
+    StreamingDecoder,
+)
 from miga_bench.backbones.schedule import Grid, Schedule
 from miga_bench.backbones.solvers import FlowEuler, Solver
 from miga_bench.sampling.base import PassReport, PromptSchedule, Sampler
@@ -39,10 +46,12 @@ class Estimate:
     """What a video takes, searches left out.
 
     Attributes:
+        team: Processes that make it together.
         windows: How many.
         calls: How many of each kind; their rows are the denoiser evaluations.
     """
 
+    team: int = 1
     windows: int = 0
     calls: Counter[Call] = field(default_factory=Counter)
 
@@ -51,15 +60,37 @@ class Estimate:
         """Denoiser evaluations of the video."""
         return sum(call.rows * count for call, count in self.calls.items())
 
+    @property
+    def shares(self) -> Counter[Call]:
+        """The calls of the process with most to do; all of them where it is alone."""
+        shares: Counter[Call] = Counter()
+        for call, count in self.calls.items():
+            shares[replace(call, rows=math.ceil(call.rows / self.team))] += count
+        return shares
+
+
+@dataclass(frozen=True)
+class _Crew:
+    """A team of so many processes, none of which is there."""
+
+    size: int
+
+    def split(self, denoiser: Denoiser) -> Denoiser:
+        return denoiser
+
+    def capacity(self, windows: int) -> int:
+        return windows * self.size
+
 
 class _Hollow(Backbone):
     """A backbone's geometry without its network: latents of one number, predictions of zero."""
 
-    def __init__(self, backbone: Backbone, batch: int, calls: Counter[Call]) -> None:
+    def __init__(self, backbone: Backbone, batch: int, team: int, calls: Counter[Call]) -> None:
         self.name, self.family, self.window = backbone.name, backbone.family, backbone.window
         self.latent_shape = LatentShape(1, 1, 1)
         self.frame_rate = backbone.frame_rate
         self.denoiser = self._count
+        self.team = _Crew(team) if team > 1 else None
         self._real, self._batch, self._calls = backbone, batch, calls
         self._attention: FrameAttention | None = None
 
@@ -91,7 +122,8 @@ class _Hollow(Backbone):
         rescale: bool | None = None,
         fps: float | None = None,
     ) -> Backbone:
-        return _Hollow(self._real.reading(grid, rescale, fps), self._batch, self._calls)
+        real = self._real.reading(grid, rescale, fps)
+        return _Hollow(real, self._batch, self.team.size if self.team else 1, self._calls)
 
     def attending(self, attention: FrameAttention) -> AbstractContextManager[None]:
         self._real.attending(attention)  # never entered: only to hear of a refusal early
@@ -140,6 +172,7 @@ def estimate(
     length: int | None,
     batch: int | None = None,
     starts: tuple[int, ...] = (0,),
+    team: int = 1,
 ) -> Estimate:
     """Return what ``length`` latents take, searches left out.
 
@@ -149,12 +182,13 @@ def estimate(
         length: Latents to make; None is endless, where only what comes before the first latent is counted.
         batch: Windows in a call where the settings do not say; None is as many as the backbone chooses now.
         starts: Latent frames at which the video's prompts begin.
+        team: Processes that make it together.
 
     Raises:
         UserError: A setting breaks a rule of the method, or it takes one prompt only.
     """
-    found = Estimate()
-    hollow = _Hollow(backbone, batch or backbone.default_batch(), found.calls)
+    found = Estimate(team)
+    hollow = _Hollow(backbone, batch or backbone.default_batch(), team, found.calls)
     last: list[PassReport] = []
 
     def remember(report: PassReport) -> None:

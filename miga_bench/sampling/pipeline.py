@@ -110,6 +110,11 @@ class Pipeline:
             from clean to the first of these levels by fresh noise.
         length: Latents that will be pushed; None is without end.
         early: See ``PipelinePass``; the windows are the same, but they run at another time.
+
+    Attributes:
+        least: Windows that must be ready before any runs, as long as latents enter. A pass that is behind
+            the others has but one at a time, which would leave most processes of a team without work.
+        entered: Latents pushed so far.
     """
 
     def __init__(
@@ -129,9 +134,12 @@ class Pipeline:
         ]
         self.renoise_at = len(levels) if len(renoise) else None
         self.finished: list[Queue] = []
+        self.length, self.entered = length, 0
+        self.least = denoiser.abreast if early else 1
 
     def push(self, part: Queue) -> None:
         """Take latents that left stage 1."""
+        self.entered += len(part)
         self._enter(0, part)
 
     def _enter(self, number: int, part: Queue) -> None:
@@ -156,9 +164,9 @@ class Pipeline:
         return "renoise step" if late else "stage 2 step"
 
     def advance(self) -> Iterator[Queue]:
-        """Denoise whatever is ready, the windows of all passes in one batch, and yield what is finished."""
+        """Denoise what is ready, the windows of all passes in one batch, and yield what is finished."""
         yield from self._take_finished()
-        while work := [(k, w) for k, p in enumerate(self.passes) if (w := p.ready())]:
+        while work := self._wave():
             works = []
             for number, windows in work:
                 waiting = self.passes[number].waiting
@@ -173,6 +181,12 @@ class Pipeline:
                 self._enter(number + 1, part)
             self.denoiser.cost.report("stage2", [self.levels[number] - 1 for number, _ in work])
             yield from self._take_finished()
+
+    def _wave(self) -> list[tuple[int, list[Window]]]:
+        """Return the windows that are ready, by pass; none while they are too few."""
+        work = [(k, w) for k, p in enumerate(self.passes) if (w := p.ready())]
+        enough = sum(len(windows) for _, windows in work) >= self.least
+        return work if enough or self.entered == self.length else []
 
     def _take_finished(self) -> Iterator[Queue]:
         finished, self.finished = self.finished, []
