@@ -30,6 +30,7 @@ VERBS = {
     "validate": "miga_bench.cli_validate",
     "demo": "miga_bench.cli_demo",
     "score": "miga_bench.cli_score",
+    "compare": "miga_bench.cli_compare",
     "report": "miga_bench.cli_report",
     "export": "miga_bench.cli_export",
     "sync": "miga_bench.cli_sync",
@@ -52,6 +53,7 @@ examples:
   miga-bench validate --config tiny-wan-miga
   miga-bench experiment components
   miga-bench score out.mp4
+  miga-bench compare theirs.json mine.json
   miga-bench report runs/tiny-wan-miga
   miga-bench export onnx tiny-wan -o tiny-wan-onnx
   miga-bench generate "a red circle moves right" --denoiser onnx:tiny-wan-onnx
