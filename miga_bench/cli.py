@@ -34,6 +34,7 @@ VERBS = {
     "report": "miga_bench.cli_report",
     "export": "miga_bench.cli_export",
     "sync": "miga_bench.cli_sync",
+    "prune": "miga_bench.cli_prune",
     "list": "miga_bench.cli_list",
     "bench": "miga_bench.cli_bench",
     "train-tiny": "miga_bench.backbones.tiny.train",
