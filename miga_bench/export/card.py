@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from miga_bench.export.example import example
 from miga_bench.export.sidecar import Sidecar
 
 
@@ -49,4 +50,7 @@ def card(facts: Mapping[str, Any], graphs: Sequence[Sidecar]) -> str:
         "",
         '    miga-bench generate "..." --denoiser onnx:FOLDER',
     ]
+    if all(port.dtype != "bfloat16" for port in first.inputs.values()):  # which NumPy lacks
+        code = example(facts, first.onnx, first.inputs)
+        lines += ["", "Without miga-bench, in this folder:", "", "```python", code + "```"]
     return "\n".join(lines) + "\n"

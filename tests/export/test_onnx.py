@@ -4,6 +4,7 @@ Takes about 70 s on one busy core, nearly all of it three exports.
 """
 
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -189,6 +190,25 @@ def test_half_precision_and_one_size(tmp_path):
     inputs = call(source, 2, 3)
     with torch.inference_mode():
         assert close(again.denoiser(*inputs), source.denoiser(*inputs), 5e-3)
+
+
+@pytest.mark.parametrize("made", [embedded_wan, random_vc2, fixed_half_wan])
+def test_the_cards_example_says_what_we_say(made, monkeypatch):
+    """Breaks if who serves a graph without this package is told other inputs than it takes."""
+    folder = made()
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(folder)
+    seen = {}
+    exec(code, seen)
+    latents, levels, text = (
+        torch.from_numpy(seen["inputs"][name]) for name in ("latents", "timesteps", "text")
+    )
+    facts = ExportFacts.read(folder)
+    rate = facts.defaults and facts.defaults["fps"]
+    expected = OnnxDenoiser(Session(Sidecar.read(folder, "denoiser")), facts, rate)(
+        latents, levels, text
+    )
+    torch.testing.assert_close(torch.from_numpy(seen["prediction"]), expected)
 
 
 ALONE = """
