@@ -11,13 +11,15 @@ SUMMARY = "Compare scored videos: differences on the same prompts, with interval
 
 EXAMPLES = """\
 examples:
-  miga-bench score runs/table1-wan2.1-1.3b/videos/miga --suite vbench -o miga.json
-  miga-bench score my-videos/ --suite vbench --prompts prompts.json -o mine.json
+  miga-bench score runs/table1-wan2.1-1.3b/videos/miga --prompts runs/table1-wan2.1-1.3b/prompts.json \\
+      --suite vbench -o miga.json
+  miga-bench score my-videos/ --prompts my-prompts.json --suite vbench -o mine.json
   miga-bench compare miga.json mine.json
 
 Takes what miga-bench score wrote, of videos of any model. Videos are pairs if their names are alike, or else if
 their prompts are. What the others score is held against the first: the mean of the differences, its 95 %
-interval over prompts, whether it is more than chance, and whether it is so at equal motion."""
+interval over prompts, whether it is more than chance, and whether it is so at equal motion. Without --prompts
+every video counts as one of its own, though seeds of one prompt are not."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -17,8 +17,8 @@ examples:
 
 Runs below one root share their videos, which lie in ROOT/items. So what the folder of a removed run leaves
 behind, or a run that was made anew with other settings, stays there until this command deletes it. A video
-that any run below the root names is never touched, nor one that is being made. Start no run below the root
-meanwhile."""
+that any run below the root names is never touched, nor one that is being made, and where a run cannot be read
+nothing is. Start no run below the root meanwhile."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -41,26 +41,35 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: The root has no items, or a run below it cannot be read; nothing was deleted.
     """
-    from miga_bench.harness.prune import delete, unnamed_items
+    from miga_bench.harness.prune import Unnamed, delete, unnamed_items
 
     found = unnamed_items(args.root)
     size = sum(item.size for item in found)
-    told = f"{counted(len(found), 'item')} in {args.root / 'items'} that no run names, {size / 2**20:.1f} MiB"
-    gone = []
+    items = args.root / "items"
+    told = f"{counted(len(found), 'item')} in {items} that no run names, {size / 2**20:.1f} MiB"
+    gone: list[Unnamed] = []
+    kept: dict[str, str] = {}
     if args.delete:
         from miga_bench.harness.bars import Bars
 
         with Bars(args.quiet) as bar:
             task = bar.add_task("deleting", total=len(found), frames="")
-            gone = delete(args.root, found, lambda: bar.advance(task))
-        kept = len(found) - len(gone)
-        told += f": {len(gone)} deleted" + (f", {kept} kept, in use by now" if kept else "")
+            gone, kept = delete(args.root, found, lambda: bar.advance(task))
+        told += f": {len(gone)} deleted"
+        if kept:
+            key, why = next(iter(kept.items()))
+            told += f", {len(kept)} kept; the first, {key}: {why}"
     elif found:
         told += ": --delete deletes them"
     if not args.quiet:
         say(told)
-    freed = sum(item.size for item in gone)
     print_json(
-        {"items": [item.key for item in found], "bytes": size, "deleted": len(gone), "freed": freed}
+        {
+            "items": [item.key for item in found],
+            "bytes": size,
+            "deleted": [item.key for item in gone],
+            "freed": sum(item.size for item in gone),
+            "kept": kept,
+        }
     )
     return DONE

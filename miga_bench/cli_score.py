@@ -39,9 +39,9 @@ examples:
   miga-bench score stories/ --suite narrlv --narratives release --judge http://localhost:8000/v1 \\
       --judge-model Qwen/Qwen2.5-VL-72B-Instruct
 
-Works on any folder of videos (mp4, gif, folders of numbered PNGs), from any model. The suite tiny needs
-no download and carries its own label; vbench and vbench-long use the public networks. A command that
-was stopped goes on where it was when it is given again."""
+Works on any folder of videos (mp4, mov, mkv, webm, avi, gif, folders of numbered PNGs or JPEGs), from any
+model. The suite tiny needs no download and carries its own label; vbench and vbench-long use the public
+networks. A command that was stopped goes on where it was when it is given again."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +61,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         action="append",
         dest="dimensions",
-        help="only this dimension, such as subject_consistency; may be given several times",
+        help="only this dimension: subject_consistency, background_consistency, motion_smoothness,"
+        " temporal_flickering, dynamic_degree (these five if none is given) or, of the public networks alone,"
+        " aesthetic_quality, imaging_quality, overall_consistency; may be given several times",
     )
     what.add_argument(
         "--aggregate",

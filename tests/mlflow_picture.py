@@ -23,7 +23,7 @@ from mlflow_stores import mlflow_server
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars")
 WIDTH, HEIGHT, PATIENCE = 1600, 857, 300
-# What a visitor has chosen who sees models, not agents, and has closed the assistant.
+# What a visitor has chosen who trains models, and has closed the assistant.
 CHOSEN = """localStorage['mlflow.workflowType_v1'] = '"machine_learning"';
 localStorage['mlflow.assistant.fab.autoOpenedOnFirstLoad_v1'] = 'true';
 localStorage['mlflow.assistant.panelOpen_v1'] = 'false';"""

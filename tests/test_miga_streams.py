@@ -12,7 +12,6 @@ from test_sampling import NOISE, SMALL, LevelBackbone, LevelSolver, level_noise,
 
 from miga_bench.errors import UserError
 from miga_bench.sampling import Miga, PromptSchedule
-from miga_bench.sampling.base import Cost
 from miga_bench.sampling.denoise import WindowDenoiser
 from miga_bench.sampling.estimate import estimate
 from miga_bench.sampling.miga import _Video
@@ -25,9 +24,7 @@ def video(length=None, prompts=PROMPTS, backbone=None, noise=NOISE, **changes):
     """Return a video in the making."""
     backbone = backbone or AnalyticBackbone("wan", window=8)
     chosen = dataclasses.replace(SMALL, **changes)
-    solver = backbone.solver(backbone.schedule(chosen.steps))
-    scale, batch = chosen.guidance_scale, chosen.batch
-    denoiser = WindowDenoiser(backbone, prompts, solver, noise, scale, batch, Cost())
+    denoiser = WindowDenoiser.of(chosen, backbone, prompts, noise, None)
     return _Video(chosen, backbone, denoiser, length)
 
 
@@ -247,10 +244,11 @@ class Crew:
 
 @pytest.mark.parametrize("size", [2, 4, 7])
 @pytest.mark.parametrize("reach", ["chunks", "anchor"])
-@pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_stage_2_waits_until_every_process_of_a_team_has_a_row(size, reach, scale):
+@pytest.mark.parametrize(("scale", "guided_from"), [(1.0, 0), (3.0, 0), (3.0, 6)])
+def test_stage_2_waits_until_every_process_of_a_team_has_a_row(size, reach, scale, guided_from):
     """Breaks if the windows of a pass that is behind the others are made one by one, while most wait."""
     changes = {"guidance_reach": reach, "guidance_scale": scale, "batch": 64}
+    changes |= {"guidance_from": guided_from}  # from 6 on: no window of stage 2
     backbone, waves = AnalyticBackbone("wan", window=8), []
     backbone.team = Crew(size)
     made = video(160, backbone=backbone, **changes)
@@ -264,7 +262,7 @@ def test_stage_2_waits_until_every_process_of_a_team_has_a_row(size, reach, scal
 
     made.pipeline._wave = note
     assert torch.equal(torch.stack(list(made.stream())), miga(length=160, **changes))
-    rows = 1 if scale == 1 else 2
+    rows = 1 if scale == 1 or guided_from else 2
     assert min(waves) * rows >= size
     assert (min(waves) - 1) * rows < size, "and no longer than that"
     alone = AnalyticBackbone("wan", window=8)

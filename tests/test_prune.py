@@ -1,6 +1,7 @@
 """``miga-bench prune``: what no run names goes, and nothing else."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -43,14 +44,14 @@ def test_what_a_removed_run_leaves_is_shown_and_deleted_when_asked_for(runs, cap
     assert pruned(capsys, root)[0]["items"] == []
     shutil.rmtree(root / "two")
     found, told = pruned(capsys, root)
-    assert (found["items"], found["deleted"], found["freed"]) == ([own], 0, 0)
+    assert (found["items"], found["deleted"], found["freed"]) == ([own], [], 0)
     files = [path for path in (root / "items" / own).rglob("*") if path.is_file()]
     assert found["bytes"] == sum(path.stat().st_size for path in files) > 0
     assert "1 item " in told
     assert "--delete" in told
     assert Store(root).is_done(own), "nothing was asked for"
     found, told = pruned(capsys, root, "--delete")
-    assert (found["deleted"], found["freed"]) == (1, found["bytes"])
+    assert (found["deleted"], found["freed"]) == ([own], found["bytes"])
     assert "1 deleted" in told
     assert not (root / "items" / own).exists()
     assert Store(root).is_done(shared)
@@ -62,7 +63,8 @@ def test_an_item_that_is_being_made_stays(runs, capsys):
     shutil.rmtree(root / "two")
     with NamedLock(Store(root).locks / own).held():
         found, told = pruned(capsys, root, "--delete")
-    assert (found["deleted"], found["freed"]) == (0, 0)
+    assert (found["deleted"], found["freed"]) == ([], 0)
+    assert "makes it" in found["kept"][own]
     assert "1 kept" in told
     assert Store(root).is_done(own)
 
@@ -73,7 +75,7 @@ def test_an_item_that_a_run_names_by_now_stays(runs):
     found = prune.unnamed_items(root)
     shutil.move(root.parent / "elsewhere", root / "two")
     assert [one.key for one in found] == [own]
-    assert prune.delete(root, found, lambda: None) == []
+    assert prune.delete(root, found, lambda: None) == ([], {own: "a run names it by now"})
     assert Store(root).is_done(own)
 
 
@@ -92,7 +94,91 @@ def test_what_is_no_item_stays(runs, capsys, tmp_path_factory):
     assert (root / "items" / ".locks").is_dir()
 
 
-@pytest.mark.parametrize("content", ["", "items: [", "format: 7", "format: 1\nitems: 3"])
+def test_a_run_in_a_folder_of_its_own_names_its_items(runs, capsys):
+    """Breaks if runs that were put away below the root lose their videos."""
+    root, _, own = runs
+    (root / "archive" / "of" / "may").mkdir(parents=True)
+    shutil.move(root / "two", root / "archive" / "of" / "may")
+    assert pruned(capsys, root, "--delete")[0]["items"] == []
+    away = root.parent / "elsewhere"
+    shutil.move(root / "archive", away)
+    (root / "linked").symlink_to(away)
+    (away / "loop").symlink_to(root)
+    assert pruned(capsys, root, "--delete")[0]["items"] == []
+    assert Store(root).is_done(own)
+
+
+def test_where_a_run_may_be_that_cannot_be_read_nothing_goes(runs, capsys):
+    root, _, own = runs
+    away = root.parent / "elsewhere"
+
+    def refused(told):
+        assert main(["prune", str(root), "--delete"]) == 2
+        out, err = capsys.readouterr()
+        assert (out, len(err.splitlines())) == ("", 1)
+        assert told in err
+        assert "nothing is deleted" in err
+        assert Store(root).is_done(own)
+
+    (root / "two" / "run.yaml").rename(root.parent / "run.yaml")
+    refused("two has no run.yaml")
+    shutil.move(root / "two", away)
+    (root / "two").symlink_to(root.parent / "unmounted")
+    refused("two is a link that leads nowhere")
+    (root / "two").unlink()
+    starting = Run(root, "two")
+    starting.acquire()
+    refused("two is a run that is just starting")
+    starting.release()
+    assert pruned(capsys, root)[0]["items"] == [own]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")
+def test_a_run_of_somebody_elses_may_name_anything(runs, capsys):
+    root, _, own = runs
+    (root / "two").chmod(0)
+    try:
+        assert main(["prune", str(root), "--delete"]) == 2
+        assert "cannot be looked into" in capsys.readouterr().err
+    finally:
+        (root / "two").chmod(0o700)
+    assert Store(root).is_done(own)
+
+
+def test_items_that_other_roots_may_share_are_left_alone(runs, capsys):
+    root, _, own = runs
+    shutil.rmtree(root / "two")
+    other = root.parent / "other"
+    other.mkdir()
+    (other / "items").symlink_to(root / "items")
+    assert main(["prune", str(other), "--delete"]) == 2
+    assert "is a link" in capsys.readouterr().err
+    assert Store(root).is_done(own)
+
+
+def test_what_cannot_be_deleted_does_not_keep_the_rest(runs, capsys, monkeypatch):
+    root, shared, own = runs
+    shutil.rmtree(root / "one")
+    shutil.rmtree(root / "two")
+    remove, errors = shutil.rmtree, {shared: PermissionError(13, "Permission denied")}
+
+    def rmtree(folder):
+        if folder.name in errors:
+            raise errors[folder.name]
+        remove(folder)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    found, told = pruned(capsys, root, "--delete")
+    assert (found["deleted"], found["kept"]) == ([own], {shared: "permission denied"})
+    assert "permission denied" in told
+    errors[shared] = FileNotFoundError(2, "No such file")
+    assert pruned(capsys, root, "--delete")[0]["kept"] == {shared: "somebody else has deleted it"}
+
+
+BROKEN = ["", "items: [", "format: 7", "format: 1\nitems: 3", "format: 1\nitems: {p-0: 3}"]
+
+
+@pytest.mark.parametrize("content", BROKEN)
 def test_a_run_that_cannot_be_read_may_name_anything(runs, capsys, content):
     """Breaks if a damaged or newer run.yaml makes its videos look like nobody's."""
     root, _shared, own = runs

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import time
-from collections import namedtuple
+from collections import Counter, namedtuple
 from types import SimpleNamespace
 
 import pytest
@@ -21,7 +21,7 @@ from miga_bench.harness.probe import Probe
 from miga_bench.offline import offline
 from miga_bench.sampling import METHODS, CounterNoise, PromptSchedule, resolve
 from miga_bench.sampling.base import CommonSettings, Sampler
-from miga_bench.sampling.estimate import estimate
+from miga_bench.sampling.estimate import Call, Estimate, estimate
 from miga_bench.sampling.rewards import fetch_dino
 
 FEW = {"data__limit": 2, "data__seeds": [0], "data__frames": 33}
@@ -69,6 +69,22 @@ def test_a_team_takes_as_long_as_the_shares_of_its_busiest_process(look, monkeyp
     alone, pair = alone["seconds"], pair["seconds"]
     assert alone["each_process"] / 2 < pair["each_process"] < alone["each_process"]
     assert pair["each_process"] == pair["in_all"]
+
+
+def test_a_teams_seconds_are_those_of_its_largest_shares():
+    probe = Probe(SimpleBackbone())
+    probe._row = {(4, None): 2.0}
+    found = Estimate(2, calls=Counter({Call(3, 4): 5}))  # two rows of three, five times
+    assert probe.seconds(found, 0) == 5 * 2 * 2.0
+
+
+def test_a_teams_largest_call_is_one_processs():
+    """Breaks if all rows of a team are held against the memory of each."""
+    backbone = SimpleNamespace(window=4, clip_bytes=lambda frames, copies: 10 * frames)
+    sampler = METHODS["short"](resolve("short", SimpleBackbone()))
+    looking = SimpleNamespace(model=SimpleNamespace(backbone=backbone, samplers={"": sampler}))
+    found = Estimate(2, calls=Counter({Call(3, 4): 5, Call(1, 4): 1}))
+    assert page.Preflight._call_bytes(looking, "p001-0", found) == 2 * 40
 
 
 def test_it_says_what_the_run_then_does_and_leaves_no_trace(look, tmp_path, capsys, monkeypatch):

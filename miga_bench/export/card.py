@@ -50,7 +50,16 @@ def card(facts: Mapping[str, Any], graphs: Sequence[Sidecar]) -> str:
         "",
         '    miga-bench generate "..." --denoiser onnx:FOLDER',
     ]
-    if all(port.dtype != "bfloat16" for port in first.inputs.values()):  # which NumPy lacks
-        code = example(facts, first.onnx, first.inputs)
-        lines += ["", "Without miga-bench, in this folder:", "", "```python", code + "```"]
+    denoiser = next((graph for graph in graphs if graph.graph == "denoiser"), None)
+    if (
+        denoiser and denoiser.precision != "bf16"
+    ):  # which ONNX Runtime has no convolutions for on a CPU
+        code = example(facts, denoiser.onnx, denoiser.inputs)
+        lines += [
+            "",
+            "The denoiser without miga-bench, in this folder:",
+            "",
+            "```python",
+            code + "```",
+        ]
     return "\n".join(lines) + "\n"

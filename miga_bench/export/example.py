@@ -17,17 +17,18 @@ def rotary(frames, rows, columns):
         for place, channels in zip(places, {channels})
     ]
     angles = np.concatenate(angles, axis=1)[None, :, None]
-    return np.cos(angles).astype({cos}), np.sin(angles).astype({sin})
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
 """
 _CALL = """\
-session = ort.InferenceSession("{file}")
+# on a GPU, with onnxruntime-gpu: providers=["CUDAExecutionProvider"]
+session = ort.InferenceSession("{file}", providers=["CPUExecutionProvider"])
 inputs = {{
-    "latents": np.random.randn({rows}, {channels}, {window}, {height}, {width}).astype({latents}),
-    # a level for each frame, from 0, clean, to 1000, noise
-    "timesteps": np.full(({rows}, {window}), 999, {timesteps}),
-    "text": np.zeros(({rows}, {length}, {depth}), {text}),  # the text encoder's output
+    "latents": np.random.randn({rows}, {channels}, {frames}, {height}, {width}).astype(np.float32),
+    # the timestep of each frame, from 0, clean, to 1000, noise
+    "timesteps": np.full(({rows}, {frames}), 999, np.float32),
+    "text": np.zeros(({rows}, {length}, {depth}), np.float32),  # the text encoder's output
 {more}}}
 (prediction,) = session.run(["prediction"], inputs)  # {meaning}
 """
@@ -38,33 +39,28 @@ def example(facts: Mapping[str, Any], file: str, inputs: Mapping[str, Port]) -> 
 
     Args:
         facts: The content of the export's ``backbone.json``.
-        file: The denoiser's graph.
-        inputs: Of the graph.
+        file: The denoiser's graph; what goes in is float32 whatever its precision.
+        inputs: Of the graph; where sizes are free, the smallest call of a single row is shown.
     """
-    rows, _, window = (
-        size if isinstance(size, int) else usual
-        for size, usual in zip(inputs["latents"].shape, (1, 0, facts["window"]), strict=False)
+    latents = inputs["latents"]
+    rows, _, frames, *_ = (
+        size if isinstance(size, int) else least
+        for size, least in zip(latents.shape, latents.min, strict=True)
     )
-    types = {name: f"np.{port.dtype}" for name, port in inputs.items()}
     channels, height, width = facts["latent_shape"]
     length, depth = inputs["text"].shape[1:]
     parts, more = "import numpy as np\nimport onnxruntime as ort\n\n", ""
     meaning = "the noise in the latents"
+    lines = ""
     if rotary := facts.get("rotary"):
         head, (high, wide) = rotary["head_dim"], rotary["patch"]
         side = 2 * (head // 6)
-        parts += "\n" + _ROTARY.format(
-            half=head // 2,
-            channels=(head - 2 * side, side, side),
-            cos=types["cos"],
-            sin=types["sin"],
-        )
-        more = f"cos, sin = rotary({window}, {height // high}, {width // wide})\n"
+        parts += "\n" + _ROTARY.format(half=head // 2, channels=(head - 2 * side, side, side))
+        more = f"cos, sin = rotary({frames}, {height // high}, {width // wide})\n"
         meaning = "noise minus clean latents"
-    lines = '    "cos": cos,\n    "sin": sin,\n' if more else ""
+        lines = '    "cos": cos,\n    "sin": sin,\n'
     if "fps" in inputs:
-        rate = facts["defaults"]["fps"] if facts.get("defaults") else facts["frame_rate"]
-        lines = f'    "fps": np.full({rows}, {rate:g}, {types["fps"]}),\n'
+        lines = f'    "fps": np.full({rows}, {facts["defaults"]["fps"]:g}, np.float32),\n'
     return (
         parts
         + more
@@ -72,14 +68,11 @@ def example(facts: Mapping[str, Any], file: str, inputs: Mapping[str, Port]) -> 
             file=file,
             rows=rows,
             channels=channels,
-            window=window,
+            frames=frames,
             height=height,
             width=width,
             length=length,
             depth=depth,
-            latents=types["latents"],
-            timesteps=types["timesteps"],
-            text=types["text"],
             more=lines,
             meaning=meaning,
         )

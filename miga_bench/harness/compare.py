@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 Document = dict[str, Any]
 
 STORY = ("fid", "cov", "coh")
-# What of a document says how its videos' values came about.
-WAY = ("suite", "networks", "development", "narratives")
-WAY_OF_STORIES = ("variant", "judge", "suite", "votes")
+# What of a document says how its videos' values came about; of stories, what of its provenance does.
+WAY = ("suite", "networks", "development", "reading")
+WAY_OF_STORIES = {"stories": "suite"} | {n: n for n in ("judge", "votes", "variant", "quality")}
+FRAME_RATE = "frame_rate"
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,13 @@ class Scored:
     """A scores file.
 
     Attributes:
-        name: The file's, without its ending.
+        path: Where it lies.
         way: How its videos were scored.
         networks: Of each label, what its networks are; empty where there are none.
         rows: Its videos that have a score, by name.
     """
 
-    name: str
+    path: Path
     way: Mapping[str, Any]
     networks: Mapping[str, Any]
     rows: Mapping[str, Row]
@@ -66,25 +67,24 @@ def compare_scores(paths: Sequence[Path]) -> Document:
 
     Returns:
         ``first``, ``suite``, and under ``against`` for every other file ``paired_by`` (``name`` or
-        ``prompt``), ``pairs``, ``left_out`` (videos, or prompts, without a partner: of the first, of the other)
-        and ``differences``: by label the other's mean over the pairs minus the first's, its interval, and a
-        verdict, as reports have them.
+        ``prompt``), ``pairs``, ``left_out`` (videos, or prompts, without a partner: of the first, of the
+        other), ``clustered_by`` (``prompt``, or ``video`` where no prompts are known), ``frames`` (mean
+        lengths of both) and ``differences``: by label the other's mean over the pairs minus the first's, its
+        interval, and a verdict, as reports have them.
 
     Raises:
         UserError: A file cannot be read, or two were not scored alike or have no video in common.
     """
-    if len({path.resolve() for path in paths}) < 2 or len(set(paths)) < len(paths):
+    if len({path.resolve() for path in paths}) < max(2, len(paths)):
         raise UserError(
-            f"{counted(len(set(paths)), 'scores file')} given, or one twice: give two or more, each once; the"
-            " others are held against the first"
+            f"{' '.join(map(str, paths))}: give two or more scores files, each once; the others are held"
+            " against the first"
         )
     first, *others = (read_scored(path) for path in paths)
     return {
-        "first": str(paths[0]),
+        "first": str(first.path),
         "suite": first.way["suite"],
-        "against": {
-            str(path): _against(first, other) for path, other in zip(paths[1:], others, strict=True)
-        },
+        "against": {str(other.path): _against(first, other) for other in others},
     }
 
 
@@ -97,7 +97,11 @@ def read_scored(path: Path) -> Scored:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         made = document.get("provenance", {})
-        way = {name: document.get(name) for name in WAY} | {n: made.get(n) for n in WAY_OF_STORIES}
+        way = {name: document.get(name) for name in WAY}
+        way |= {name: made.get(place) for name, place in WAY_OF_STORIES.items()}
+        # one rate for all, where a score depends on it
+        way[FRAME_RATE] = sorted({v.get(FRAME_RATE) or 0 for v in document["videos"]})
+        way["judge"] = {k: v for k, v in (way["judge"] or {}).items() if k != "url"}
         way["suite"] = str(document["suite"])
         networks = {label: one.get("networks") for label, one in document["scores"].items()}
         rows = {}
@@ -105,16 +109,24 @@ def read_scored(path: Path) -> Scored:
             row = _row(path.stem, video)
             if any(value is not None for value in row.scores.values()):
                 rows[row.prompt_id] = row
-    except OSError as error:
+    except (FileNotFoundError, PermissionError) as error:
         reason = (error.strerror or type(error).__name__).lower()
         raise UserError(f"{path} cannot be read ({reason}): check its name") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ):
         raise UserError(
             f"{path} is no scores file: give what miga-bench score -o FILE.json has written"
         ) from None
     if not rows:
         raise UserError(f"{path} has no video with a score: score its videos again")
-    return Scored(path.stem, way, networks, rows)
+    return Scored(path, way, networks, rows)
 
 
 def _means(rows: Sequence[Row]) -> dict[str, float | None]:
@@ -130,7 +142,8 @@ def _row(arm: str, video: Mapping[str, Any]) -> Row:
     else:
         name, prompt = str(video["video"]), str(video["prompt"] or "")
         scores = {str(label): _number(value) for label, value in video["scores"].items()}
-    return Row(arm, name, prompt, 0, "", "done", Path(), scores=scores)
+    frames = int(video.get("frames") or 0)
+    return Row(arm, name, prompt, 0, "", "done", Path(), frames, scores=scores)
 
 
 def _number(value: Any) -> float | None:
@@ -143,20 +156,8 @@ def _number(value: Any) -> float | None:
 
 
 def _against(first: Scored, other: Scored) -> Document:
-    differing = [name for name in first.way if first.way[name] != other.way[name]]
-    shared = [label for label in first.networks if label in other.networks]
-    others = [one for one in shared if first.networks[one] != other.networks[one]]
-    if differing or others or not shared:
-        what = ", ".join(differing) or (f"networks of {others[0]}" if others else "dimensions")
-        raise UserError(
-            f"{first.name} and {other.name} were not scored alike ({what}): score both with the same options"
-        )
+    _check_alike(first, other)
     by, left, right = _matched(first, other)
-    if not set(left) & set(right):
-        raise UserError(
-            f"{first.name} and {other.name} have no video in common, by name or by prompt: name them alike,"
-            " or score both with --prompts"
-        )
     pairs = [name for name in left if name in right]
     rows: list[Row] = []
     for name in pairs:
@@ -170,6 +171,8 @@ def _against(first: Scored, other: Scored) -> Document:
         "paired_by": by,
         "pairs": len(pairs),
         "left_out": [len(left) - len(pairs), len(right) - len(pairs)],
+        "clustered_by": "prompt" if any(row.prompt for row in rows) else "video",
+        "frames": [_mean([row.frames for row in run.of(arm)]) for arm in ("first", "other")],
         "differences": {measure.label: _difference(run, measure, motion) for measure in measures},
     }
 
@@ -191,18 +194,55 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return math.fsum(known) / len(known) if known else None
 
 
+def _check_alike(first: Scored, other: Scored) -> None:
+    """Refuse values that came about in different ways.
+
+    Raises:
+        UserError: They did; the message says in what.
+    """
+    shared = [label for label in first.networks if label in other.networks]
+    rated = any(label.startswith("dynamic_degree") for label in shared)
+    ways = [name for name in first.way if first.way[name] != other.way[name]]
+    if not rated and first.way["suite"] != "vbench-long":
+        ways = [name for name in ways if name != FRAME_RATE]
+    what = [f"{name}: {_plain(first.way[name])} and {_plain(other.way[name])}" for name in ways]
+    what += [
+        f"the networks of {label} differ"
+        for label in shared
+        if first.networks[label] != other.networks[label]
+    ]
+    if what or not shared:
+        reason = what[0] if what else "they have no dimension in common"
+        raise UserError(
+            f"{first.path} and {other.path} were not scored alike ({reason}): score both with the same options"
+        )
+
+
+def _plain(value: Any) -> str:
+    return str(value)[:80]
+
+
 def _matched(first: Scored, other: Scored) -> tuple[str, Mapping[str, Row], Mapping[str, Row]]:
-    """Return by what more pairs are found, and both sides' videos by it."""
+    """Return by what more pairs are found, and both sides' videos by it.
+
+    Raises:
+        UserError: There are none.
+    """
     left, right = _by_name(first), _by_name(other)
     names = set(left) & set(right)
-    if any(
-        left[name].prompt and right[name].prompt not in ("", left[name].prompt) for name in names
-    ):
-        names = set()  # 0001.mp4 on either side, of another text
+    texts = {name: {left[name].prompt, right[name].prompt} - {""} for name in names}
+    others = sorted(name for name in names if len(texts[name]) > 1)
     prompts = first.by_prompt(), other.by_prompt()
-    if len(names) >= len(set(prompts[0]) & set(prompts[1])):
+    shared = set(prompts[0]) & set(prompts[1])
+    if names and not others and len(names) >= len(shared):
         return "name", left, right
-    return "prompt", *prompts
+    if shared:  # 0001.mp4 may be of another text on either side
+        return "prompt", *prompts
+    why = f"{others[0]} is of another prompt in each" if others else "by name or by prompt"
+    raise UserError(
+        f"{first.path} and {other.path} have no video in common ({why}): name those of one prompt alike, or"
+        " score both with --prompts"
+    )
 
 
 def _by_name(scored: Scored) -> dict[str, Row]:
@@ -218,7 +258,12 @@ def tables(document: Document) -> Iterator[Table]:
 
     for path, found in document["against"].items():
         pairs = f"{counted(found['pairs'], 'pair')} by {found['paired_by']}"
-        title = escape(f"{path} minus {document['first']}, {pairs}")
+        title = (
+            f"{path} minus {document['first']}, {pairs}, intervals over {found['clustered_by']}s"
+        )
+        if found["frames"][0] != found["frames"][1]:
+            title += ", of {:.0f} and {:.0f} frames".format(*reversed(found["frames"]))
+        title = escape(title)
         shown = Table("score", "first", "other", "difference", "", "at equal motion", title=title)
         for label, one in found["differences"].items():
             measure = measure_of(label)

@@ -76,7 +76,10 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
             progress(done, len(sources), source.name)
     from miga_bench.harness.score_summary import plot, summary
 
-    found = [{**rows[keys[s.name]], "video": s.name, "prompt": s.prompt} for s in sources]
+    found = [
+        {**rows[keys[s.name]], "video": s.name, "prompt": s.prompt, "frame_rate": s.frame_rate}
+        for s in sources
+    ]
     document = {
         **summary(found, plan, scores, request.reading, fast),
         "decoder": f"PyAV {version('av')}, all frames, RGB",

@@ -84,6 +84,7 @@ def _video(row: Row) -> Row:
         "video": row["video"],
         "prompt": row["prompt"],
         "frames": row["frames"],
+        "frame_rate": row.get("frame_rate"),
         "reason": row["reason"] or reasons or None,
         "scores": {},
         "series": series,

@@ -4,7 +4,8 @@
 ``manifest.json``, which is written last and whole: a folder without it is unfinished work, and is made
 anew. So is one whose files are not those that the manifest vouches for, or whose manifest is not as it was
 written. Scores of the video come later, a file per scorer in ``scores/``. All that differs between two
-makings of the same item lies under the manifest's ``timings`` and in its seal.
+makings of the same item by as many processes lies under the manifest's ``timings`` and in its seal; a larger
+team makes stage 2 in fewer, larger passes, and rounds otherwise.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -84,7 +83,7 @@ class WindowDenoiser:
         anchors: Guidance frames of anchored windows.
         cut: Whether the denoiser is told how many frames of a window are guidance frames, so that
             they are no temporal neighbors of the others.
-        abreast: Windows of a call that gives every process of a team a row.
+        processes: Those that share each call.
         cache: Cuts windows short in which little has changed; None runs all of them in full.
     """
 
@@ -105,11 +104,11 @@ class WindowDenoiser:
         self.noise = noise
         self.guidance_scale = guidance_scale
         self.batch = batch or backbone.default_batch()
-        self.abreast = 1
+        self.processes = 1
         if backbone.team is not None:
             self.denoiser = backbone.team.split(self.denoiser)
             self.batch = backbone.team.capacity(self.batch)
-            self.abreast = math.ceil(backbone.team.size / (1 if guidance_scale == 1 else 2))
+            self.processes = backbone.team.size
         if backbone.meter is not None:
             self.denoiser = backbone.meter.metered(backbone.denoiser, self.denoiser)
         self.cost = cost
@@ -200,8 +199,8 @@ class WindowDenoiser:
             return window.offset
         return window.offset + len(next(iter(self.anchors.sets.values())))
 
-    def _is_guided(self, queue: Queue, window: Window) -> bool:
-        """Tell whether a window needs an unconditional half."""
+    def is_guided(self, queue: Queue, window: Window) -> bool:
+        """Tell whether a window needs an unconditional half, which is a row of its own."""
         return self.guidance_scale != 1 and any(
             queue.levels[slot] in self.guided_levels for slot in window.writes
         )
@@ -234,7 +233,7 @@ class WindowDenoiser:
             written = [queue.frames[slot] for slot in window.writes]
             own = CachedRow(written, self._before(window), segment) if work.cached else None
             known.append(own)
-            if self._is_guided(queue, window):
+            if self.is_guided(queue, window):
                 guided.append(len(rows) - 1)
         latents = torch.stack(rows).transpose(1, 2)
         timesteps = self.schedule.timesteps[torch.tensor(levels)].to(self.device)

@@ -112,8 +112,8 @@ class Pipeline:
         early: See ``PipelinePass``; the windows are the same, but they run at another time.
 
     Attributes:
-        least: Windows that must be ready before any runs, as long as latents enter. A pass that is behind
-            the others has but one at a time, which would leave most processes of a team without work.
+        least: Rows of the windows that must be ready before any runs, as long as latents enter: one for
+            each process of a team. A pass that is behind the others has but one window at a time.
         entered: Latents pushed so far.
     """
 
@@ -135,7 +135,7 @@ class Pipeline:
         self.renoise_at = len(levels) if len(renoise) else None
         self.finished: list[Queue] = []
         self.length, self.entered = length, 0
-        self.least = denoiser.abreast if early else 1
+        self.least = denoiser.processes if early else 1
 
     def push(self, part: Queue) -> None:
         """Take latents that left stage 1."""
@@ -184,9 +184,13 @@ class Pipeline:
 
     def _wave(self) -> list[tuple[int, list[Window]]]:
         """Return the windows that are ready, by pass; none while they are too few."""
-        work = [(k, w) for k, p in enumerate(self.passes) if (w := p.ready())]
-        enough = sum(len(windows) for _, windows in work) >= self.least
-        return work if enough or self.entered == self.length else []
+        work, rows = [], 0
+        for number, one in enumerate(self.passes):
+            waiting, windows = one.waiting, one.ready()
+            if waiting is not None and windows:
+                work.append((number, windows))
+                rows += sum(1 + self.denoiser.is_guided(waiting, window) for window in windows)
+        return work if rows >= self.least or self.entered == self.length else []
 
     def _take_finished(self) -> Iterator[Queue]:
         finished, self.finished = self.finished, []

@@ -10,7 +10,7 @@ from test_score_command import moving, write
 
 from miga_bench.cli import main
 from miga_bench.errors import UserError
-from miga_bench.harness.compare import compare_scores
+from miga_bench.harness.compare import compare_scores, tables
 from miga_bench.metrics.statistics import paired
 
 SUBJECT, MOTION = "subject_consistency[net]", "dynamic_degree[net]"
@@ -63,6 +63,7 @@ def test_differences_are_those_of_pairs_by_name_with_intervals_over_prompts(file
     ours, theirs = drawn(1), drawn(2)
     found = only(files(document(ours), document(theirs)))
     assert (found["paired_by"], found["pairs"], found["left_out"]) == ("name", 16, [0, 0])
+    assert found["clustered_by"] == "prompt"
     one = found["differences"][SUBJECT]
     left, right = ([scores[SUBJECT] for _, scores in side.values()] for side in (ours, theirs))
     expected = paired(right, left, [prompt for prompt, _ in ours.values()])
@@ -106,6 +107,9 @@ def test_the_same_name_of_another_text_is_no_pair(files):
     found = only(files(document(ours), document(theirs)))
     assert found["paired_by"] == "prompt"
     assert found["differences"][SUBJECT]["difference"] == pytest.approx(0)
+    others = {name: (f"other {text}", scores) for name, (text, scores) in ours.items()}
+    with pytest.raises(UserError, match=r"no video in common \(0-0 is of another prompt in each\)"):
+        files(document(ours), document(others))
 
 
 def test_endings_are_no_part_of_a_name_unless_they_tell_videos_apart(files):
@@ -135,6 +139,7 @@ def test_stories_are_matched_by_their_keys(files):
             {"key": f"s_{k}", "fid": 0.2 + add + k / 100, "cov": 0.5, "coh": None} for k in range(8)
         ]
         made = {"variant": "code", "judge": {"kind": "reader"}, "suite": "abc", "votes": 1}
+        made |= {"quality": "none"}
         return {
             "suite": "narrlv",
             "narratives": "tiny",
@@ -147,10 +152,21 @@ def test_stories_are_matched_by_their_keys(files):
     assert found["narrlv/fid"]["difference"] == pytest.approx(0.1)
     assert found["narrlv/cov"]["verdict"] == "no difference shown"
     assert found["narrlv/coh"]["verdict"] == "no pairs"
-    other = stories(0)
-    other["provenance"]["judge"] = {"kind": "server"}
-    with pytest.raises(UserError, match=r"not scored alike \(judge\)"):
-        files(stories(0), other)
+    elsewhere = stories(0)
+    elsewhere["narratives"] = "/another/place/tiny"
+    elsewhere["provenance"]["judge"] = {"kind": "reader", "url": "http://another"}
+    files(stories(0), elsewhere)
+    for name, value in (
+        ("judge", {"kind": "server"}),
+        ("suite", "abd"),
+        ("votes", 5),
+        ("variant", "paper"),
+        ("quality", "all"),
+    ):
+        other = stories(0)
+        other["provenance"][name] = value
+        with pytest.raises(UserError, match="not scored alike"):
+            files(stories(0), other)
 
 
 @pytest.mark.parametrize(
@@ -158,15 +174,32 @@ def test_stories_are_matched_by_their_keys(files):
     [
         ({"suite": "vbench-long"}, "suite"),
         ({"networks": "tiny"}, "networks"),
-        ({"development": True}, "development"),
+        ({"development": True}, "development: None and True"),
+        ({"reading": "reference"}, "reading"),
         ({"scores": {SUBJECT: {"networks": {"net": "2"}}}}, "networks of subject_consistency"),
-        ({"scores": {"imaging_quality": {}}}, "dimensions"),
+        ({"scores": {"imaging_quality": {}}}, "no dimension in common"),
     ],
 )
 def test_what_was_scored_otherwise_is_refused(files, change, what):
     with pytest.raises(UserError, match="not scored alike") as error:
         files(document(drawn(1)), document(drawn(2), **change))
     assert what in str(error.value)
+
+
+def test_motion_is_compared_at_one_frame_rate_only(files):
+    def at(rate, label):
+        made = document({f"{k}.mp4": (None, {label: k / 10}) for k in range(8)})
+        for video in made["videos"]:
+            video |= {"frame_rate": rate, "frames": 10 * rate}
+        return made
+
+    with pytest.raises(UserError, match=r"not scored alike \(frame_rate: \[8\] and \[16\]"):
+        files(at(8, MOTION), at(16, MOTION))
+    found = only(files(at(8, SUBJECT), at(16, SUBJECT)))
+    assert found["frames"] == [80, 160]
+    assert found["clustered_by"] == "video"
+    (shown,) = tables({"first": "a", "against": {"b": found}})
+    assert "intervals over videos, of 160 and 80 frames" in shown.title
 
 
 def test_what_has_nothing_in_common_is_refused(files):
@@ -193,7 +226,8 @@ def test_from_folders_of_videos_to_the_table(tmp_path, capsys):
     assert one["verdict"] == "too few prompts"
     assert "temporal flickering" in err
     assert f"{100 * one['difference']:+.2f}" in err
-    for wrong in ([both[0]], [both[0], both[0]], [both[0], str(tmp_path / "none.json")]):
+    wrongs = [both[0]], [both[0], both[0]], [*both, both[0]], [both[0], str(tmp_path)]
+    for wrong in (*wrongs, [both[0], str(tmp_path / "none.json")]):
         assert main(["compare", *wrong]) == 2
         out, err = capsys.readouterr()
         assert out == ""
@@ -201,7 +235,7 @@ def test_from_folders_of_videos_to_the_table(tmp_path, capsys):
 
 
 VALUE = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.text(max_size=5),
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
     ),

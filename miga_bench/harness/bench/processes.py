@@ -3,7 +3,9 @@
 * by items, as ``miga-bench predict`` deals them: independent processes of one thread make a video each, all
   begin at the same time, and what counts is videos per wall time;
 * by windows, as ``run.window_parallel`` and ``WindowParallel`` do: processes share each pass of one video,
-  and what counts is its wall time (``shared_windows.py`` in torchrun).
+  and what counts is its wall time (``shared_windows.py`` in torchrun);
+* by windows on the large models, counted: the evaluations of a video of MIGA by the paper's settings over
+  those of the process with most to do. What processes wait for each other is not in it.
 
 More processes than cores cannot gain; the document has the number of cores.
 """
@@ -25,8 +27,14 @@ from miga_bench.errors import FailedError
 from miga_bench.harness.bench import shared_windows
 from miga_bench.harness.bench.common import MODEL, SMALL, Part, Row, Say, in_a_process, maker
 from miga_bench.harness.bench.rounds import Spread, seconds, timed
+from miga_bench.sampling import METHODS, resolve
+from miga_bench.sampling.estimate import BATCH, estimate
 
 COUNTS = (1, 2, 4)
+TEAMS = (4, 8)
+# Whose windows are as long as the large models'.
+LARGE = {"Wan2.1": "tiny-wan", "VideoCrafter2": "tiny-videocrafter2"}
+FRAMES = 1000
 
 
 def measure(say: Say, repeats: int) -> Part:
@@ -68,7 +76,24 @@ def measure(say: Say, repeats: int) -> Part:
                 f"{gain_of['min']:.2f} to {gain_of['max']:.2f}",
             )
         )
+    say(f"counting the shares of {FRAMES} frames")
+    part.document["counted"] = {}
+    for name, embedded in LARGE.items():
+        gains = {team: _counted(embedded, team) for team in TEAMS}
+        part.document["counted"][name] = gains
+        told = ", ".join(f"{gain:.1f} by {team}" for team, gain in gains.items())
+        part.rows.append(
+            Row(f"{name}'s windows, {FRAMES} frames of MIGA, counted: times as fast", told)
+        )
     return part
+
+
+def _counted(embedded: str, team: int) -> float:
+    """Return a video's evaluations over those of the process of a team that has most to do."""
+    backbone = load_backbone(embedded, device="cpu")
+    sampler = METHODS["miga"](resolve("miga", backbone, "paper"))
+    found = estimate(sampler, backbone, backbone.latents_for(FRAMES), BATCH, team=team)
+    return found.nfe / sum(call.rows * count for call, count in found.shares.items())
 
 
 def _videos(count: int, rounds: int) -> tuple[Spread, Spread]:

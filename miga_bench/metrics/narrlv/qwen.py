@@ -20,6 +20,7 @@ import torch
 
 from miga_bench.errors import UserError
 from miga_bench.metrics.narrlv.judge import SUFFIX, SYSTEM, Sampling, first_line, original_frames
+from miga_bench.offline import downloads_off
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,11 +64,13 @@ class QwenJudge:
         if not isinstance(precision, torch.dtype) or not precision.is_floating_point:
             raise UserError(f"dtype is {dtype!r}; it must be bfloat16, float16 or float32")
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(model)
+            here = downloads_off() is not None
+            self._tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=here)
             self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
                 model,
                 dtype=precision,
                 device_map="auto" if device == "auto" else None,
+                local_files_only=here,
             ).eval()
         except (OSError, ValueError, ImportError) as error:
             raise _refusal(model, first_line(error)) from None
@@ -157,7 +160,8 @@ def check_model(model: str | Path, device: str = "auto") -> None:
     from transformers import AutoConfig
 
     try:
-        kind = AutoConfig.from_pretrained(model).model_type
+        here = downloads_off() is not None
+        kind = AutoConfig.from_pretrained(model, local_files_only=here).model_type
     except (OSError, ValueError) as error:
         raise _refusal(model, first_line(error)) from None
     if kind != "qwen2_5_vl":
