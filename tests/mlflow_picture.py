@@ -1,7 +1,7 @@
 """Make the picture of a run's page in MLflow that README shows; needs Chromium.
 
     miga-bench sync runs/components-tiny-wan                        # where the run was not tracked
-    .venv/bin/python tests/mlflow_picture.py runs/components-tiny-wan reports/mlflow.png
+    .venv/bin/python tests/mlflow_picture.py runs/stage2-tiny-wan reports/mlflow.png
 
 MLflow is started on ``mlflow.db`` beside the run, and stopped again.
 """

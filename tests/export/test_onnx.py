@@ -27,6 +27,7 @@ from miga_bench.cli import main
 from miga_bench.errors import ExportError, UserError
 from miga_bench.export import graphs, onnx_graph
 from miga_bench.export.backbone import ExportedBackbone
+from miga_bench.export.card import card
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.facts import ExportFacts
 from miga_bench.export.lora import Lora
@@ -209,6 +210,16 @@ def test_the_cards_example_says_what_we_say(made, monkeypatch):
         latents, levels, text
     )
     torch.testing.assert_close(torch.from_numpy(seen["prediction"]), expected)
+
+
+def test_a_card_without_an_example():
+    """Breaks if an export fails, or tells a program that cannot run, where there is no denoiser for it."""
+    folder = embedded_wan()
+    facts = json.loads((folder / "backbone.json").read_text())
+    denoiser, text = (Sidecar.read(folder, name) for name in ("denoiser", "text_encoder"))
+    assert "```python" in card(facts, [text, denoiser])
+    assert "```python" not in card(facts, [text])
+    assert "```python" not in card(facts, [replace(denoiser, precision="bf16")])
 
 
 ALONE = """

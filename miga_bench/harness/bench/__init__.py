@@ -15,7 +15,7 @@ PARTS = {
     "engines": "what runs the denoiser: PyTorch, torch.compile, ONNX Runtime",
     "processes": "1, 2 and 4 processes, with videos of their own or sharing one's windows",
     "first": "until the first frame of an endless video, and the least a method allows",
-    "memory": "peak memory of 5,000 frames and of 500",
+    "memory": "peak memory of 5,000 frames over that of the first 500",
     "startup": "miga-bench --help",
 }
 REPEATS = 3
