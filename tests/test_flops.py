@@ -156,6 +156,8 @@ def test_however_the_calls_are_made(wan):
     class Halves:
         """Two processes, as one sees them that does the second half of every call's rows."""
 
+        size = 2
+
         def split(self, denoiser):
             def share(latents, *inputs):
                 half = len(latents) // 2
