@@ -69,6 +69,22 @@ def test_a_runs_log_counts_videos(clock, capsys):
         )
 
 
+def test_a_video_counts_by_what_it_costs_not_by_its_windows(clock, capsys):
+    """Breaks if a method whose few windows hold the whole video is told to be nearly done."""
+    with RunProgress([3000, 1000]) as bar:
+        bar.started(30, 300)
+        clock.now += 150
+        bar.passed(passed(15))
+        bar.started(100, 300)
+        assert capsys.readouterr().err == (
+            "miga-bench: video 1 of 2, 0/300 frames, 0:02:30 elapsed, about 0:04:10 left\n"
+        )
+        clock.now += 75
+        bar.passed(passed(50))
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith("about 0:00:32 left"), "3500 of 4000 took 225 s"
+
+
 def test_quiet_has_no_lines(clock, capsys):
     with ProgressBar(quiet=True) as bar:
         bar.started(100, 300)

@@ -78,6 +78,12 @@ def test_a_teams_seconds_are_those_of_its_largest_shares():
     assert probe.seconds(found, 0) == 5 * 2 * 2.0
 
 
+def test_a_videos_cost_counts_latents_not_windows():
+    """Breaks if a method whose few windows hold the whole video is dealt out last, as the shortest."""
+    found = Estimate(calls=Counter({Call(2, 81): 3, Call(4, 21): 5}))
+    assert (found.nfe, found.latents) == (26, 3 * 2 * 81 + 5 * 4 * 21)
+
+
 def test_a_teams_largest_call_is_one_processs():
     """Breaks if all rows of a team are held against the memory of each."""
     backbone = SimpleNamespace(window=4, clip_bytes=lambda frames, copies: 10 * frames)

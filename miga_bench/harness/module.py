@@ -330,7 +330,7 @@ class LongVideoModule(LightningModule):
     def open_work(
         self, wishes: Sequence[Wish], seeds: Sequence[int], frames: int | None
     ) -> tuple[list[dict[str, Any]], list[int]]:
-        """Return the items that are still to be made, and the windows that each will take.
+        """Return the items, and the latents that the denoiser sees for each; 0 for one that is made.
 
         All ranks get the same answer: rank 0 looks at the disk and tells the others.
 
@@ -357,7 +357,7 @@ class LongVideoModule(LightningModule):
                     made_of, items, writer.configuration, self.backbone.device, self.metrics
                 )
                 made = {name for name in todo if writer.run.store.is_done(items[name].key)}
-            return todo, [0 if name in made else estimates[name].windows for name in todo]
+            return todo, [0 if name in made else max(estimates[name].latents, 1) for name in todo]
 
         todo, costs = agree(trainer, decide)
         making = [items[name] for name, cost in zip(todo, costs, strict=True) if cost]

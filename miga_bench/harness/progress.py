@@ -89,7 +89,7 @@ class RunProgress(ProgressBar):
     """Two bars: the video in the making, and all that this process has to make.
 
     Args:
-        costs: The windows that each video is expected to take, in order.
+        costs: What each video is expected to take, in order and in any unit.
         quiet: Show nothing.
     """
 
@@ -120,12 +120,17 @@ class RunProgress(ProgressBar):
     def passed(self, report: PassReport) -> None:
         """Advance both bars."""
         super().passed(report)
-        self._bar.update(self._all, completed=self._before() + self._done)
+        self._bar.update(self._all, completed=self._spent())
 
-    def _before(self) -> int:
-        """Return the windows of the videos before this one."""
+    def _before(self) -> float:
+        """Return the cost of the videos before this one."""
         return sum(self._costs[: self._begun - 1])
+
+    def _spent(self) -> float:
+        """Return the cost of all work done: of this video as much as its windows say."""
+        share = min(self._done / self._total, 1.0) if self._total else 0.0
+        return self._before() + share * self._costs[self._begun - 1]
 
     def _tell(self) -> None:
         which = f"video {self._begun} of {len(self._costs)}, {self._count()}"
-        self._lines.tell(which, self._before() + self._done, sum(self._costs))
+        self._lines.tell(which, self._spent(), sum(self._costs))

@@ -121,7 +121,7 @@ class RunWriter(BasePredictionWriter):
 
         Args:
             items: All of the run's, by name.
-            costs: The windows that each item takes that is not there yet.
+            costs: What each item takes that is not there yet; see ``LongVideoModule.open_work``.
             scorers: Of the videos.
         """
         self._scorers = list(scorers)

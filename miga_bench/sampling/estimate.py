@@ -61,6 +61,14 @@ class Estimate:
         return sum(call.rows * count for call, count in self.calls.items())
 
     @property
+    def latents(self) -> int:
+        """Latents that the denoiser sees, all evaluations together: about what a video costs.
+
+        A whole-video method has few evaluations, each of all its latents.
+        """
+        return sum(call.rows * call.frames * count for call, count in self.calls.items())
+
+    @property
     def shares(self) -> Counter[Call]:
         """The calls of the process with most to do; all of them where it is alone."""
         shares: Counter[Call] = Counter()
