@@ -2,9 +2,10 @@
 
 The paper collects all latents that left stage 1 on one level and then denoises them in sliding windows, level
 by level. Here every such pass is a stage of a pipeline: a latent moves on as soon as the latents its window
-reads are there. The windows are those of the collected computation, so the result is the same; a stage holds
-about one window of latents, whatever the video's length. The window boundaries are known from the start, so a
-window need not wait for more than it reads.
+reads are there or, where processes share each call, when there is work for all of them. The windows are those
+of the collected computation, so the result is the same; a stage holds about one window of latents (in a team a
+few more), whatever the video's length. The window boundaries are known from the start, so a window need not
+wait for more than it reads.
 """
 
 from __future__ import annotations
