@@ -16,8 +16,9 @@ examples:
   miga-bench report runs/components-tiny-wan -o report --baseline none --prompts-shown 4
   miga-bench report runs/table1-wan2.1-1.3b runs/table1-videocrafter2 -o both --force
 
-Writes report.html (one file, pictures inside, no network), report.md with its pictures in figures/, and each
-run's configuration, NAME.yaml. The same run gives the same report, byte by byte."""
+Writes report.html (one file, pictures inside, no network), report.md with its pictures in figures/, and for
+each run its configuration, NAME.yaml, and its videos' numbers, NAME.csv. The same run gives the same report,
+byte by byte."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,6 @@
 """Reports: the numbers in the tables, what is refused, and the page in a browser."""
 
+import csv
 import json
 import math
 import re
@@ -288,6 +289,33 @@ def test_runs_of_one_name_each_have_their_own_configuration_beside_the_report(tm
     told = re.findall(r"--config (\S+)", (tmp_path / "out" / "report.md").read_text())
     assert len(set(told)) == 2
     assert all((tmp_path / "out" / name).exists() for name in told)
+
+
+def test_each_videos_numbers_lie_beside_the_report(tmp_path, capsys):
+    folder = fill(tmp_path).close()
+    made(capsys, folder, "-o", tmp_path / "out", "--prompts-shown", "0")
+    with (tmp_path / "out" / "first.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 16
+    videos = {(line["arm"], line["prompt_id"]): line for line in lines}
+    assert videos["fifo", "p0"]["prompt"] == NASTY
+    assert float(videos["fifo", "p3"][SUBJECT]) == 0.903
+    assert float(videos["miga", "p3"][SUBJECT]) == pytest.approx(0.932)
+    assert (videos["fifo", "p3"]["nfe"], videos["miga", "p3"]["nfe"]) == ("240", "480")
+
+
+def test_a_video_without_a_score_has_an_empty_field_and_the_reason(tmp_path, capsys):
+    run = RunFolder(tmp_path, "first", ARMS, {"a": "one", "b": "two"}, (0,), ABOUT)
+    run.item("fifo", "a", 0, {SUBJECT: 0.9})
+    run.item("miga", "a", 0, {SUBJECT: None}, reasons={SUBJECT: "nothing to measure"})
+    made(capsys, run.close(), "-o", tmp_path / "out", "--prompts-shown", "0")
+    with (tmp_path / "out" / "first.csv").open(newline="") as file:
+        lines = {(line["arm"], line["prompt_id"]): line for line in csv.DictReader(file)}
+    assert (lines["miga", "a"][SUBJECT], lines["miga", "a"]["reasons"]) == (
+        "",
+        "nothing to measure",
+    )
+    assert (lines["miga", "b"]["status"], lines["miga", "b"]["nfe"]) == ("missing", "")
 
 
 def test_curves_over_a_setting(tmp_path, capsys):

@@ -1,7 +1,8 @@
 """What several processes gain: by videos of their own, or by sharing the windows of one video.
 
 * by items, as ``miga-bench predict`` deals them: independent processes of one thread make a video each, all
-  begin at the same time, and what counts is videos per wall time;
+  begin at the same time, and what counts is videos per wall time; each round has each number of processes, for
+  a machine may be slow for a while;
 * by windows, as ``run.window_parallel`` and ``WindowParallel`` do: processes share each pass of one video,
   and what counts is its wall time (``shared_windows.py`` in torchrun);
 * by windows on the large models, counted: the evaluations of a video of MIGA by the paper's settings over
@@ -42,22 +43,21 @@ def measure(say: Say, repeats: int) -> Part:
     cores = len(os.sched_getaffinity(0))
     part = Part({"cores": cores, "settings": SMALL, "by_items": {}, "by_windows": {}})
     rates: dict[int, Spread] = {}
-    for count in COUNTS:
-        say(f"{count} processes, a video each, {repeats} rounds")
-        walls, busy = _videos(count, repeats)
-        rates[count] = Spread(tuple(count / wall for wall in walls.values))
-        gain = rates[count].median / rates[COUNTS[0]].median
+    say(f"{', '.join(map(str, COUNTS))} processes, a video each, {repeats} rounds")
+    for count, (walls, busy) in _videos(repeats).items():
+        rate = Spread(tuple(count / wall for wall in walls.values))
+        rates[count] = rate
+        gain = rate.over(rates[COUNTS[0]])
         part.document["by_items"][str(count)] = {
-            "videos_per_second": rates[count].document(),
-            "throughput_over_1": round(gain, 3),
+            "videos_per_second": rate.document(),
+            "throughput_over_1": gain.document(),
             "processor_seconds_per_video": busy.document(),
         }
-        value, spread = rates[count].times(60).text(".2f")
         part.rows.append(
             Row(
                 f"{count} processes on {cores} cores, a video each: videos a minute; times as many",
-                f"{value}; {gain:.2f}",
-                spread,
+                f"{rate.times(60).median:.2f}; {gain.median:.2f}",
+                "; ".join(filter(None, (one.text(".2f")[1] for one in (rate.times(60), gain)))),
             )
         )
     for count in COUNTS[1:]:
@@ -96,11 +96,12 @@ def _counted(embedded: str, team: int) -> float:
     return found.nfe / sum(call.rows * count for call, count in found.shares.items())
 
 
-def _videos(count: int, rounds: int) -> tuple[Spread, Spread]:
-    """Let ``count`` processes make a video each, at the same time, in every round.
+def _videos(rounds: int) -> dict[int, tuple[Spread, Spread]]:
+    """Let 1, 2 and 4 processes make a video each, at the same time, in turns in every round.
 
     Returns:
-        By round the wall seconds until all were done; by video its processor seconds.
+        By the number of processes: by round the wall seconds until all were done, and by video its processor
+        seconds.
     """
     with ExitStack() as stack:
         workers = [
@@ -112,21 +113,22 @@ def _videos(count: int, rounds: int) -> tuple[Spread, Spread]:
                     text=True,
                 )
             )
-            for _ in range(count)
+            for _ in range(max(COUNTS))
         ]
         for worker in workers:
             _answer(worker)
-        walls: list[float] = []
-        busy: list[float] = []
+        walls: dict[int, list[float]] = {count: [] for count in COUNTS}
+        busy: dict[int, list[float]] = {count: [] for count in COUNTS}
         for _ in range(rounds):
-            start = time.perf_counter()
-            for worker in workers:
-                pipe: Any = worker.stdin
-                pipe.write("go\n")
-                pipe.flush()
-            busy += [_answer(worker)["processor_seconds"] for worker in workers]
-            walls.append(time.perf_counter() - start)
-        return Spread(tuple(walls)), Spread(tuple(busy))
+            for count in COUNTS:
+                start = time.perf_counter()
+                for worker in workers[:count]:
+                    pipe: Any = worker.stdin
+                    pipe.write("go\n")
+                    pipe.flush()
+                busy[count] += [_answer(one)["processor_seconds"] for one in workers[:count]]
+                walls[count].append(time.perf_counter() - start)
+        return {c: (Spread(tuple(walls[c])), Spread(tuple(busy[c]))) for c in COUNTS}
 
 
 def _answer(worker: subprocess.Popen[str]) -> dict[str, Any]:

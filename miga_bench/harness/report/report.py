@@ -1,4 +1,4 @@
-"""Reads runs, writes report.html, report.md and their pictures."""
+"""Reads runs, writes report.html, report.md, their pictures and each video's numbers."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from miga_bench.harness.report.section import (
     title_of,
 )
 from miga_bench.harness.results import Results, check_items_are_there, read_results
+from miga_bench.harness.video_table import to_csv, video_table
 
 
 def write_report(request: ReportRequest) -> dict[str, Any]:
@@ -111,6 +112,7 @@ def _write(folder: Path, blocks: Sequence[Block], title: str, runs: dict[str, Re
     for prefix, run in runs.items():
         if run.configuration:
             write_text(folder / f"{prefix}.yaml", configuration_of(run))
+        write_text(folder / f"{prefix}.csv", to_csv(video_table(run.rows)))
     write_text(folder / MARKDOWN, to_markdown(blocks, FIGURES))
     write_text(folder / HTML, to_html(blocks, title))
 

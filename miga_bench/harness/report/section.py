@@ -439,6 +439,7 @@ def _remake(run: Results, prefix: str) -> list[Block]:
     blocks: list[Block] = [
         Heading(3, "How to make it again"),
         _pairs_table("Where it comes from", facts),
+        Paragraph(f"{prefix}.csv, beside this page, holds each video's numbers.", "small"),
     ]
     if run.configuration:
         model = run.configuration.get("model") or {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from miga_bench.harness.costs import ArmCost, Pass, cost_of
 from miga_bench.harness.report.measures import mean_over
 from miga_bench.harness.results import Arm, Results, Row
+from miga_bench.harness.video_table import labels_of, video_table
 
 Metrics = dict[str, float]
 Points = list[tuple[int, float]]
@@ -97,7 +98,7 @@ def facts(results: Results, arm: Arm) -> ArmFacts:
         _params(results, arm),
         metrics,
         {**_drift(done), **reflection.curves()},
-        _table(rows),
+        video_table(rows),
         "KILLED" if "missing" in states else "FAILED" if "failed" in states else "FINISHED",
         seconds,
     )
@@ -122,10 +123,6 @@ def names(labels: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _labels(rows: Sequence[Row]) -> list[str]:
-    return sorted({label for row in rows for label in row.scores})
-
-
 def _params(results: Results, arm: Arm) -> dict[str, str]:
     model = {k: v for k, v in results.model.items() if k != "weights_hash"}
     own = {"arm": arm.name, "method": arm.method, **arm.settings}
@@ -134,7 +131,7 @@ def _params(results: Results, arm: Arm) -> dict[str, str]:
 
 def _scores(results: Results, rows: Sequence[Row]) -> Metrics:
     metrics: Metrics = {}
-    labels = sorted({*_labels(rows), *results.overall})
+    labels = sorted({*labels_of(rows), *results.overall})
     for label, name in names(labels).items():
         found = mean_over(results, [row for row in rows if row.status == "done"], label)
         known = {
@@ -199,24 +196,3 @@ class Reflection:
         """Return a curve of each number; none if no pass was judged."""
         points = {name: curve.points() for name, curve in self._curves.items()}
         return {f"reflection_over_passes/{name}": of for name, of in points.items() if of}
-
-
-def _table(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    labels = _labels(rows)
-    of_row: dict[str, Callable[[Row], Any]] = {
-        "arm": lambda row: row.arm,
-        "prompt_id": lambda row: row.prompt_id,
-        "prompt": lambda row: row.prompt,
-        "seed": lambda row: row.seed,
-        "status": lambda row: row.status,
-        "frames": lambda row: row.frames,
-        "nfe": lambda row: row.cost.get("nfe"),
-        "seconds": lambda row: row.cost.get("total_seconds"),
-    }
-    data = [
-        [*(get(row) for get in of_row.values()), *(row.scores.get(label) for label in labels)]
-        for row in rows
-    ]
-    reasons = ["; ".join([row.error or "", *row.reasons.values()]).strip("; ") for row in rows]
-    whole = [[*line, reason] for line, reason in zip(data, reasons, strict=True)]
-    return {"columns": [*of_row, *labels, "reasons"], "data": whole}
