@@ -11,9 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from io import FileIO
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 import av
 import torch
@@ -50,6 +52,13 @@ class _Outbox:
         return len(data)
 
 
+class Sink(Protocol):
+    """What takes a video's bytes in order: a pipe, a socket's file, a response."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take all of them, and raise ``OSError`` where that fails."""
+
+
 class VideoWriter:
     """An H.264 mp4 that is playable while it grows, however the process ends.
 
@@ -58,14 +67,20 @@ class VideoWriter:
     bytes do not depend on the machine's cores. The file is created by the first frame.
 
     Args:
-        path: Where to write; an existing file is replaced.
+        path: Where to write; an existing file is replaced. Or anything with ``write(bytes)``, for example a
+            pipe or a socket's file: it gets a fragment at a time, is never sought in, and stays open.
         frame_rate: Frames per second.
         quality: x264's constant rate factor, 0 to 51, lower is better.
         lossless: Keep every RGB value exactly (few players show such a file; readers do).
     """
 
     def __init__(
-        self, path: Path, frame_rate: float, *, quality: int = 16, lossless: bool = False
+        self,
+        path: Path | Sink,
+        frame_rate: float,
+        *,
+        quality: int = 16,
+        lossless: bool = False,
     ) -> None:
         self.path = path
         self.frame_rate = Fraction(frame_rate).limit_denominator(1001)
@@ -73,10 +88,17 @@ class VideoWriter:
         self.lossless = lossless
         self.frames_written = 0
         self._container: OutputContainer | None = None
+        self._ended = False
 
     def _open(self, height: int, width: int) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "wb", buffering=0)  # noqa: SIM115 - closed by close()
+        self._file: FileIO | None = None
+        if isinstance(self.path, Path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "wb", buffering=0)  # noqa: SIM115 - closed by close()
+            self._sink: Sink = self._file
+        else:
+            self._sink = self.path
+        self._broken = False
         self._outbox = _Outbox()
         self._container = av.open(
             self._outbox, "w", format="mp4", options={"movflags": FRAGMENTED, "flush_packets": "1"}
@@ -105,7 +127,10 @@ class VideoWriter:
 
         Raises:
             OSError: The disk is full or gone; what was written so far stays playable.
+            ValueError: The video was closed.
         """
+        if self._ended:
+            raise ValueError("frames came after the video was closed")
         for frame in to_uint8(frames).cpu():
             if self._container is None:
                 self._open(*frame.shape[-2:])
@@ -139,17 +164,23 @@ class VideoWriter:
     def _send(self) -> None:
         """Put waiting fragments on disk whole; one that does not fit leaves no trace."""
         data, self._outbox.waiting = self._outbox.waiting, bytearray()
-        if not data or self._file.closed:
+        if not data or self._broken:
             return
-        whole = self._file.tell()
+        file = self._file
+        whole = file.tell() if file is not None and file.seekable() else None
         try:
-            rest = memoryview(data)
+            rest = bytes(data)
             while rest:
-                rest = rest[self._file.write(rest) :]
+                taken = self._sink.write(rest)
+                # pipes without a buffer take what they can, and say so
+                rest = rest[taken if isinstance(taken, int) else len(rest) :]
         except OSError:
-            with suppress(OSError):
-                self._file.truncate(whole)
-            self._file.close()
+            self._broken = True
+            if file is not None:
+                if whole is not None:
+                    with suppress(OSError):
+                        file.truncate(whole)
+                file.close()
             raise
 
     def close(self) -> None:
@@ -158,6 +189,7 @@ class VideoWriter:
         Raises:
             OSError: The disk is full or gone.
         """
+        self._ended = True
         if self._container is None:
             return
         container, stream = self._container, self._stream
@@ -168,7 +200,8 @@ class VideoWriter:
         finally:
             self._container = None
             container.close()
-            self._file.close()
+            if self._file is not None:
+                self._file.close()
 
     def __enter__(self) -> VideoWriter:
         """Return the writer itself."""

@@ -1,8 +1,11 @@
 """Video files: exact where promised, playable wherever the writing stopped, bounded memory."""
 
 import errno
+import os
+import threading
 from contextlib import suppress
 from itertools import pairwise
+from types import SimpleNamespace
 
 import av
 import pytest
@@ -93,6 +96,58 @@ def test_fragments_reach_the_disk_while_writing(tmp_path):
     assert len(list(read_video(path))) >= 16
     writer.close()
     assert len(list(read_video(path))) == 40
+
+
+class Drop:
+    """A sink that takes at most so many bytes at a time, as pipes without a buffer do."""
+
+    def __init__(self, most):
+        self.most, self.data = most, b""
+
+    def write(self, data):
+        self.data += data[: self.most]
+        return min(len(data), self.most)
+
+
+def test_a_sink_gets_the_files_bytes_while_writing(tmp_path):
+    write(tmp_path / "a.mp4", clip(40))
+    sink, sizes = Drop(1000), []
+    with VideoWriter(sink, 8) as writer:
+        for frame in clip(40):
+            writer.push(frame[None])
+            sizes.append(len(sink.data))
+    assert len(set(sizes)) > 3  # fragment by fragment
+    assert sink.data == (tmp_path / "a.mp4").read_bytes()
+
+
+def test_a_sink_need_not_say_how_much_it_took(tmp_path):
+    parts = []
+    with VideoWriter(SimpleNamespace(write=parts.append), 8) as writer:
+        writer.push(clip(20))
+    (tmp_path / "a.mp4").write_bytes(b"".join(parts))
+    assert len(list(read_video(tmp_path / "a.mp4"))) == 20
+
+
+def test_a_named_pipe_is_written_without_seeking(tmp_path):
+    path, got = tmp_path / "a.mp4", []
+    os.mkfifo(path)
+    reader = threading.Thread(target=lambda: got.append(path.read_bytes()))
+    reader.start()
+    write(path, clip(20))
+    reader.join(10)
+    write(tmp_path / "b.mp4", clip(20))
+    assert got == [(tmp_path / "b.mp4").read_bytes()]
+
+
+def test_frames_after_the_end_do_not_touch_the_file(tmp_path):
+    path = tmp_path / "a.mp4"
+    writer = VideoWriter(path, 8)
+    writer.push(clip(8))
+    writer.close()
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="closed"):
+        writer.push(clip(1))
+    assert path.read_bytes() == before
 
 
 def test_no_frame_no_file(tmp_path):

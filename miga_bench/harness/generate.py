@@ -451,7 +451,9 @@ def negative_prompt(given: str | None, backbone: Backbone) -> str:
 
 def _frames_on_disk(path: Path) -> int:
     """Return how many frames a failed write left; a file without any is removed."""
+    if not path.is_file():  # a pipe would be waited for
+        return 0
     frames = count_frames(path)
-    if not frames and path.is_file():
+    if not frames:
         path.unlink()
     return frames
