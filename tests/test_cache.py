@@ -14,9 +14,9 @@ from vc2_fixtures import tiny_folder
 from miga_bench.backbones import load_backbone
 from miga_bench.errors import Notice, UserError
 from miga_bench.harness.flops import FlopMeter
-from miga_bench.harness.generate import Video, Watcher
 from miga_bench.harness.request import GenerateRequest, PromptAt
 from miga_bench.harness.stop import StopSignals
+from miga_bench.harness.video import Video, Watcher
 from miga_bench.sampling import (
     METHODS,
     CounterNoise,

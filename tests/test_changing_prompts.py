@@ -10,8 +10,8 @@ from test_sampling import NOISE, SMALL
 from test_scaling_noise import SMALL as SEARCHED
 
 from miga_bench.errors import UserError
-from miga_bench.harness.generate import length as length_of
 from miga_bench.harness.request import DEFAULT_FRAMES, GenerateRequest, PromptAt
+from miga_bench.harness.video import length as length_of
 from miga_bench.sampling import Fifo, FifoSettings, FreeLong, Miga, PromptSchedule, ScalingNoise
 from miga_bench.sampling.base import Sampler
 from miga_bench.sampling.cards import _length_and_memory

@@ -26,7 +26,7 @@ from miga_bench.cli import main
 from miga_bench.errors import Notice, gpu_is_lost
 from miga_bench.harness import runs
 from miga_bench.harness import store as store_page
-from miga_bench.harness.generate import Watcher, generate
+from miga_bench.harness.generate import generate
 from miga_bench.harness.locks import HeldError, NamedLock
 from miga_bench.harness.making import make, score
 from miga_bench.harness.ranks import Together
@@ -36,6 +36,7 @@ from miga_bench.harness.scorers import Found
 from miga_bench.harness.seals import sealed
 from miga_bench.harness.stop import StopSignals
 from miga_bench.harness.store import Store
+from miga_bench.harness.video import Watcher
 from miga_bench.media import count_frames
 
 FEW = {"data__seeds": [0], "data__limit": 2}

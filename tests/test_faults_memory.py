@@ -12,6 +12,7 @@ from miga_bench.cli import main
 from miga_bench.errors import DoesNotFitError, Notice, is_out_of_memory
 from miga_bench.harness import generate as page
 from miga_bench.harness.generate import generate
+from miga_bench.harness.video import Watcher
 from miga_bench.media import count_frames, read_video
 from miga_bench.sampling.fitting import FittingDenoiser
 
@@ -87,6 +88,23 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_video_is_the_same(tmp_path,
     assert max(tight.asked) == 2
 
 
+def test_more_is_tried_again_when_others_may_have_gone():
+    """Breaks if a server that was once short of memory stays slow for as long as it runs."""
+    latents, levels, text = torch.zeros(8, 4, 3, 2, 2), torch.zeros(8, 3), torch.zeros(8, 1, 1)
+    backbone = TightBackbone(3)
+    asked = []
+    for video in range(20):
+        backbone.asked.clear()
+        if video == 12:
+            backbone.rows = 99
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Notice)
+            FittingDenoiser(backbone.denoiser)(latents, levels, text)
+        asked.append(max(backbone.asked))
+    # what it asks of itself: once all, then what fitted, and in every ninth video twice as much
+    assert asked == [8, *[2] * 7, 4, *[2] * 8, 4, 4, 4]
+
+
 def test_not_even_a_row_fits(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(page, "open_model", lambda *a, **k: TightBackbone(0))
     settings = [part for name, value in SMALL.items() for part in ("--set", f"{name}={value}")]
@@ -104,7 +122,7 @@ def test_not_even_a_row_fits(tmp_path, monkeypatch, capsys):
 def test_memory_that_runs_out_later_keeps_the_video_so_far(tmp_path):
     backbone = TightBackbone(99)
 
-    class Fuller(page.Watcher):
+    class Fuller(Watcher):
         def wrote(self, frames, total):
             if total > 20:
                 backbone.rows = 0
@@ -185,10 +203,10 @@ def test_denoisers_that_share_what_holds_the_memory_share_its_limit(name):
     """Breaks if every reading of a network, a graph or an engine learns anew what does not fit."""
     held = object.__new__(type("Held", (), {}))
     one, other = Sharing(name, held), Sharing(name, held)
-    assert FittingDenoiser(one).most is FittingDenoiser(other).most
+    assert FittingDenoiser(one).limits is FittingDenoiser(other).limits
     plain = Sharing(name, 3)  # of another meaning
-    assert FittingDenoiser(plain).most is FittingDenoiser(plain).most
-    assert FittingDenoiser(plain).most is not FittingDenoiser(one).most
+    assert FittingDenoiser(plain).limits is FittingDenoiser(plain).limits
+    assert FittingDenoiser(plain).limits is not FittingDenoiser(one).limits
 
 
 def test_other_errors_are_no_lack_of_memory():
@@ -196,4 +214,4 @@ def test_other_errors_are_no_lack_of_memory():
     fitting = FittingDenoiser(lambda *inputs: _raise(RuntimeError("of its own")))
     with pytest.raises(RuntimeError, match="of its own"):
         fitting(torch.zeros(2, 3, 2, 4, 4), torch.zeros(2, 2), torch.zeros(2, 1, 1))
-    assert fitting.most == {}
+    assert fitting.limits.most == {}

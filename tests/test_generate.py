@@ -15,9 +15,11 @@ from simple_backbone import SimpleBackbone
 from miga_bench.backbones.base import Backbone
 from miga_bench.errors import UserError
 from miga_bench.harness import generate as page
-from miga_bench.harness.generate import Watcher, generate
+from miga_bench.harness import video
+from miga_bench.harness.generate import generate
 from miga_bench.harness.request import GenerateRequest, PromptAt
 from miga_bench.harness.stop import StopRequested, StopSignals
+from miga_bench.harness.video import Watcher
 from miga_bench.media import count_frames, read_video
 
 SMALL = {
@@ -71,13 +73,13 @@ def test_video_sheet_and_record(tmp_path):
 
 def test_the_sheet_names_the_backbone_that_made_the_video(tmp_path, monkeypatch):
     """Breaks if a sheet of a backbone object names the model that the request would have had by default."""
-    titles, draw = [], page.contact_sheet
+    titles, draw = [], video.contact_sheet
 
     def listened(rows, title):
         titles.append(title)
         return draw(rows, title=title)
 
-    monkeypatch.setattr(page, "contact_sheet", listened)
+    monkeypatch.setattr(video, "contact_sheet", listened)
     generate(request(tmp_path, frames=5), backbone=SimpleBackbone())
     assert titles == ["miga on tiny-simple, seed 0: a red circle"]
 
@@ -218,6 +220,37 @@ def test_a_stop_before_the_first_frame_leaves_nothing(tmp_path):
     with pytest.raises(StopRequested):
         generate(request(tmp_path), StopNow(), SimpleBackbone())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stop_that_comes_when_the_video_is_whole_is_told(tmp_path, monkeypatch):
+    """Breaks if a worker that was asked to end goes on because its last video was done."""
+    draw = video.contact_sheet
+
+    def interrupted(rows, title):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return draw(rows, title=title)
+
+    monkeypatch.setattr(video, "contact_sheet", interrupted)
+    result = generate(request(tmp_path), backbone=SimpleBackbone())
+    assert (result.status, result.signal) == ("done", signal.SIGTERM)
+    assert json.loads((tmp_path / "out.json").read_text())["status"] == "done"
+
+
+def test_signals_are_the_callers_who_says_when_to_end(tmp_path):
+    heard = []
+
+    class Kill(Watcher):
+        def wrote(self, frames, total):
+            if total > 20 and not heard:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        result = generate(request(tmp_path), Kill(), SimpleBackbone(), ended=lambda: bool(heard))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (result.status, result.signal, heard) == ("stopped", None, [signal.SIGTERM])
+    assert 20 < result.frames < 45
 
 
 def test_a_stop_waits_for_the_shielded_block():

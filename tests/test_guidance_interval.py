@@ -9,9 +9,9 @@ from simple_backbone import SimpleBackbone
 from test_sampling import NOISE, SMALL, miga
 
 from miga_bench.errors import UserError
-from miga_bench.harness.generate import Video, Watcher
 from miga_bench.harness.request import GenerateRequest, PromptAt
 from miga_bench.harness.stop import StopSignals
+from miga_bench.harness.video import Video, Watcher
 from miga_bench.sampling import METHODS, Fifo, FifoSettings, resolve
 from miga_bench.sampling.base import Cost
 from miga_bench.sampling.denoise import WindowDenoiser, Work

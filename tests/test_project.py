@@ -282,6 +282,9 @@ def test_readmes_python_runs(tmp_path, monkeypatch, capsys):
         ("frames=161)", 'frames=1, method="short", overrides={"steps": "2"})'),
         ('METHODS["miga"](resolve("miga", backbone))', 'METHODS["short"](ShortSettings(2, 1.0))'),
         (" 41)", " 1)"),
+        ("endless=True)", 'endless=True, method="fifo", overrides={"steps": "21"})'),
+        ("== 5", "== 1"),
+        ("== 40", "== 3"),
     ):
         assert shown in code
         code = code.replace(shown, quick)

@@ -9,12 +9,12 @@ from test_runs import item, video
 
 from miga_bench.cli import main
 from miga_bench.harness import prune
-from miga_bench.harness.generate import Watcher
 from miga_bench.harness.locks import NamedLock
 from miga_bench.harness.making import make
 from miga_bench.harness.runs import Run
 from miga_bench.harness.stop import StopSignals
 from miga_bench.harness.store import Store
+from miga_bench.harness.video import Watcher
 
 
 @pytest.fixture

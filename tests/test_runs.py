@@ -14,7 +14,6 @@ from simple_backbone import SimpleBackbone
 
 from miga_bench.errors import Notice, UserError
 from miga_bench.harness.deal import deal
-from miga_bench.harness.generate import Video, Watcher
 from miga_bench.harness.items import Item
 from miga_bench.harness.locks import HeldError, NamedLock
 from miga_bench.harness.making import make
@@ -24,6 +23,7 @@ from miga_bench.harness.request import PromptAt
 from miga_bench.harness.runs import Run, differences
 from miga_bench.harness.stop import StopRequested, StopSignals
 from miga_bench.harness.store import Store
+from miga_bench.harness.video import Video, Watcher
 from miga_bench.harness.writer import RunWriter
 from miga_bench.sampling import METHODS, resolve
 

@@ -130,7 +130,7 @@ def test_the_schedule_is_the_trained_one_unless_told(backbone):
     assert torch.equal(schedule.alpha, ddpm_schedule(8, "even", rescale=True).alpha)
     assert isinstance(backbone.solver(schedule), DDIM)
     readings = [backbone.reading(grid="stock") for _ in range(2)]
-    limits = [FittingDenoiser(reading.denoiser).most for reading in readings]
+    limits = [FittingDenoiser(reading.denoiser).limits for reading in readings]
     assert limits[0] is limits[1], "what did not fit in one video is tried again in the next"
     other = backbone.reading(grid="stock", rescale=False).schedule(8)
     assert torch.equal(other.alpha, ddpm_schedule(8, "stock").alpha)

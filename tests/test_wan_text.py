@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -331,3 +332,29 @@ def test_an_encoder_that_does_not_fit_runs_on_the_cpu(tokenizer, encoder, monkey
     full._encoder = there
     with pytest.warns(Notice, match="it runs on the CPU"):
         assert torch.equal(full.encode(PROMPTS[:1]), expected)
+
+
+def test_an_encoder_may_be_told_to_stay(tokenizer, tmp_path):
+    """Breaks if a server cannot keep a large encoder that every new prompt would load again."""
+    load = Loads()
+    text = make_text(tokenizer, load, cache=EmbeddingCache(tmp_path), keep=False)
+    text.keep = True
+    for prompt in PROMPTS:
+        text.encode([prompt])
+    assert (load.count, text.loaded) == (1, True)
+
+
+def test_embeddings_not_used_for_longest_make_room(tmp_path):
+    """Breaks if a server's disk fills with prompts, or if one in use goes."""
+    row = torch.zeros(2, 4)
+    cache = EmbeddingCache(tmp_path)
+    paths = [cache.path("model", [number], 8, row.dtype) for number in range(4)]
+    for number, path in enumerate(paths[:3]):
+        cache.save(path, row)
+        os.utime(path, (number, number))
+    assert cache.load(paths[0]) is not None  # used just now
+    size = paths[0].stat().st_size
+    EmbeddingCache(tmp_path, most=2 * size + 1).save(paths[3], row)
+    assert [path.exists() for path in paths] == [True, False, False, True]
+    EmbeddingCache(tmp_path, most=1).save(paths[1], row)
+    assert [path.exists() for path in paths] == [False, True, False, False]

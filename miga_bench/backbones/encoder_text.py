@@ -38,6 +38,7 @@ class EncoderText(PromptText):
         longest: The family's text length.
         length: Rows of every embedding: the family's text length, or what a shorter tokenizer gives.
         tokenizer: As transformers reads it, which knows the text length and the marks.
+        keep: Whether the encoder stays in memory after use; may be set at any time.
         plain: What spells, ``tokenizer.json`` as released; None where there is none, and transformers'
             tokenizer spells. That one is built anew for some classes, which changes rare characters' tokens.
 
@@ -47,7 +48,7 @@ class EncoderText(PromptText):
         dtype: The encoder's type.
         identity: Names encoder and tokenizer in the cache; asked only if there is a cache.
         cache: Where embeddings are kept, None for nowhere.
-        keep: Whether the encoder stays in memory after use.
+        keep: See the attribute.
     """
 
     longest: ClassVar[int]
@@ -82,7 +83,7 @@ class EncoderText(PromptText):
         self._load_encoder = load_encoder
         self._identity = identity
         self._cache = cache
-        self._keep = keep
+        self.keep = keep
         self._encoder: Any = None
 
     @property
@@ -173,11 +174,11 @@ class EncoderText(PromptText):
     @property
     def _comes_and_goes(self) -> bool:
         """Whether the encoder is loaded for prompts that are new, and leaves memory behind them."""
-        return self._cache is not None and not self._keep
+        return self._cache is not None and not self.keep
 
     def _leave(self) -> None:
         """Drop an encoder that is not to stay."""
-        if self.loaded and not self._keep:
+        if self.loaded and not self.keep:
             self.unload()
 
     def _embed(self, prompt: str, tokens: list[int]) -> Tensor:

@@ -31,12 +31,13 @@ from miga_bench.backbones.tiny.world import draw_look, render
 from miga_bench.errors import UserError
 from miga_bench.harness.bars import Bars, PlainLines
 from miga_bench.harness.files import write_json
-from miga_bench.harness.generate import Watcher, generate
+from miga_bench.harness.generate import generate
 from miga_bench.harness.output import Output
 from miga_bench.harness.pool import each_done
 from miga_bench.harness.provenance import hardware, versions
 from miga_bench.harness.report.measures import Measure, measure_of
 from miga_bench.harness.request import GenerateRequest, PromptAt, check_writable
+from miga_bench.harness.video import Watcher
 from miga_bench.media import Cell, SideBySide, VideoWriter, contact_sheet, count_frames, read_video
 from miga_bench.sampling import METHODS
 

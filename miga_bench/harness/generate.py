@@ -2,110 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from miga_bench.backbones import entry_of
 from miga_bench.backbones.base import Backbone
-from miga_bench.errors import DoesNotFitError, NumericalError, UserError, is_out_of_memory
+from miga_bench.errors import UserError
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.facts import ExportFacts
 from miga_bench.export.opening import open_model
 from miga_bench.harness.files import write_json
-from miga_bench.harness.flops import FlopMeter
-from miga_bench.harness.provenance import (
-    forget_peak_memory,
-    hardware,
-    peak_memory_mib,
-    versions,
-)
-from miga_bench.harness.request import DEFAULT_FRAMES, GenerateRequest, PromptAt, check_prompts
-from miga_bench.harness.stop import StopRequested, StopSignals
-from miga_bench.media import Cell, EvenSample, VideoWriter, contact_sheet, count_frames
-from miga_bench.sampling import CounterNoise, estimate_windows, resolve
-from miga_bench.sampling.base import PassReport, PromptSchedule, Sampler
-from miga_bench.sampling.fitting import ran_out_elsewhere
+from miga_bench.harness.request import GenerateRequest, check_prompts
+from miga_bench.harness.stop import StopSignals
+from miga_bench.harness.video import GenerateResult, Stopwatch, Video, Watcher, length, never
+from miga_bench.sampling import resolve
+from miga_bench.sampling.base import Sampler
 from miga_bench.sampling.presets import ModelKind, method_class
-
-SHEET_FRAMES = 24
-SHEET_COLUMNS = 6
-
-
-class Watcher:
-    """What a progress display hears; this one stays silent."""
-
-    def started(self, windows: int | None, frames: int | None) -> None:
-        """The work is known: total windows and frames, None where nobody knows."""
-
-    def noticed(self, line: str) -> None:
-        """Something the user should know, though the work goes on."""
-
-    def passed(self, report: PassReport) -> None:
-        """A denoising pass ended."""
-
-    def wrote(self, frames: Tensor, total: int) -> None:
-        """The next frames, ``[N, 3, H, W]``, went into the file, which now holds ``total``."""
-
-
-class Stopwatch:
-    """One clock whose laps add up to the whole, by name."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """Add the time since the last lap to ``name``."""
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now
-
-
-@dataclass
-class Tally:
-    """What one video took, added up from the passes' reports."""
-
-    windows: int = 0
-    nfe: int = 0
-    nfe_latents: int = 0
-    skipped: int = 0
-    search_windows: int = 0
-    triggers: int = 0
-    accepted: int = 0
-    passes: dict[str, int] = field(default_factory=dict)
-
-    def add(self, report: PassReport) -> None:
-        """Count one pass."""
-        self.windows, self.search_windows = report.windows, report.search_windows
-        self.nfe, self.nfe_latents, self.skipped = report.nfe, report.nfe_latents, report.skipped
-        self.triggers += report.triggered
-        self.accepted += report.accepted
-        self.passes[report.stage] = self.passes.get(report.stage, 0) + 1
-
-
-@dataclass
-class GenerateResult:
-    """How it ended: ``done``, ``stopped`` or ``failed``, with the record that lies on disk."""
-
-    status: str
-    frames: int
-    record: dict[str, Any]
-    error: Exception | None = None
-    signal: int | None = None
-
-    def keep_first(self, error: Exception) -> None:
-        """Note a failure, if none is noted yet."""
-        if self.error is None:
-            self.status, self.error = "failed", error
-            if self.record:
-                self.record = {**self.record, "status": "failed", "error": str(error)}
 
 
 def kind_of(backbone: str, denoiser: DenoiserChoice) -> ModelKind:
@@ -142,7 +57,10 @@ def open_backbone(request: GenerateRequest) -> Backbone:
 
 @torch.inference_mode()
 def generate(
-    request: GenerateRequest, watcher: Watcher | None = None, backbone: Backbone | None = None
+    request: GenerateRequest,
+    watcher: Watcher | None = None,
+    backbone: Backbone | None = None,
+    ended: Callable[[], bool] | None = None,
 ) -> GenerateResult:
     """Make one video, its contact sheet and its record.
 
@@ -152,6 +70,8 @@ def generate(
         request: What to make.
         watcher: Hears about progress.
         backbone: An already loaded backbone to use instead of the request's name.
+        ended: Asked after every pass whether to stop, for example ``threading.Event().is_set``; Ctrl-C and
+            SIGTERM are then left to the caller. None takes them over meanwhile, in the main thread.
 
     Returns:
         How it ended. What was written before a stop, a NaN, a full disk or memory is kept and playable.
@@ -159,24 +79,20 @@ def generate(
     Raises:
         UserError: Wrong input; nothing was written.
         DoesNotFitError: Memory does not suffice for the texts; nothing was written.
-        StopRequested: Stopped before the first frame; nothing was written.
+        StopRequested: Stopped by a signal before the first frame; nothing was written.
+        Exception: Any other is a fault of a library's, of the machine (``errors.gpu_is_lost`` tells of a GPU
+            that this process cannot use again) or of the watcher; what was written is kept, without a record.
     """
     request.check()
     watcher = watcher or Watcher()
     clock = Stopwatch()
-    with StopSignals() as stop:
-        backbone = backbone or open_backbone(request)
-        settings = resolve(request.method, backbone, request.preset, request.overrides)
-        sampler = method_class(request.method)(settings)
-        # again, now that the method's own length is known
-        check_prompts(request.prompts, length(request, sampler, backbone))
-        if request.leaves_denoiser_open:
-            backbone = _faster(request, backbone, sampler)
-        clock.lap("load")
-        video = Video(request, backbone, sampler, clock)
+    stop = StopSignals()
+    with nullcontext() if ended else stop:
+        video = opened(request, backbone, clock)
         video.plan(watcher)
-        result = video.write(request.output, request.contact_sheet, watcher, stop)
+        result = video.write(request.output, request.contact_sheet, watcher, stop, ended or never)
         with stop.held():
+            backbone = video.backbone
             result.record = {
                 **result.record,
                 "video": str(request.output),
@@ -191,7 +107,51 @@ def generate(
                     write_json(request.record, result.record)
                 except OSError as error:
                     result.keep_first(error)
+        if result.signal is None:  # one that came while sheet and record were written
+            result.signal = stop.waiting
     return result
+
+
+def opened(request: GenerateRequest, backbone: Backbone | None, clock: Stopwatch) -> Video:
+    """Return the video of a request, its model loaded and its settings resolved.
+
+    Args:
+        request: What to make.
+        backbone: An already loaded one; None loads the request's.
+        clock: Counts loading.
+
+    Raises:
+        UserError: A name, a setting or the time of a prompt is wrong, the model cannot be loaded, or more is
+            asked of a loaded one than it can change.
+    """
+    if backbone is not None:
+        _check_loaded(request, backbone)
+    backbone = backbone or open_backbone(request)
+    settings = resolve(request.method, backbone, request.preset, request.overrides)
+    sampler = method_class(request.method)(settings)
+    # again, now that the method's own length is known
+    check_prompts(request.prompts, length(request, sampler, backbone))
+    if request.leaves_denoiser_open:
+        backbone = _faster(request, backbone, sampler)
+    clock.lap("load")
+    return Video(request, backbone, sampler, clock)
+
+
+def _check_loaded(request: GenerateRequest, backbone: Backbone) -> None:
+    """Refuse what only loading decides.
+
+    Raises:
+        UserError: It is asked for, and the backbone is loaded.
+    """
+    wishes = {name: getattr(request, name) for name in ("device", "dtype", "height", "width")}
+    asked = [name for name, value in wishes.items() if value is not None]
+    asked += ["offload"] if request.offload else []
+    asked += ["denoiser"] if request.denoiser not in (None, "torch") else []
+    if asked:
+        raise UserError(
+            f"{', '.join(asked)} cannot be asked of {backbone.name}, which is loaded: give it to load_backbone,"
+            " and leave it out of the request"
+        )
 
 
 def _faster(request: GenerateRequest, backbone: Backbone, sampler: Sampler[Any]) -> Backbone:
@@ -200,260 +160,3 @@ def _faster(request: GenerateRequest, backbone: Backbone, sampler: Sampler[Any])
 
     frames = length(request, sampler, backbone)
     return faster(backbone, sampler, None if frames is None else backbone.latents_for(frames))
-
-
-class Video:
-    """One video: planned, then denoised, decoded and written in one stream.
-
-    Memory does not depend on the length: latents stream into the decoder, frames into the file.
-
-    Args:
-        request: What to make; its files, preset and overrides are not looked at.
-        backbone: The model, loaded.
-        sampler: The method with its settings for this backbone.
-        clock: Goes on counting where the caller stopped.
-    """
-
-    def __init__(
-        self,
-        request: GenerateRequest,
-        backbone: Backbone,
-        sampler: Sampler[Any],
-        clock: Stopwatch | None = None,
-    ) -> None:
-        self.request, self.backbone, self.sampler = request, backbone, sampler
-        self._clock = clock or Stopwatch()
-        self._tally, self._meter, self._started = Tally(), FlopMeter(), datetime.now(UTC)
-        self._prompts: PromptSchedule | None = None
-        self._windows: int | None = None
-        self.frames = length(request, sampler, backbone)
-
-    @property
-    def _latents(self) -> int | None:
-        return None if self.frames is None else self.backbone.latents_for(self.frames)
-
-    def plan(self, watcher: Watcher) -> None:
-        """Check the settings and encode the prompts.
-
-        Raises:
-            UserError: A setting breaks a rule of the method, what it needs besides the backbone cannot be had,
-                or a prompt is not what the model takes.
-            DoesNotFitError: The text encoder runs out of memory.
-        """
-        request, backbone = self.request, self.backbone
-        forget_peak_memory(backbone.device)
-        # a walk of the empty queue also checks the settings, before the text encoder is at work
-        starts = prompt_starts(request.prompts, backbone)
-        self._windows = estimate_windows(self.sampler, backbone, self._latents, starts)
-        self.sampler.prepare()
-        self._clock.lap("plan")
-        texts = [prompt.text for prompt in request.prompts]
-        unwanted = negative_prompt(request.negative_prompt, backbone)
-        try:
-            # in one go: a large encoder is loaded for it and leaves again
-            encoded = backbone.encode([*texts, unwanted])
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise ran_out_elsewhere(str(backbone.device), texts=True) from None
-        self._prompts = PromptSchedule(encoded[:-1], encoded[-1:], starts)
-        unknown = backbone.unknown_words(texts)
-        if unknown:
-            watcher.noticed(f"{backbone.name} does not know and passes over: {', '.join(unknown)}")
-        self._clock.lap("encode text")
-
-    @torch.inference_mode()
-    def write(self, path: Path, sheet: Path, watcher: Watcher, stop: StopSignals) -> GenerateResult:
-        """Make the planned video and its contact sheet.
-
-        What was written before a stop, a NaN, a full disk or memory is kept and playable.
-
-        Args:
-            path: The mp4.
-            sheet: The contact sheet, a PNG.
-            watcher: Hears about progress.
-            stop: The signals that end it, taken over by the caller.
-
-        Returns:
-            How it ended.
-
-        Raises:
-            StopRequested: Stopped before the first frame; nothing was written.
-        """
-        sample = EvenSample(4 * SHEET_FRAMES)
-        writer = VideoWriter(path, self.backbone.frame_rate, lossless=self.request.lossless)
-        result = GenerateResult("done", 0, {})
-        watcher.started(self._windows, self.frames)
-        try:
-            with writer:
-                for decoded in self._decoded(watcher, stop):
-                    writer.push(decoded)
-                    sample.push(decoded)
-                    self._clock.lap("write")
-                    watcher.wrote(decoded, writer.frames_written)
-        except StopRequested as request_to_stop:
-            if not writer.frames_written:
-                raise
-            result.status, result.signal = "stopped", request_to_stop.signal
-        except (NumericalError, DoesNotFitError, OSError) as error:
-            result.keep_first(error)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            # not raised from it: that would keep alive what did not fit
-            result.keep_first(ran_out_elsewhere(str(self.backbone.device), texts=False))
-        self._clock.lap("write")
-        result.frames = writer.frames_written
-        # the video is whole or ended: a stop from now on is for what comes after it
-        with stop.held():
-            if isinstance(result.error, OSError):
-                result.frames = _frames_on_disk(path)
-            if result.frames:
-                try:
-                    self._save_sheet(sheet, sample)
-                except OSError as error:
-                    result.keep_first(error)
-            result.record = self.record(result)
-        return result
-
-    def _decoded(self, watcher: Watcher, stop: StopSignals) -> Iterator[Tensor]:
-        """Yield decoded frames as latents finish; a stop never lands between decoding and writing."""
-        decoder, frames = self.backbone.decoder(), self.frames
-        made = 0
-        for latent in self._denoised(watcher):
-            with stop.shielded():
-                decoded = decoder.push(latent[None])
-                if frames is not None:
-                    decoded = decoded[: frames - made]
-                made += len(decoded)
-                if decoded.is_cuda:  # or its time would be told as the writer's, which waits for it
-                    torch.cuda.synchronize(decoded.device)
-                self._clock.lap("decode")
-                yield decoded
-
-    @torch.inference_mode()
-    def denoise(self) -> None:
-        """Make the planned video's latents and drop them: another process decodes and writes them."""
-        for _ in self._denoised(Watcher()):
-            pass
-
-    def _denoised(self, watcher: Watcher) -> Iterator[Tensor]:
-        """Yield finished latents in order, as many as the video takes."""
-        assert self._prompts is not None, "plan() comes first"
-        clock, backbone = self._clock, self.backbone
-
-        def on_pass(report: PassReport) -> None:
-            clock.lap(report.stage)
-            self._tally.add(report)
-            watcher.passed(report)
-
-        noise = CounterNoise(self.request.seed, backbone.latent_shape, backbone.device)
-        stream = self.sampler.stream(backbone, self._prompts, noise, self._latents, on_pass)
-        made = 0
-        while made != self._latents:
-            with self._meter.on(backbone):
-                latent = next(stream, None)
-            if latent is None:
-                return
-            clock.lap("last pass")
-            yield latent
-            made += 1
-
-    def record(self, result: GenerateResult) -> dict[str, Any]:
-        """Return what was made, how, and what it took so far."""
-        request, backbone, tally = self.request, self.backbone, self._tally
-        seconds = self._clock.seconds
-        return {
-            "status": result.status,
-            "error": None if result.error is None else str(result.error),
-            "frames": result.frames,
-            "frame_rate": backbone.frame_rate,
-            "prompts": [asdict(prompt) for prompt in request.prompts],
-            "negative_prompt": negative_prompt(request.negative_prompt, backbone),
-            "seed": request.seed,
-            "method": request.method,
-            "settings": asdict(self.sampler.settings),
-            "backbone": {
-                "name": backbone.name,
-                "family": backbone.family,
-                "window": backbone.window,
-                "latent_shape": list(backbone.latent_shape),
-                "weights_hash": backbone.weights_hash,
-                "denoiser": backbone.denoiser_identity,
-            },
-            "cost": {
-                "windows": tally.windows,
-                "nfe": tally.nfe,
-                "nfe_latents": tally.nfe_latents,
-                **({"skipped": tally.skipped} if self.sampler.settings.cache else {}),
-                **self._meter.cost(),
-                "passes": tally.passes,
-                "reflection": {
-                    "triggers": tally.triggers,
-                    "accepted": tally.accepted,
-                    "search_windows": tally.search_windows,
-                },
-                "seconds": {name: round(value, 3) for name, value in seconds.items()},
-                "total_seconds": round(sum(seconds.values()), 3),
-                "peak_memory_mib": peak_memory_mib(backbone.device),
-            },
-            "started": self._started.isoformat(timespec="seconds"),
-            "versions": versions(),
-            "hardware": hardware(backbone.device),
-        }
-
-    def _save_sheet(self, path: Path, sample: EvenSample) -> None:
-        rate = self.backbone.frame_rate
-        cells = [
-            Cell(frame, f"{number / rate:.1f} s") for number, frame in sample.pick(SHEET_FRAMES)
-        ]
-        rows = [cells[i : i + SHEET_COLUMNS] for i in range(0, len(cells), SHEET_COLUMNS)]
-        request = self.request
-        words = " / ".join(prompt.text for prompt in request.prompts)
-        title = f"{request.method} on {self.backbone.name}, seed {request.seed}: {words}"
-        contact_sheet(rows, title=title).save(path)
-
-
-def length(request: GenerateRequest, sampler: Sampler[Any], backbone: Backbone) -> int | None:
-    """Return how many video frames to make; None is endless."""
-    if request.endless:
-        return None
-    default = backbone.frames_of(backbone.window) if sampler.one_clip else DEFAULT_FRAMES
-    return request.frames or default
-
-
-def prompt_starts(
-    prompts: Sequence[PromptAt], backbone: Backbone, option: str = "--then"
-) -> tuple[int, ...]:
-    """Return the latent frame that holds each prompt's first video frame.
-
-    Args:
-        prompts: The texts over the video.
-        backbone: What makes it.
-        option: How the user gave the later ones.
-
-    Raises:
-        UserError: Two prompts begin in one latent frame.
-    """
-    starts = [0] + [backbone.latents_for(p.frame + 1) - 1 for p in prompts[1:]]
-    if len(set(starts)) < len(starts):
-        raise UserError(
-            f"two {option} frames fall into one latent frame: move them apart, by"
-            f" {backbone.frames_of(2) - backbone.frames_of(1)} frames or more"
-        )
-    return tuple(starts)
-
-
-def negative_prompt(given: str | None, backbone: Backbone) -> str:
-    """Return what guidance steers away from: the given text, or the backbone's own."""
-    return backbone.negative_prompt if given is None else given
-
-
-def _frames_on_disk(path: Path) -> int:
-    """Return how many frames a failed write left; a file without any is removed."""
-    if not path.is_file():  # a pipe would be waited for
-        return 0
-    frames = count_frames(path)
-    if not frames:
-        path.unlink()
-    return frames

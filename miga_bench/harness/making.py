@@ -17,7 +17,6 @@ from torch import Tensor
 from miga_bench.errors import LostError, disk_is_full, gpu_is_lost, told
 from miga_bench.harness.files import write_json, write_text
 from miga_bench.harness.formats import FORMAT
-from miga_bench.harness.generate import GenerateResult, Video, Watcher
 from miga_bench.harness.items import Item
 from miga_bench.harness.locks import HeldError, NamedLock
 from miga_bench.harness.provenance import git_state
@@ -36,6 +35,7 @@ from miga_bench.harness.store import (
     facts_of,
 )
 from miga_bench.harness.teams import Teamwork
+from miga_bench.harness.video import GenerateResult, Video, Watcher
 from miga_bench.sampling.base import PassReport
 
 NOT_FINITE = "not finite"  # why a score is None

@@ -18,13 +18,14 @@ from miga_bench.errors import Notice, UserError, placed
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.opening import compile_denoiser, open_model
 from miga_bench.harness.arms import ArmPlan, as_text, expand, method_name
-from miga_bench.harness.generate import Video, kind_of, length, negative_prompt, prompt_starts
+from miga_bench.harness.generate import kind_of
 from miga_bench.harness.items import Item
 from miga_bench.harness.made_of import made_of
 from miga_bench.harness.prompt_lists import Wish
 from miga_bench.harness.ranks import agree, on_every_rank, same_everywhere
 from miga_bench.harness.request import check_characters, check_prompts
 from miga_bench.harness.scorers import ItemScorer
+from miga_bench.harness.video import Video, length, negative_prompt, prompt_starts
 from miga_bench.harness.writer import Making, RunWriter
 from miga_bench.sampling import resolve
 from miga_bench.sampling.base import Sampler

@@ -8,7 +8,7 @@ from types import TracebackType
 from torch import Tensor
 
 from miga_bench.harness.bars import Bars, PlainLines
-from miga_bench.harness.generate import Watcher
+from miga_bench.harness.video import Watcher
 from miga_bench.sampling.base import PassReport
 
 

@@ -59,7 +59,7 @@ class GenerateRequest:
     """
 
     prompts: Sequence[PromptAt]
-    output: Path
+    output: Path = Path("out.mp4")
     method: str = "miga"
     backbone: str = "tiny-wan"
     frames: int | None = None
@@ -99,6 +99,20 @@ class GenerateRequest:
         Raises:
             UserError: What is wrong, the rule, what to do.
         """
+        self.check_wishes()
+        _check_output(self.output)
+        for path in (self.output, self.contact_sheet, self.record):
+            if path.is_dir():
+                raise UserError(f"{path} is a folder, where a file is to be: choose another -o")
+            if path.exists() and not self.overwrite:
+                raise UserError(f"{path} exists: add --force to replace it, or choose another -o")
+
+    def check_wishes(self) -> None:
+        """Refuse what can be refused without a model, but for the files.
+
+        Raises:
+            UserError: What is wrong, the rule, what to do.
+        """
         check_characters(self.negative_prompt or "", "the negative prompt")
         check_prompts(self.prompts, self.frames or (None if self.endless else DEFAULT_FRAMES))
         _check_length(self.frames, self.endless)
@@ -107,12 +121,6 @@ class GenerateRequest:
                 raise UserError(f"--{name} {size}: a size is at least 1 pixel")
         if self.denoiser is not None:
             DenoiserChoice.parse(self.denoiser)
-        _check_output(self.output)
-        for path in (self.output, self.contact_sheet, self.record):
-            if path.is_dir():
-                raise UserError(f"{path} is a folder, where a file is to be: choose another -o")
-            if path.exists() and not self.overwrite:
-                raise UserError(f"{path} exists: add --force to replace it, or choose another -o")
 
 
 def check_characters(text: str, where: str, spaces: str = "\t\n\r") -> None:

@@ -24,9 +24,9 @@ from torch import distributed
 
 from miga_bench.backbones.base import Backbone
 from miga_bench.errors import LostError, TeamError, UserError
-from miga_bench.harness.generate import Video, Watcher
 from miga_bench.harness.ranks import PATIENCE, gloo_group
 from miga_bench.harness.stop import StopRequested, StopSignals
+from miga_bench.harness.video import Video, Watcher
 from miga_bench.harness.window_parallel import WindowParallel
 from miga_bench.sampling.base import CommonSettings
 from miga_bench.sampling.rules import refuse_shared_cache

@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from miga_bench.errors import disk_is_full, gpu_is_lost, in_print, told
 from miga_bench.harness.deal import deal
-from miga_bench.harness.generate import Video, Watcher
 from miga_bench.harness.items import Item
 from miga_bench.harness.lifeline import Lifeline
 from miga_bench.harness.making import make, score
@@ -24,6 +23,7 @@ from miga_bench.harness.scorers import ItemScorer
 from miga_bench.harness.stop import StopSignals
 from miga_bench.harness.store import ERROR
 from miga_bench.harness.teams import Teamwork, check_settings, check_size
+from miga_bench.harness.video import Video, Watcher
 
 MOST_TEXT = 200  # characters of an error
 

@@ -89,6 +89,11 @@ class PromptSchedule:
         if len(self.starts) != self.text.shape[0]:
             raise ValueError(f"{self.text.shape[0]} prompts need as many starts: {self.starts}")
 
+    @property
+    def changes(self) -> bool:
+        """Whether the prompt changes along the video."""
+        return len(self.starts) > 1
+
     def segment(self, frame: int) -> int:
         """Return which prompt applies at a latent frame (negative frames are the warm-up's)."""
         return max(k for k, start in enumerate(self.starts) if start <= max(frame, 0))

@@ -2,7 +2,8 @@
 
 How many rows fit is an estimate on a GPU, and another program may take memory meanwhile. Rows do not depend
 on each other, so a call that fails is repeated in halves, and no later call with rows of this shape is
-larger, in this video or another by the same denoiser. The results are those of the whole call to float
+larger, in this video or the next ones by the same denoiser; every eighth video tries twice as many again, for
+whoever took the memory may be gone. The results are those of the whole call to float
 tolerance, as with any other batch (see ``reflection.py``). Processes that share a call each do so with their
 own rows.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -38,8 +40,31 @@ def ran_out_elsewhere(device: str, texts: bool) -> DoesNotFitError:
 
 # What holds the memory of denoisers that share it: a network of VideoCrafter2, a session, an engine.
 _HOLDS = ("network", "session", "loaded")
-# What did not fit, by that: the next video begins with what is known.
-_MOST: WeakKeyDictionary[Any, dict[tuple[int, ...], int]] = WeakKeyDictionary()
+RETRIED = 8  # videos; a call that fails once more costs little of so many
+
+
+@dataclass
+class Limits:
+    """What fits, known from calls that did not: the next video begins with it.
+
+    Attributes:
+        most: Largest number of rows that fits, by row shape; only shapes that once ran out of memory are
+            listed.
+        videos: Since the last try of more.
+    """
+
+    most: dict[tuple[int, ...], int] = field(default_factory=dict)
+    videos: int = 0
+
+    def begin(self) -> None:
+        """Count a video that begins, and now and then allow more."""
+        self.videos += 1
+        if self.videos > RETRIED:
+            self.videos = 0
+            self.most = {shape: 2 * rows for shape, rows in self.most.items()}
+
+
+_LIMITS: WeakKeyDictionary[Any, Limits] = WeakKeyDictionary()
 
 
 class FittingDenoiser:
@@ -50,8 +75,7 @@ class FittingDenoiser:
         arithmetic: Returns the context of each call; see ``Backbone``.
 
     Attributes:
-        most: Largest number of rows that fits, by row shape; only shapes that once ran out of memory are
-            listed.
+        limits: Of all videos by the same denoiser.
     """
 
     def __init__(
@@ -61,12 +85,13 @@ class FittingDenoiser:
     ) -> None:
         self._denoiser: Any = denoiser
         self._arithmetic = arithmetic
-        self.most: dict[tuple[int, ...], int] = {}
+        self.limits = Limits()
         for held in (*(getattr(denoiser, name, None) for name in _HOLDS), denoiser):
             if held is not None:
                 with suppress(TypeError):  # a number, a text: of another meaning, and no key
-                    self.most = _MOST.setdefault(held, self.most)
+                    self.limits = _LIMITS.setdefault(held, self.limits)
                     break
+        self.limits.begin()
 
     def __call__(self, latents: Tensor, timesteps: Tensor, text: Tensor, **more: Any) -> Tensor:
         """Predict, in as many calls as it takes.
@@ -77,7 +102,9 @@ class FittingDenoiser:
         parts: list[Tensor] = []
         done, shape = 0, tuple(latents.shape[1:])
         while done < len(latents):
-            rows = slice(done, done + min(self.most.get(shape, len(latents)), len(latents) - done))
+            rows = slice(
+                done, done + min(self.limits.most.get(shape, len(latents)), len(latents) - done)
+            )
             try:
                 others = _of_rows(more, rows)
                 with self._arithmetic():
@@ -103,7 +130,7 @@ class FittingDenoiser:
                 f" of {height}x{width}): free some memory, choose a smaller --height and --width or"
                 " --offload, or fewer frames where a method makes the whole video at once"
             )
-        self.most[tuple(latents.shape[1:])] = most = -(-rows // 2)
+        self.limits.most[tuple(latents.shape[1:])] = most = -(-rows // 2)
         warnings.warn(
             f"out of memory on {latents.device} in a denoiser call of {rows} rows: the video goes on with"
             f" {most} per call; --set batch=N starts with fewer",

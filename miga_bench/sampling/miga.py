@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -250,9 +251,10 @@ class _Video:
             finishes = s.stage2_steps > 0 or s.renoise > 0
             least = self.window if finishes and not s.released else 0
             self.chunks = math.ceil(max(made, least) / s.zigzag)
+        own = weakref.proxy(self)  # a cycle would keep a video's latents until garbage is collected
         self.reflection = Reflection(
             denoiser=self.denoiser,
-            fresh_chunk=self._growth_chunk,
+            fresh_chunk=lambda *of: own._growth_chunk(*of),
             level=s.reflection_level,
             reference=s.reference_chunks,
             zigzag=s.zigzag,
@@ -273,7 +275,7 @@ class _Video:
             renoise=range(schedule.clean + s.renoise, schedule.clean, -1),
             length=None if self.chunks is None else self.chunks * s.zigzag,
             # A new prompt's anchors come with its first clean latents: when windows run decides which see them.
-            early=not (s.guidance_reach == "anchor" and len(self.denoiser.prompts.starts) > 1),
+            early=not (s.guidance_reach == "anchor" and self.denoiser.prompts.changes),
         )
 
     def stream(self) -> Iterator[Tensor]:
