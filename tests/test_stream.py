@@ -77,7 +77,7 @@ def test_an_ended_stream_keeps_nothing_even_before_garbage_is_collected(closed):
         gc.enable()
 
 
-def test_a_failed_result_holds_no_video():
+def test_a_failed_result_holds_no_video(tmp_path):
     """Breaks if an error's traceback keeps a queue and a decoder for as long as the result is kept."""
     alive = []
 
@@ -90,7 +90,7 @@ def test_a_failed_result_holds_no_video():
     backbone.decoder = Decoder
     gc.disable()
     try:
-        result = generate(wish(frames=None, endless=True, overwrite=True), backbone=backbone)
+        result = generate(request(tmp_path, frames=None, endless=True), backbone=backbone)
         assert isinstance(result.error, NumericalError)
         assert [one() for one in alive] == [None]
     finally:
