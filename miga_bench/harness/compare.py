@@ -67,8 +67,7 @@ def compare_scores(paths: Sequence[Path]) -> Document:
 
     Returns:
         ``first``, ``suite``, and under ``against`` for every other file ``paired_by`` (``name`` or
-        ``prompt``), ``pairs``, ``left_out`` (videos, or prompts, without a partner: of the first, of the
-        other), ``clustered_by`` (``prompt``, or ``video`` where no prompts are known), ``frames`` (mean
+        ``prompt``), ``pairs``, ``left_out`` (videos without a partner: of the first, of the other), ``clustered_by`` (``prompt``, or ``video`` where no prompts are known), ``frames`` (mean
         lengths of both) and ``differences``: by label the other's mean over the pairs minus the first's, its
         interval, and a verdict, as reports have them.
 
@@ -170,11 +169,17 @@ def _against(first: Scored, other: Scored) -> Document:
     return {
         "paired_by": by,
         "pairs": len(pairs),
-        "left_out": [len(left) - len(pairs), len(right) - len(pairs)],
+        "left_out": [_left_out(scored, by, set(pairs)) for scored in (first, other)],
         "clustered_by": "prompt" if any(row.prompt for row in rows) else "video",
         "frames": [_mean([row.frames for row in run.of(arm)]) for arm in ("first", "other")],
         "differences": {measure.label: _difference(run, measure, motion) for measure in measures},
     }
+
+
+def _left_out(scored: Scored, by: str, pairs: set[str]) -> int:
+    if by == "name":
+        return len(scored.rows) - len(pairs)
+    return sum(row.prompt not in pairs for row in scored.rows.values())
 
 
 def _difference(run: Results, measure: Measure, motion: Measure | None) -> Document:
@@ -263,6 +268,8 @@ def tables(document: Document) -> Iterator[Table]:
         )
         if found["frames"][0] != found["frames"][1]:
             title += ", of {:.0f} and {:.0f} frames".format(*reversed(found["frames"]))
+        if any(found["left_out"]):
+            title += "; without a partner: {} and {}".format(*reversed(found["left_out"]))
         title = escape(title)
         shown = Table("score", "first", "other", "difference", "", "at equal motion", title=title)
         for label, one in found["differences"].items():

@@ -91,8 +91,10 @@ def test_videos_named_otherwise_are_matched_by_prompt_and_seeds_are_averaged(fil
     ours = drawn(1)
     theirs = {f"v{n}.gif": one for n, one in enumerate(drawn(1).values())}
     del theirs["v0.gif"]
+    theirs["w.gif"], theirs["x.gif"] = ("text 99", theirs["v1.gif"][1]), (None, theirs["v2.gif"][1])
     found = only(files(document(ours), document(theirs)))
     assert (found["paired_by"], found["pairs"]) == ("prompt", 8)
+    assert found["left_out"] == [0, 2]  # of a text of its own, and of one that nobody knows
     one = found["differences"][SUBJECT]
     assert one["difference"] == pytest.approx(
         (ours["0-1.mp4"][1][SUBJECT] - ours["0-0.mp4"][1][SUBJECT]) / 2 / 8
