@@ -67,9 +67,10 @@ def compare_scores(paths: Sequence[Path]) -> Document:
 
     Returns:
         ``first``, ``suite``, and under ``against`` for every other file ``paired_by`` (``name`` or
-        ``prompt``), ``pairs``, ``left_out`` (videos without a partner: of the first, of the other), ``clustered_by`` (``prompt``, or ``video`` where no prompts are known), ``frames`` (mean
-        lengths of both) and ``differences``: by label the other's mean over the pairs minus the first's, its
-        interval, and a verdict, as reports have them.
+        ``prompt``), ``pairs``, ``left_out`` (videos without a partner: of the first, of the other),
+        ``clustered_by`` (``prompt``, or ``video`` where no prompts are known), ``frames`` (mean lengths of
+        both) and ``differences``: by label the other's mean over the pairs minus the first's, its interval,
+        and a verdict, as reports have them.
 
     Raises:
         UserError: A file cannot be read, or two were not scored alike or have no video in common.

@@ -17,6 +17,7 @@ from miga_bench.backbones.base import Backbone
 from miga_bench.errors import Notice, UserError, placed
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.opening import compile_denoiser, open_model
+from miga_bench.harness import frame_scores as _frame_scores  # noqa: F401 - for its short name in YAML
 from miga_bench.harness.arms import ArmPlan, as_text, expand, method_name
 from miga_bench.harness.generate import kind_of
 from miga_bench.harness.items import Item
