@@ -1,0 +1,120 @@
+"""A report's differences from the baseline: what they are, in words and in tables, and how to read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from miga_bench.harness.report import pictures, tables
+from miga_bench.harness.report.comparisons import (
+    BETTER,
+    FEWEST,
+    LESS,
+    MORE,
+    NOT_SHOWN,
+    WORSE,
+    Comparison,
+)
+from miga_bench.harness.report.document import Block, Fold, Heading, Paragraph
+from miga_bench.harness.report.measures import Measure, motion_of
+from miga_bench.harness.results import Results
+
+UNFOLDED = 2  # arms whose differences are shown in full at once
+NAMED = 6  # arms whose measures are named in the sentences at the top
+
+
+def verdicts_in_words(arm: str, baseline: str, found: Sequence[Comparison], names: bool) -> str:
+    """Say an arm's verdicts in a sentence, the measures by name or by number."""
+    parts = []
+    for verdict in (BETTER, WORSE):
+        alike = [_short(one.measure) for one in found if one.verdict == verdict]
+        if alike:
+            parts.append(f"{verdict} in {', '.join(alike) if names else len(alike)}")
+    parts += sorted({one.verdict for one in found if one.verdict in (MORE, LESS)})
+    open_ones = sum(one.verdict == NOT_SHOWN for one in found)
+    if open_ones:
+        parts.append(f"no difference shown in {open_ones} of {len(found)}")
+    if not parts:
+        parts = [f"nothing can be said: below {FEWEST} prompts with both"]
+    gains = [
+        (_short(one.measure), one.equal) for one in found if one.verdict == BETTER and one.equal
+    ]
+    unsaid = [name for name, equal in gains if equal.difference is None]
+    lost = [name for name, equal in gains if equal.verdict != BETTER and name not in unsaid]
+    more = f" At equal motion the gain is not shown in {', '.join(lost)}." if lost else ""
+    if unsaid:
+        more += f" At equal motion it cannot be said in {', '.join(unsaid)}."
+    return f"{arm} against {baseline}: {'; '.join(parts)}.{more}"
+
+
+def _short(measure: Measure) -> str:
+    return measure.title.partition(" [")[0]
+
+
+def differences(
+    run: Results,
+    baseline: str,
+    found: Mapping[str, Sequence[Comparison]],
+    measures: Sequence[Measure],
+    prefix: str,
+) -> list[Block]:
+    """Return what a report says of each arm's differences from the baseline.
+
+    Args:
+        run: Holds the arms.
+        baseline: The arm that others are held against.
+        found: The comparisons with it, by arm.
+        measures: The run's scores.
+        prefix: Of the names of the pictures.
+    """
+    if not found:
+        return []
+    motion = motion_of(measures)
+    count = sum(map(len, found.values()))
+    by_chance = count / 20 if count < 10 else round(count / 20)
+    words = (
+        f"Each arm minus {baseline} on the same prompts and seeds. A verdict needs {FEWEST} prompts and an"
+        f" interval (95 %, Student's t over prompts) without zero. It is not corrected for there being"
+        f" {count} of them: about {by_chance:.2g} would come about by chance alone."
+    )
+    if motion is not None:
+        words += (
+            " At equal motion: a straight line is fitted to the pairs, difference of the score over"
+            f" difference of {motion.title}; what it gives where both move alike is what is left, with an"
+            f" interval clustered by prompt. It is not given below {FEWEST} prompts, nor where one arm moves"
+            " more in every pair, nor where motion is the same number in every pair. Where motion is measured"
+            " coarsely, as by a 0 or 1 for a video, the line is too flat (regression dilution), and a part of"
+            " what motion explains is still in what is left."
+        )
+    else:
+        words += (
+            " Motion was not measured: whether a gain comes from standing still cannot be said."
+        )
+    blocks: list[Block] = [Heading(3, f"Differences from {baseline}"), Paragraph(words, "small")]
+    lengths = _other_lengths(run, baseline)
+    if lengths:
+        blocks.append(Paragraph(lengths, "small"))
+    if len(found) > 1:
+        caption = f"Verdicts against {baseline}"
+        blocks.append(tables.verdict_table(found, baseline, caption))
+    blocks += pictures.forests(prefix, baseline, found)
+    for arm, comparisons in found.items():
+        table = tables.difference_table(comparisons, f"{arm} minus {baseline}")
+        fold = len(found) > UNFOLDED
+        blocks.append(Fold(f"All numbers: {arm} minus {baseline}", [table]) if fold else table)
+    return blocks
+
+
+def _other_lengths(run: Results, baseline: str) -> str:
+    """Say which arms make videos of another length than the baseline."""
+    lengths = {
+        arm: sorted({row.frames for row in run.of(arm) if row.status == "done"}) for arm in run.arms
+    }
+    base = lengths[baseline]
+    others = [arm for arm, frames in lengths.items() if frames and base and frames != base]
+    if not others:
+        return ""
+    told = ", ".join(f"{arm} ({' or '.join(map(str, lengths[arm]))} frames)" for arm in others)
+    return (
+        f"Of another length than {baseline} ({' or '.join(map(str, base))} frames): {told}. Longer videos"
+        " drift further, so these differences are of methods and lengths together."
+    )
