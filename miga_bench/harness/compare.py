@@ -274,13 +274,15 @@ def tables(document: Document) -> Iterator[Table]:
                 measure.number(one["other"]),
                 _interval(measure, one),
                 one["verdict"],
-                _at_equal_motion(measure, equal) if equal else "",
+                _at_equal_motion(measure, equal, one["n"]) if equal else "",
             )
         yield shown
 
 
-def _at_equal_motion(measure: Measure, equal: Mapping[str, Any]) -> str:
+def _at_equal_motion(measure: Measure, equal: Mapping[str, Any], pairs: int) -> str:
     told: str = equal["verdict"]
+    if equal["n"] < pairs:
+        told += f", n = {equal['n']}"
     return told if equal["difference"] is None else f"{_interval(measure, equal)}: {told}"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from miga_bench.harness.report import pictures, tables
 from miga_bench.harness.report.comparisons import (
     BETTER,
+    EITHER_SIDE,
     FEWEST,
     LESS,
     MORE,
@@ -76,19 +77,7 @@ def differences(
         f" interval (95 %, Student's t over prompts) without zero. It is not corrected for there being"
         f" {count} of them: about {by_chance:.2g} would come about by chance alone."
     )
-    if motion is not None:
-        words += (
-            " At equal motion: a straight line is fitted to the pairs, difference of the score over"
-            f" difference of {motion.title}; what it gives where both move alike is what is left, with an"
-            f" interval clustered by prompt. It is not given below {FEWEST} prompts, nor where one arm moves"
-            " more in every pair, nor where motion is the same number in every pair. Where motion is measured"
-            " coarsely, as by a 0 or 1 for a video, the line is too flat (regression dilution), and a part of"
-            " what motion explains is still in what is left."
-        )
-    else:
-        words += (
-            " Motion was not measured: whether a gain comes from standing still cannot be said."
-        )
+    words += _equal_motion_in_words(motion)
     blocks: list[Block] = [Heading(3, f"Differences from {baseline}"), Paragraph(words, "small")]
     lengths = _other_lengths(run, baseline)
     if lengths:
@@ -102,6 +91,28 @@ def differences(
         fold = len(found) > UNFOLDED
         blocks.append(Fold(f"All numbers: {arm} minus {baseline}", [table]) if fold else table)
     return blocks
+
+
+def _equal_motion_in_words(motion: Measure | None) -> str:
+    """Say what equal motion is and is not."""
+    if motion is None:
+        return " Motion was not measured: whether a gain comes from standing still cannot be said."
+    words = (
+        " At equal motion: a straight line is fitted to the pairs, difference of the score over"
+        f" difference of {motion.title}; what it gives where both move alike is what is left, with an"
+        " interval clustered by prompt. A pair of which one video has no measure of motion is not in it: n"
+        " counts its pairs where they are fewer than the difference's. It is not given below"
+        f" {FEWEST} prompts, nor where motion is the same number in every pair, nor where fewer than"
+        f" {EITHER_SIDE} % of the pairs move as much or more, or as much or less, for equal motion would lie"
+        " at the edge of what was seen. Where motion is measured coarsely, as by a 0 or 1 for a video, the"
+        " line is too flat (regression dilution), and a part of what motion explains is still in what is"
+        " left. Motion is itself an outcome of the method, and nobody held it still"
+    )
+    if motion.base == "world/path":
+        words += (
+            ", and the path is too long where a subject breaks up, for it leads from part to part"
+        )
+    return words + ": what is left describes these videos, and is no effect of the method alone."
 
 
 def _other_lengths(run: Results, baseline: str) -> str:

@@ -215,6 +215,16 @@ def what_remains(equal: EqualMotion) -> str:
     return words.get(equal.verdict, f"equal motion: {equal.verdict}")
 
 
+def _pairs_in_line(found: Comparison) -> str:
+    """Return the number of pairs that equal motion was looked at in, where they are not the difference's."""
+    equal = found.equal
+    return f"n = {equal.n}" if equal is not None and equal.n < found.n else ""
+
+
+def _lines(*parts: str) -> str:
+    return "\n".join(part for part in parts if part)
+
+
 def difference_table(comparisons: Sequence[Comparison], caption: str) -> Table:
     """Return all numbers of one arm's differences from the baseline."""
     rows = []
@@ -222,11 +232,10 @@ def difference_table(comparisons: Sequence[Comparison], caption: str) -> Table:
         measure, equal = found.measure, found.equal
         at_equal = Cell(MINUS)
         if equal is not None and equal.difference is None:
-            at_equal = Cell(equal.verdict, "", "quiet")
+            at_equal = Cell(equal.verdict, _pairs_in_line(found), "quiet")
         elif equal is not None:
-            at_equal = Cell(
-                *signed(measure, equal.difference, equal.low, equal.high, found.prompts)
-            )
+            numbers = signed(measure, equal.difference, equal.low, equal.high, found.prompts)
+            at_equal = Cell(numbers[0], _lines(numbers[1], _pairs_in_line(found)))
         detail = f"{found.dropped} without a score" if found.dropped else ""
         rows.append(
             [
