@@ -23,10 +23,9 @@ from math import isfinite
 import numpy as np
 
 from miga_bench.harness.costs import machines
-from miga_bench.harness.report.measures import Measure, base_of, value_of
+from miga_bench.harness.report.measures import Measure, asked, value_of
 from miga_bench.harness.results import Results
 from miga_bench.metrics.statistics import compared, mean_of_means
-from miga_bench.metrics.suites import DIMENSIONS
 
 FEWEST = 6  # prompts: the sign test of five alike is at 0.06
 BETTER, WORSE, MORE, LESS = "better", "worse", "moves more", "moves less"
@@ -75,7 +74,7 @@ class Comparison:
         losses: Prompts whose mean difference is below zero.
         n: Pairs.
         prompts: Prompts they belong to.
-        dropped: Pairs of the measure's prompts left out because one of the videos has no score.
+        dropped: Pairs that the measure is asked of, left out because one of the videos has no score.
         verdict: In words.
         equal: At equal motion; None for motion itself, for costs and where motion was not measured.
     """
@@ -114,6 +113,7 @@ def compare(
     clusters = [texts[pair] for pair in pairs]
     pair_by_pair = compared(values, clusters)
     found = mean_of_means([v for _, v in by_part], clusters)
+    wanted = set[tuple[str, int]]().union(*(asked(run, part) for part in parts))
     equal = None
     if motion is not None and not measure.is_motion and measure.group != "cost" and found.n:
         moved = dict(zip(*_pairs(run, weights, motion.label), strict=True))
@@ -138,10 +138,7 @@ def compare(
         pair_by_pair.losses,
         found.n,
         found.clusters,
-        sum(
-            value is None and any(_is_for(run, pair, part) for part in parts)
-            for pair, value in zip(pairs, values, strict=True)
-        ),
+        sum(value is None and pair in wanted for pair, value in zip(pairs, values, strict=True)),
         OTHER_MACHINES
         if measure.label in MEASURED and found.n and len(machines(run, weights)) > 1
         else _verdict(measure, found.low, found.high, found.clusters),
@@ -165,12 +162,6 @@ def _pairs(
         ]
         sums.append(sum(known) if len(known) == len(scores) else None)
     return shared, sums
-
-
-def _is_for(run: Results, pair: tuple[str, int], label: str) -> bool:
-    """Tell whether a prompt is for a score; it is for all that are none of VBench's dimensions."""
-    own, base = run.dimensions.get(f"{pair[0]}-{pair[1]}"), base_of(label)
-    return not own or base in own or base not in DIMENSIONS
 
 
 def _mean_of_known(values: Sequence[float | None]) -> float | None:

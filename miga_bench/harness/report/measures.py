@@ -9,6 +9,7 @@ from typing import Literal
 from miga_bench.harness.results import Results, Row
 from miga_bench.harness.scorers import Told
 from miga_bench.metrics.statistics import Estimate, mean_of_means
+from miga_bench.metrics.suites import DIMENSIONS
 
 Better = Literal["higher", "lower"] | None
 
@@ -213,6 +214,26 @@ def measure_of(label: str, told: Mapping[str, Told] | None = None) -> Measure:
 def labels_of(run: Results) -> set[str]:
     """Return the labels of the scores that the run has, or has a reason for not having."""
     return {*run.overall, *(label for row in run.rows for label in (*row.scores, *row.reasons))}
+
+
+def asked(run: Results, label: str) -> set[tuple[str, int]]:
+    """Return the pairs whose videos a score is asked of; a cost is asked of all.
+
+    A story has only its own cells of NarrLV: what no arm has for a prompt, nor a reason for not having, was not
+    asked. Of a prompt's seeds some may be for fewer of VBench's dimensions, which the run then says.
+    """
+    if label.startswith("cost/"):
+        return {row.pair for row in run.rows}
+    prompts = {row.prompt_id for row in run.rows if label in row.scores or label in row.reasons}
+    return {
+        row.pair for row in run.rows if row.prompt_id in prompts and _is_for(run, row.pair, label)
+    }
+
+
+def _is_for(run: Results, pair: tuple[str, int], label: str) -> bool:
+    """Tell whether a video is for a score; it is for all that are none of VBench's dimensions."""
+    own, base = run.dimensions.get(f"{pair[0]}-{pair[1]}"), base_of(label)
+    return not own or base in own or base not in DIMENSIONS
 
 
 def measures_of(runs: Iterable[Results]) -> list[Measure]:

@@ -25,7 +25,7 @@ from miga_bench.harness.report.document import (
     Paragraph,
     Table,
 )
-from miga_bench.harness.report.measures import Measure, measures_of, motion_of
+from miga_bench.harness.report.measures import Measure, asked, measures_of, motion_of
 from miga_bench.harness.report.published import PublishedTable, published_table, published_tables
 from miga_bench.harness.report.scoring import collapses
 from miga_bench.harness.results import Results, Row
@@ -292,13 +292,11 @@ def _missing(run: Results, measures: Sequence[Measure]) -> list[Block]:
         blocks.append(
             Table("Videos that are not there", ["arm", "video", "status", "why"], [Group("", rows)])
         )
-    # a story has only its own cells of NarrLV: what no arm has for a prompt was not asked
-    asked = {(row.prompt_id, label) for row in run.rows for label in (*row.scores, *row.reasons)}
+    wanted = {measure.label: asked(run, measure.label) for measure in measures}
     by_reason: dict[tuple[str, str, str], list[Row]] = {}
     for row in run.rows:
         for measure in measures if row.status == "done" else ():
-            wanted = (row.prompt_id, measure.label) in asked
-            if wanted and row.scores.get(measure.label) is None:
+            if row.pair in wanted[measure.label] and row.scores.get(measure.label) is None:
                 why = row.reasons.get(measure.label, "not scored")
                 by_reason.setdefault((row.arm, measure.title, why), []).append(row)
     if by_reason:
