@@ -8,17 +8,22 @@ from report_runs import RunFolder
 from scipy import stats
 from test_report import ARMS, made, row_of
 
+from miga_bench.harness.report.claims import check_claims
 from miga_bench.harness.report.comparisons import OF_MORE_ARMS, UNTOLD, EqualMotion, compare
+from miga_bench.harness.report.differences import verdicts_in_words
 from miga_bench.harness.report.measures import measure_of
+from miga_bench.harness.report.tables import claim_table, verdict_table
 from miga_bench.harness.results import Arm, Results, Row, read_results
 
 PATH = measure_of("world/path")
+SHIFTS = (-0.02, -0.01, 0.1, 0.1, 0.11, 0.12, 0.1, 0.11)  # of motion; two pairs move less
+UNSAID = "it cannot be said in a"
 
 
 def run_of(arms, texts=8):
     """Return a run by what each arm's videos score; ``arms`` holds functions of the text's number."""
     rows = [
-        Row(arm, f"p{i}", f"x {i}", 0, "k", "done", Path(), 24, scores=scores(i))
+        Row(arm, f"p{i}", f"x {i}", 0, "k", "done", Path(), scores=scores(i))
         for arm, scores in arms.items()
         for i in range(texts)
     ]
@@ -192,3 +197,53 @@ def test_motion_is_said_to_be_an_outcome_itself(tmp_path, capsys):
         pages.append((tmp_path / motion[-4:] / "report.md").read_text())
     assert all("Motion is itself an outcome of the method" in page for page in pages)
     assert ["where a subject breaks up" in page for page in pages] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("own", "slope", "verdict", "detail", "words"),
+    [
+        (0.1, 0, "better", "also at equal motion", ""),
+        (0, 1, "better", "not shown at equal motion", "the gain is not shown in a"),
+        (-0.05, 2, "better", "worse at equal motion", "it is worse in a"),
+        (-0.1, 0, "worse", "also at equal motion", ""),
+        (0, -1, "worse", "not shown at equal motion", "the loss is not shown in a"),
+        (0.05, -2, "worse", "better at equal motion", "it is better in a"),
+        (-0.06, 0.8, "no difference shown", "worse at equal motion", "it is worse in a"),
+        (0.06, -0.8, "no difference shown", "better at equal motion", "it is better in a"),
+        (0, 0, "no difference shown", "", ""),
+        (-0.1, 0, "worse", "equal motion: cannot be said", UNSAID),
+    ],
+)
+def test_every_verdict_that_changes_at_equal_motion_is_told(own, slope, verdict, detail, words):
+    """Breaks if a loss that vanishes at equal motion, or one that only shows there, is passed over."""
+
+    def high(i):
+        shift = SHIFTS[i] + (words == UNSAID) / 10
+        return {"a": 0.5 + own + slope * shift + 0.01 * (-1) ** i, "world/path": 0.6 + shift}
+
+    found = against(high)
+    assert found.verdict == verdict
+    cell = verdict_table({"miga": [found]}, "fifo", "Verdicts").groups[0].rows[0][1]
+    last = cell.detail.splitlines()[-1]
+    assert last.startswith(detail) if detail else "motion" not in cell.detail
+    told = verdicts_in_words("miga", "fifo", [found], True)
+    assert (told.partition(" At equal motion ")[2] or ".") == f"{words}."
+
+
+def test_a_claim_that_does_not_hold_has_its_word_at_equal_motion_too():
+    """Breaks if only claims that hold are held against motion."""
+    label = "subject_consistency"
+    run = run_of(
+        {
+            "fifo": lambda i: {label: 0.9, "world/path": 0.6},
+            "miga": lambda i: {
+                label: 0.9 - SHIFTS[i] + 0.01 * (-1) ** i,
+                "world/path": 0.6 + SHIFTS[i],
+            },
+        }
+    )
+    found = [f for f in check_claims(run, [measure_of(label), PATH]) if label in f.claim.measure]
+    cells = [row[1] for row in claim_table(found, "Claims").groups[0].rows]
+    assert [(cell.text, cell.detail) for cell in cells] == [
+        ("does not hold", "not shown at equal motion")
+    ]

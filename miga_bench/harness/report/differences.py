@@ -36,15 +36,26 @@ def verdicts_in_words(arm: str, baseline: str, found: Sequence[Comparison], name
         parts.append(f"no difference shown in {open_ones} of {len(found)}")
     if not parts:
         parts = [f"nothing can be said: below {FEWEST} prompts with both"]
-    gains = [
-        (_short(one.measure), one.equal) for one in found if one.verdict == BETTER and one.equal
-    ]
-    unsaid = [name for name, equal in gains if equal.difference is None]
-    lost = [name for name, equal in gains if equal.verdict != BETTER and name not in unsaid]
-    more = f" At equal motion the gain is not shown in {', '.join(lost)}." if lost else ""
-    if unsaid:
-        more += f" At equal motion it cannot be said in {', '.join(unsaid)}."
+    more = _changes_at_equal_motion(found)
     return f"{arm} against {baseline}: {'; '.join(parts)}.{more}"
+
+
+def _changes_at_equal_motion(found: Sequence[Comparison]) -> str:
+    """Name the measures whose verdict is another one at equal motion; empty for none."""
+    changed: dict[str, list[str]] = {}
+    for one in found:
+        before, after = one.verdict, one.equal.verdict if one.equal is not None else one.verdict
+        if before == after or not {before, after} & {BETTER, WORSE}:
+            continue
+        if after in (BETTER, WORSE):
+            words = f"it is {after}"
+        elif after == NOT_SHOWN:
+            words = f"the {'gain' if before == BETTER else 'loss'} is not shown"
+        else:
+            words = "it cannot be said"
+        changed.setdefault(words, []).append(_short(one.measure))
+    parts = [f"{words} in {', '.join(names)}" for words, names in changed.items()]
+    return f" At equal motion {'; '.join(parts)}." if parts else ""
 
 
 def _short(measure: Measure) -> str:

@@ -248,7 +248,9 @@ def _cost(facts: RunFacts, prefix: str) -> list[Block]:
         (told,) = found
     words = (
         "NFE counts evaluations of the denoiser, both halves of guidance apart. Seconds are from start to end"
-        f" of each video on {told}; other work on the machine lengthens them."
+        f" of each video on {told}; other work on the machine lengthens them. Numbers per frame are sums over"
+        " an arm's videos, divided by all their frames; claims compare each video's own, so that where lengths"
+        " differ their differences need not be this table's."
     )
     blocks: list[Block] = [
         Heading(3, "Cost"),

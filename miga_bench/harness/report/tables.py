@@ -12,7 +12,6 @@ from miga_bench.harness.report.comparisons import (
     NOT_SHOWN,
     WORSE,
     Comparison,
-    EqualMotion,
 )
 from miga_bench.harness.report.document import Cell, Group, Table, Tone
 from miga_bench.harness.report.measures import (
@@ -176,7 +175,9 @@ def _difference_group(
             shown, detail = signed(measure, found.mean - off, low, high, found.clusters)
             cells.append(Cell(shown, detail, "" if alike else "quiet"))
         rows.append([Cell(arm), Cell(""), *cells])
-    return Group(f"Ours minus {backbone}" + ("" if alike else " (not comparable)"), rows)
+    # the paper's numbers come without an error of their own
+    told = "the interval is of ours alone" if alike else "not comparable"
+    return Group(f"Ours minus {backbone} ({told})", rows)
 
 
 def verdict_table(
@@ -195,9 +196,7 @@ def verdict_table(
         cells = [Cell(measure.title, _unit(measure))]
         for found in of_measure:
             numbers = signed(measure, found.difference, found.low, found.high, found.prompts)
-            detail = "\n".join(number for number in numbers if number)
-            if found.verdict == BETTER and found.equal is not None:
-                detail += f"\n{what_remains(found.equal)}"
+            detail = _lines(*numbers, at_equal_motion(found))
             cells.append(Cell(found.verdict, detail, _TONES.get(found.verdict, "quiet")))
         rows.append(cells)
     return Table(
@@ -205,14 +204,22 @@ def verdict_table(
     )
 
 
-def what_remains(equal: EqualMotion) -> str:
-    """Say whether a gain is still there at equal motion."""
-    words = {
-        BETTER: "also at equal motion",
-        NOT_SHOWN: "not shown at equal motion",
-        WORSE: "worse at equal motion",
-    }
-    return words.get(equal.verdict, f"equal motion: {equal.verdict}")
+def at_equal_motion(found: Comparison) -> str:
+    """Say what becomes of a verdict at equal motion; empty where there is none, or nothing to say.
+
+    A gain or a loss is always held against it, no difference where it turns into one.
+    """
+    equal, shown = found.equal, (BETTER, WORSE)
+    if equal is None or not {found.verdict, equal.verdict} & {*shown}:
+        return ""
+    words = f"equal motion: {equal.verdict}"
+    if equal.verdict == found.verdict:
+        words = "also at equal motion"
+    elif equal.verdict in shown:
+        words = f"{equal.verdict} at equal motion"
+    elif equal.verdict == NOT_SHOWN:
+        words = "not shown at equal motion"
+    return ", ".join(part for part in (words, _pairs_in_line(found)) if part)
 
 
 def _pairs_in_line(found: Comparison) -> str:
@@ -243,7 +250,7 @@ def difference_table(comparisons: Sequence[Comparison], caption: str) -> Table:
                 Cell(*signed(measure, found.difference, found.low, found.high, found.prompts)),
                 Cell(f"{found.n} ({found.prompts})", detail),
                 Cell(f"{found.wins} / {found.losses}"),
-                Cell(f"{found.p:.3f}" if found.n else MINUS),
+                Cell(_p(found.p) if found.n else MINUS),
                 Cell(found.verdict, "", _TONES.get(found.verdict, "quiet")),
                 at_equal,
             ]
@@ -263,9 +270,6 @@ def claim_table(findings: Sequence[Finding], caption: str) -> Table:
     rows = []
     for found in findings:
         measure, compared = found.comparison.measure, found.comparison
-        remains = ""
-        if found.verdict == HOLDS and compared.equal is not None:
-            remains = what_remains(compared.equal)
         paper = [
             f"{value:+.2f} ({name}{'' if name in found.alike else ', not comparable'})"
             for name, value in found.claim.paper().items()
@@ -273,7 +277,7 @@ def claim_table(findings: Sequence[Finding], caption: str) -> Table:
         rows.append(
             [
                 Cell(found.claim.text, measure.title),
-                Cell(found.verdict, remains, _TONES.get(found.verdict, "quiet")),
+                Cell(found.verdict, at_equal_motion(compared), _TONES.get(found.verdict, "quiet")),
                 Cell(
                     *signed(
                         measure,
@@ -378,6 +382,11 @@ def glossary(measures: Sequence[Measure], collapses: Sequence[str] = ()) -> Tabl
 
 def _plain(value: float | None, digits: int) -> str:
     return MINUS if value is None else f"{value:,.{digits}f}"
+
+
+def _p(value: float) -> str:
+    """Return a probability; one that is small is not printed as none."""
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def _percent(value: float | None) -> str:
