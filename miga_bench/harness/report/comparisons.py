@@ -92,6 +92,16 @@ class Comparison:
     verdict: str
     equal: EqualMotion | None = None
 
+    @property
+    def judged(self) -> bool:
+        """Tell whether it has a verdict: there are prompts enough, of machines that are alike."""
+        return self.verdict == NOT_SHOWN or self.shown
+
+    @property
+    def shown(self) -> bool:
+        """Tell whether its verdict is that there is a difference."""
+        return self.verdict in (BETTER, WORSE, MORE, LESS)
+
 
 def compare(
     run: Results, weights: Mapping[str, float], measure: Measure, motion: Measure | None = None

@@ -81,13 +81,11 @@ def differences(
     if not found:
         return []
     motion = motion_of(measures)
-    count = sum(map(len, found.values()))
-    by_chance = count / 20 if count < 10 else round(count / 20)
     words = (
         f"Each arm minus {baseline} on the same prompts and seeds. A verdict needs {FEWEST} prompts and an"
-        f" interval (95 %, Student's t over prompts) without zero. It is not corrected for there being"
-        f" {count} of them: about {by_chance:.2g} would come about by chance alone."
+        " interval (95 %, Student's t over prompts) without zero."
     )
+    words += _by_chance([one for comparisons in found.values() for one in comparisons])
     words += _equal_motion_in_words(motion)
     blocks: list[Block] = [Heading(3, f"Differences from {baseline}"), Paragraph(words, "small")]
     lengths = _other_lengths(run, baseline)
@@ -96,12 +94,32 @@ def differences(
     if len(found) > 1:
         caption = f"Verdicts against {baseline}"
         blocks.append(tables.verdict_table(found, baseline, caption))
+        blocks += tables.sign_test_note(
+            [
+                (f"{arm}, {one.measure.title}", one)
+                for arm, comparisons in found.items()
+                for one in comparisons
+            ]
+        )
     blocks += pictures.forests(prefix, baseline, found)
     for arm, comparisons in found.items():
         table = tables.difference_table(comparisons, f"{arm} minus {baseline}")
         fold = len(found) > UNFOLDED
         blocks.append(Fold(f"All numbers: {arm} minus {baseline}", [table]) if fold else table)
+        if len(found) == 1:
+            blocks += tables.sign_test_note([(one.measure.title, one) for one in comparisons])
     return blocks
+
+
+def _by_chance(found: Sequence[Comparison]) -> str:
+    """Say how many differences chance alone may show; a measure that is level for all prompts shows none."""
+    count = sum(one.judged and one.wins + one.losses > 0 for one in found)
+    if not count:
+        return ""
+    return (
+        f" It is not corrected for there being {count} that could show a difference: at most about"
+        f" {count / 20:.2g} would by chance alone, and being of the same videos they are not independent."
+    )
 
 
 def _equal_motion_in_words(motion: Measure | None) -> str:

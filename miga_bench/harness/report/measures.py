@@ -34,6 +34,7 @@ class Measure:
         digits: Behind the point.
         better: Which way is better; None for motion, which is neither.
         unit: Of the printed number.
+        share: Whether it is a share, or a mean that is never below 0 or above 1 either, as stored.
     """
 
     label: str
@@ -44,6 +45,7 @@ class Measure:
     digits: int = 2
     better: Better = "higher"
     unit: str = ""
+    share: bool = False
 
     @property
     def base(self) -> str:
@@ -79,6 +81,10 @@ class Measure:
         shown = round(value * self.factor + 0.0, digits)
         return f"{shown:+.{digits}f}" if sign else f"{shown + 0.0:.{digits}f}"
 
+    def within(self, low: float, high: float) -> tuple[float, float]:
+        """Return the ends of a mean's interval, cut where the score cannot be."""
+        return (max(low, 0.0), min(high, 1.0)) if self.share else (low, high)
+
     def finer(self, low: float | None, high: float | None) -> int:
         """Return the digits more, at most three, that show that an interval is on one side of zero."""
         if low is None or high is None or low <= 0 <= high:
@@ -88,13 +94,15 @@ class Measure:
         return next(enough, FINEST)
 
 
-def _vbench(name: str, meaning: str, better: Better = "higher") -> Measure:
-    return Measure(name, name.replace("_", " "), meaning, "vbench", 100, 2, better, "x 100")
+def _vbench(name: str, meaning: str, better: Better = "higher", share: bool = True) -> Measure:
+    title = name.replace("_", " ")
+    return Measure(name, title, meaning, "vbench", 100, 2, better, "x 100", share)
 
 
 def _world(name: str, title: str, meaning: str, digits: int, better: Better, unit: str) -> Measure:
     factor = 100 if unit == "%" else 1
-    return Measure(f"world/{name}", title, meaning, "world", factor, digits, better, unit)
+    share = unit == "%"
+    return Measure(f"world/{name}", title, meaning, "world", factor, digits, better, unit, share)
 
 
 # In the order of the tables.
@@ -105,9 +113,10 @@ KNOWN = [
     _vbench("motion_smoothness", "does motion agree with interpolation"),
     _vbench("temporal_flickering", "how little do successive frames differ"),
     _vbench("dynamic_degree", "does anything move: share of videos, or of clips, that do", None),
-    _vbench("aesthetic_quality", "do frames look good"),
-    _vbench("imaging_quality", "are frames sharp and clean"),
-    _vbench("overall_consistency", "does the video show its prompt"),
+    # what networks answer freely, or a cosine
+    _vbench("aesthetic_quality", "do frames look good", share=False),
+    _vbench("imaging_quality", "are frames sharp and clean", share=False),
+    _vbench("overall_consistency", "does the video show its prompt", share=False),
     _world(
         "hue_drift",
         "subject hue drift",
@@ -178,7 +187,15 @@ COSTS = [
     Measure("cost/nfe_per_frame", "denoiser evaluations per frame", "work", "cost", 1, 2, "lower"),
     Measure("cost/seconds_per_frame", "seconds per frame", "time", "cost", 1, 3, "lower", "s"),
     Measure(
-        "cost/skipped", "evaluations cut short by the cache", "", "cost", 100, 1, "higher", "%"
+        "cost/skipped",
+        "evaluations cut short by the cache",
+        "",
+        "cost",
+        100,
+        1,
+        "higher",
+        "%",
+        True,
     ),
     Measure("cost/peak_memory", "peak memory", "memory", "cost", 1, 0, "lower", "MiB"),
 ]
@@ -207,8 +224,10 @@ def measure_of(label: str, told: Mapping[str, Told] | None = None) -> Measure:
     if own := (told or {}).get(label):
         return Measure(label, group="other", **asdict(own))
     title = f"{name.replace('_', ' ')} {networks}".strip()
-    meaning = _NARRLV.get(name, "") if prefix == "narrlv" else ""
-    return Measure(label, title, meaning, prefix if slash else "other", 100, 2, "higher", "x 100")
+    story = prefix == "narrlv"
+    meaning, group = _NARRLV.get(name, "") if story else "", prefix if slash else "other"
+    # of a number of the user's own nobody has said that it cannot be above 1: it is not cut
+    return Measure(label, title, meaning, group, 100, 2, "higher", "x 100", share=story)
 
 
 def labels_of(run: Results) -> set[str]:

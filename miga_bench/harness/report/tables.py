@@ -13,7 +13,7 @@ from miga_bench.harness.report.comparisons import (
     WORSE,
     Comparison,
 )
-from miga_bench.harness.report.document import Cell, Group, Table, Tone
+from miga_bench.harness.report.document import Block, Cell, Group, Paragraph, Table, Tone
 from miga_bench.harness.report.measures import (
     MINUS,
     Measure,
@@ -33,6 +33,7 @@ GROUPS = {
     "narrlv": "NarrLV's scores",
     "other": "Other scores",
 }
+SIGNIFICANT = 0.05  # of the sign test
 _TONES: dict[str, Tone] = {BETTER: "good", HOLDS: "good", WORSE: "bad", DOES_NOT_HOLD: "bad"}
 
 
@@ -128,13 +129,13 @@ def _arm_row(
 
 
 def interval(measure: Measure, low: float | None, high: float | None, prompts: int) -> str:
-    """Return an interval as tables print it; none is an empty text.
+    """Return a mean's interval as tables print it, cut where the score cannot be; none is an empty text.
 
     That of two prompts is no more than wide: it begins below what the score can be and ends above it.
     """
     if low is None or high is None or prompts < SURE_FROM:
         return ""
-    return f"{measure.number(low)} to {measure.number(high)}"
+    return " to ".join(measure.number(end) for end in measure.within(low, high))
 
 
 def signed(
@@ -220,6 +221,23 @@ def at_equal_motion(found: Comparison) -> str:
     elif equal.verdict == NOT_SHOWN:
         words = "not shown at equal motion"
     return ", ".join(part for part in (words, _pairs_in_line(found)) if part)
+
+
+def sign_test_note(found: Sequence[tuple[str, Comparison]]) -> list[Block]:
+    """Return a sentence that names the verdicts which the sign test would not give; none for none.
+
+    Args:
+        found: Comparisons of a table, with what the sentence calls them.
+    """
+    names = [name for name, one in found if one.shown and one.p > SIGNIFICANT]
+    if not names:
+        return []
+    words = (
+        "The sign test, which only counts prompts up and down, would give no verdict (p above"
+        f" {SIGNIFICANT}) in {'; '.join(names)}. Where most prompts are level, or a few decide, Student's t is"
+        " rough: take these as hints."
+    )
+    return [Paragraph(words, "small")]
 
 
 def _pairs_in_line(found: Comparison) -> str:
