@@ -11,6 +11,7 @@ from miga_bench.harness.report.measures import measure_of
 from miga_bench.harness.report.plots import _bar
 from miga_bench.harness.report.tables import interval, signed
 from miga_bench.harness.results import read_results
+from miga_bench.harness.tracking.facts import facts
 from miga_bench.metrics.statistics import Estimate
 
 
@@ -126,3 +127,15 @@ def test_cost_per_frame_and_the_papers_error_are_said_to_be_what_they_are(tmp_pa
         made(capsys, folder, "-o", tmp_path / "alike", "--prompts-shown", "0")
     alike = (tmp_path / "alike" / "report.md").read_text()
     assert "Ours minus wan2.1-1.3b (the interval is of ours alone)" in alike
+
+
+def test_videos_of_unlike_lengths_make_one_curve_in_mlflow_and_no_sawtooth(tmp_path):
+    """Breaks if bins are pooled by their middles: 0.9, 0.5, 0.9, 0.5 along videos that stay as they are."""
+    run = RunFolder(tmp_path, "lengths", {"miga": ARMS["miga"]}, {"short": "a", "long": "b"})
+    run.item("miga", "short", 0, {"a": 0.9}, series={"a": [[0, 11, 0.9], [12, 23, 0.9]]}, frames=24)
+    run.item("miga", "long", 0, {"a": 0.5}, series={"a": [[0, 23, 0.5], [24, 47, 0.5]]}, frames=48)
+    results = read_results(run.close())
+    points = facts(results, results.arms["miga"]).curves["drift/a"]
+    assert [step for step, _ in points] == sorted({step for step, _ in points})
+    assert [mean for step, mean in points if step < 24] == pytest.approx([0.7] * 24)
+    assert {mean for step, mean in points if step >= 24} == {0.5}

@@ -9,7 +9,7 @@ from typing import Literal
 from miga_bench.harness.results import Results, Row
 from miga_bench.harness.scorers import Told
 from miga_bench.metrics.statistics import Estimate, mean_of_means
-from miga_bench.metrics.suites import DIMENSIONS
+from miga_bench.metrics.suites import DIMENSIONS, WITHIN_ONE
 
 Better = Literal["higher", "lower"] | None
 
@@ -94,8 +94,8 @@ class Measure:
         return next(enough, FINEST)
 
 
-def _vbench(name: str, meaning: str, better: Better = "higher", share: bool = True) -> Measure:
-    title = name.replace("_", " ")
+def _vbench(name: str, meaning: str, better: Better = "higher") -> Measure:
+    title, share = name.replace("_", " "), name in WITHIN_ONE
     return Measure(name, title, meaning, "vbench", 100, 2, better, "x 100", share)
 
 
@@ -113,10 +113,9 @@ KNOWN = [
     _vbench("motion_smoothness", "does motion agree with interpolation"),
     _vbench("temporal_flickering", "how little do successive frames differ"),
     _vbench("dynamic_degree", "does anything move: share of videos, or of clips, that do", None),
-    # what networks answer freely, or a cosine
-    _vbench("aesthetic_quality", "do frames look good", share=False),
-    _vbench("imaging_quality", "are frames sharp and clean", share=False),
-    _vbench("overall_consistency", "does the video show its prompt", share=False),
+    _vbench("aesthetic_quality", "do frames look good"),
+    _vbench("imaging_quality", "are frames sharp and clean"),
+    _vbench("overall_consistency", "does the video show its prompt"),
     _world(
         "hue_drift",
         "subject hue drift",
