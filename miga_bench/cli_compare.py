@@ -19,7 +19,7 @@ examples:
 Takes what miga-bench score wrote, of videos of any model. Videos are pairs if their names are alike, or else if
 their prompts are. What the others score is held against the first: the mean of the differences, its 95 %
 interval over prompts, whether it is more than chance, and whether it is so at equal motion. Without --prompts
-every video counts as one of its own, though seeds of one prompt are not."""
+names tell which videos are of one prompt (a cat-0.mp4, a cat-1.mp4); else each counts as one of its own."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

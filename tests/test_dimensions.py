@@ -16,9 +16,10 @@ from test_scorers import item_of, write
 
 from miga_bench.harness.predict import predict
 from miga_bench.harness.prompt_lists import read_wishes
-from miga_bench.harness.report.measures import mean_over, measures_of
+from miga_bench.harness.report.comparisons import compare
+from miga_bench.harness.report.measures import asked, mean_over, measure_of, measures_of
 from miga_bench.harness.request import PromptAt
-from miga_bench.harness.results import read_results
+from miga_bench.harness.results import Results, Row, read_results
 from miga_bench.harness.scorers import SuiteScores, WorldScores, narrowed
 from miga_bench.harness.tracking.facts import facts
 from miga_bench.metrics.suites import OVERALL
@@ -187,3 +188,32 @@ def test_a_run_yaml_with_broken_dimensions_is_one_line(tmp_path, monkeypatch, ca
         with pytest.raises(Exception, match="cannot be read") as error:
             read_results(folder)
         assert str(error.value).isprintable()
+
+
+def test_only_scores_that_were_asked_for_are_counted_as_missing(tmp_path, capsys):
+    """Breaks if a story lacks other stories' cells, or a seed a dimension that takes the first alone."""
+    cells = [f"narrlv/tna2_{cell}" for cell in ("s_att", "t_att")]
+    run = RunFolder(tmp_path, "stories", ARMS, {f"p{i}": f"x {i}" for i in range(12)})
+    for i in range(12):
+        for arm in ARMS:
+            lost = (arm, i) == ("miga", 3)
+            scores = {} if lost else {cells[i % 2]: 0.5 + i / 100}
+            run.item(arm, f"p{i}", scores=scores)
+    folder = run.close()
+    results = read_results(folder)
+    found = [compare(results, {"miga": 1, "fifo": -1}, measure_of(cell)) for cell in cells]
+    assert [(one.n, one.dropped) for one in found] == [(6, 0), (5, 1)]
+    made(capsys, folder, "-o", tmp_path / "out", "--prompts-shown", "0")
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert page.count("without a score") == 1
+
+    rows = [
+        Row(arm, "p", "x", seed, "k", "done", Path(), scores={label: 0.5 for label in labels})
+        for arm in ARMS
+        for seed, labels in ((0, LABELS.values()), (1, [LABELS["temporal_flickering"]]))
+    ]
+    own = {"p-0": [*LABELS], "p-1": ["temporal_flickering"]}
+    results = Results(Path(), "r", {}, {}, {}, rows, {}, {}, dimensions=own)
+    assert asked(results, LABELS["subject_consistency"]) == {("p", 0)}
+    assert asked(results, LABELS["temporal_flickering"]) == {("p", 0), ("p", 1)}
+    assert asked(results, "cost/nfe_per_frame") == {("p", 0), ("p", 1)}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from miga_bench.errors import UserError, counted
+from miga_bench.harness.clusters import OVER, clusters
 from miga_bench.harness.report.comparisons import compare
 from miga_bench.harness.report.measures import Measure, measure_of, measures_of, motion_of
 from miga_bench.harness.results import Results, Row
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 Document = dict[str, Any]
 
 STORY = ("fid", "cov", "coh")
+STORIES = "narrlv"  # the suite
 # What of a document says how its videos' values came about; of stories, what of its provenance does.
 WAY = ("suite", "networks", "development", "reading")
 WAY_OF_STORIES = {"stories": "suite"} | {n: n for n in ("judge", "votes", "variant", "quality")}
@@ -68,9 +70,9 @@ def compare_scores(paths: Sequence[Path]) -> Document:
     Returns:
         ``first``, ``suite``, and under ``against`` for every other file ``paired_by`` (``name`` or
         ``prompt``), ``pairs``, ``left_out`` (videos without a partner: of the first, of the other),
-        ``clustered_by`` (``prompt``, or ``video`` where no prompts are known), ``frames`` (mean lengths of
-        both) and ``differences``: by label the other's mean over the pairs minus the first's, its interval,
-        and a verdict, as reports have them.
+        ``clustered_by`` (``prompt``, ``name`` where names tell of prompts, or ``video``), ``frames`` (mean
+        lengths of both) and ``differences``: by label the other's mean over the pairs minus the first's, its
+        interval, and a verdict, as reports have them.
 
     Raises:
         UserError: A file cannot be read, or two were not scored alike or have no video in common.
@@ -160,8 +162,11 @@ def _against(first: Scored, other: Scored) -> Document:
     by, left, right = _matched(first, other)
     pairs = [name for name in left if name in right]
     rows: list[Row] = []
-    for name in pairs:
-        prompt = left[name].prompt or right[name].prompt
+    prompts = [left[name].prompt or right[name].prompt for name in pairs]
+    clustered_by = "prompt" if any(prompts) else "video"
+    if first.way["suite"] != STORIES:  # whose names end in a number of their own
+        prompts, clustered_by = clusters(pairs, prompts)
+    for name, prompt in zip(pairs, prompts, strict=True):
         for arm, row in (("first", left[name]), ("other", right[name])):
             rows.append(replace(row, arm=arm, prompt_id=name, prompt=prompt))
     run = Results(Path(), "", {}, {}, {}, rows, {}, {})
@@ -171,7 +176,7 @@ def _against(first: Scored, other: Scored) -> Document:
         "paired_by": by,
         "pairs": len(pairs),
         "left_out": [_left_out(scored, by, set(pairs)) for scored in (first, other)],
-        "clustered_by": "prompt" if any(row.prompt for row in rows) else "video",
+        "clustered_by": clustered_by,
         "frames": [_mean([row.frames for row in run.of(arm)]) for arm in ("first", "other")],
         "differences": {measure.label: _difference(run, measure, motion) for measure in measures},
     }
@@ -264,9 +269,7 @@ def tables(document: Document) -> Iterator[Table]:
 
     for path, found in document["against"].items():
         pairs = f"{counted(found['pairs'], 'pair')} by {found['paired_by']}"
-        title = (
-            f"{path} minus {document['first']}, {pairs}, intervals over {found['clustered_by']}s"
-        )
+        title = f"{path} minus {document['first']}, {pairs}, intervals over {OVER[found['clustered_by']]}"
         if found["frames"][0] != found["frames"][1]:
             title += ", of {:.0f} and {:.0f} frames".format(*reversed(found["frames"]))
         if any(found["left_out"]):
@@ -282,13 +285,15 @@ def tables(document: Document) -> Iterator[Table]:
                 measure.number(one["other"]),
                 _interval(measure, one),
                 one["verdict"],
-                _at_equal_motion(measure, equal) if equal else "",
+                _at_equal_motion(measure, equal, one["n"]) if equal else "",
             )
         yield shown
 
 
-def _at_equal_motion(measure: Measure, equal: Mapping[str, Any]) -> str:
+def _at_equal_motion(measure: Measure, equal: Mapping[str, Any], pairs: int) -> str:
     told: str = equal["verdict"]
+    if equal["n"] < pairs:
+        told += f", n = {equal['n']}"
     return told if equal["difference"] is None else f"{_interval(measure, equal)}: {told}"
 
 

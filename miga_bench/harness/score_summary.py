@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from miga_bench.errors import UserError, counted
+from miga_bench.harness.clusters import OVER, clusters
 from miga_bench.metrics.base import Terms, VideoScore
 from miga_bench.metrics.long import LongVideo, long_score
 from miga_bench.metrics.networks.base import Network, plain
 from miga_bench.metrics.statistics import SURE_FROM, Estimate, estimate
-from miga_bench.metrics.suites import OVERALL, overall_label
+from miga_bench.metrics.suites import OVERALL, WITHIN_ONE, overall_label
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,6 +64,7 @@ def summary(
     document: Row = {
         "suite": "vbench-long" if plan.long else plan.networks,
         "networks": plan.networks,
+        "clustered_by": clusters([r["video"] for r in rows], [r["prompt"] for r in rows])[1],
         "scores": {labels[one.name]: found for one, (found, _) in zip(scores, sums, strict=True)},
         "videos": [_video(row) for row in rows],
     }
@@ -92,17 +94,17 @@ def _video(row: Row) -> Row:
 
 
 def _clusters(rows: Sequence[Row]) -> list[str]:
-    return [row["prompt"] or row["video"] for row in rows]
+    return clusters([row["video"] for row in rows], [row["prompt"] for row in rows])[0]
 
 
 def _of_videos(score: VideoScore, rows: Sequence[Row]) -> tuple[Row, dict[str, float]]:
     """Sum up a dimension of whole videos; also each video's value."""
     values: dict[str, float] = {}
-    for row in rows:
+    for row, cluster in zip(rows, _clusters(rows), strict=True):
         found = row["scores"].get(score.name)
         if found and found["value"] is not None:
             values[row["video"]] = found["value"]
-            score.restore(Terms(*found["terms"]), row["prompt"], row["video"])
+            score.restore(Terms(*found["terms"]), cluster, row["video"])
     # all rows are here; ranks of a run that score other videos take no part
     return _document(score, score.own_estimate(), len(rows), values), values
 
@@ -180,23 +182,26 @@ def table(document: Row) -> Table:
     labels = list(document["scores"])
     # a heading a line for each word, so that none is cut
     headings = [label.replace("_", " ").replace("[", "\n\\[") for label in labels]
-    shown = Table(
-        "", *headings, title=f"{document['suite']}, {counted(len(document['videos']), 'video')}"
-    )
+    over = OVER[document["clustered_by"]]
+    videos = counted(len(document["videos"]), "video")
+    shown = Table("", *headings, title=f"{document['suite']}, {videos}, intervals over {over}")
     for video in document["videos"]:
         shown.add_row(video["video"], *[_percent(video["scores"].get(n)) for n in labels])
     shown.add_section()
     found = [document["scores"][name] for name in labels]
     shown.add_row("all", *[_percent(one["mean"]) for one in found], style="bold")
-    shown.add_row("95 % interval", *map(_interval, found))
+    shown.add_row("95 % interval", *map(_interval, labels, found))
     return shown
 
 
-def _interval(found: Row) -> str:
-    """Return an interval as the table prints it, by the rule of reports' tables."""
+def _interval(label: str, found: Row) -> str:
+    """Return an interval as the table prints it, by the rules of reports' tables."""
     if found["low"] is None or found["clusters"] < SURE_FROM:
         return NO_VALUE
-    return f"{100 * found['low']:.2f} .. {100 * found['high']:.2f}"
+    low, high = found["low"], found["high"]
+    if label.partition("[")[0] in WITHIN_ONE:
+        low, high = max(low, 0.0), min(high, 1.0)
+    return f"{100 * low:.2f} .. {100 * high:.2f}"
 
 
 def unscored(document: Row) -> list[str]:

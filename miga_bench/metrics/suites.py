@@ -28,6 +28,8 @@ DIMENSIONS: dict[str, str] = {
     "overall_consistency": "does the video show its prompt",
 }
 DEFAULT = (*OVERALL, "dynamic_degree")
+# Those that cannot leave [0, 1]: of the others a network answers freely, or they are cosines.
+WITHIN_ONE = frozenset({"overall_score", *DEFAULT})
 # What the embedded networks can judge.
 EMBEDDED = DEFAULT
 NETWORKS = ("tiny", "vbench")

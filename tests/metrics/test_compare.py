@@ -263,3 +263,19 @@ def test_whatever_a_file_holds_ends_in_scores_or_one_line(changes, of_a_video, t
         else:
             continue
         assert "\n" not in said
+
+
+def test_videos_numbered_after_their_prompt_are_one_cluster_and_equal_motion_tells_its_pairs(files):
+    """Breaks if five videos of a text count as five prompts where nobody gave the prompts."""
+    first, other = (
+        document({name: (None, scores) for name, (_, scores) in drawn(seed).items()})
+        for seed in (1, 2)
+    )
+    other["videos"][3]["scores"][MOTION] = None
+    found = only(files(first, other))
+    assert found["clustered_by"] == "name"
+    one = found["differences"][SUBJECT]
+    assert (one["n"], one["prompts"], one["equal"]["n"]) == (16, 8, 15)
+    (shown,) = tables({"first": "a", "against": {"b": found}})
+    assert "intervals over prompts, by the names of the videos" in shown.title
+    assert any(cell.endswith(", n = 15") for cell in shown.columns[-1].cells)

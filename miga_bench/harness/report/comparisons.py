@@ -6,8 +6,12 @@ At equal motion: scores of consistency reward a video that stands still. So the 
 each pair is fitted by a straight line over the difference of its motion, ``score = a + b motion``; ``a`` is
 the difference that is left where both videos move alike, and its interval is clustered by prompt too
 (Cameron and Miller 2015, the factor ``G / (G - 1) * (N - 1) / (N - 2)``, t with G - 1 degrees of freedom).
-A measure of motion that is the same for both videos of every pair, as a dynamic degree of 0 or 1 often is,
-does not say that they move alike: there is no line then, and no verdict.
+There is no line, and no verdict:
+
+- where a measure of motion is the same for both videos of every pair, as a dynamic degree of 0 or 1 often is,
+  for that does not say that they move alike;
+- where nearly all pairs move more, or nearly all less: ``a`` would lie at the edge of what was seen;
+- for other sums than one arm minus another: three arms whose motion adds up to zero need not move alike.
 """
 
 from __future__ import annotations
@@ -19,10 +23,9 @@ from math import isfinite
 import numpy as np
 
 from miga_bench.harness.costs import machines
-from miga_bench.harness.report.measures import Measure, base_of, value_of
+from miga_bench.harness.report.measures import Measure, asked, value_of
 from miga_bench.harness.results import Results
 from miga_bench.metrics.statistics import compared, mean_of_means
-from miga_bench.metrics.suites import DIMENSIONS
 
 FEWEST = 6  # prompts: the sign test of five alike is at 0.06
 BETTER, WORSE, MORE, LESS = "better", "worse", "moves more", "moves less"
@@ -30,7 +33,12 @@ OTHER_MACHINES = "made on different hardware, or by teams of different size"
 MEASURED = ("cost/seconds_per_frame", "cost/peak_memory")  # which are also the machine's
 NOT_SHOWN, TOO_FEW, NO_PAIRS = "no difference shown", "too few prompts", "no pairs"
 OF_SEVERAL = "cannot be said: its scores are of different videos"
+OF_MORE_ARMS = "cannot be said: it is no difference of two arms"
 UNTOLD = "cannot be said: the measure of motion does not tell these videos apart"
+SAME_MOTION = 1e-9  # pixels per frame, or a share: what summing in another order leaves
+# Percent of the pairs that must move as much or more, and as much or less, so that equal motion is inside the
+# data: of the fewest prompts, six, they are two, and no single pair decides where the line goes.
+EITHER_SIDE = 20
 
 
 @dataclass(frozen=True)
@@ -42,12 +50,14 @@ class EqualMotion:
         low: Lower end of its 95 % interval.
         high: Upper end.
         verdict: In words.
+        n: Pairs that have both the score and motion; the others are not in the line.
     """
 
     difference: float | None
     low: float | None
     high: float | None
     verdict: str
+    n: int
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ class Comparison:
         losses: Prompts whose mean difference is below zero.
         n: Pairs.
         prompts: Prompts they belong to.
-        dropped: Pairs of the measure's prompts left out because one of the videos has no score.
+        dropped: Pairs that the measure is asked of, left out because one of the videos has no score.
         verdict: In words.
         equal: At equal motion; None for motion itself, for costs and where motion was not measured.
     """
@@ -81,6 +91,16 @@ class Comparison:
     dropped: int
     verdict: str
     equal: EqualMotion | None = None
+
+    @property
+    def judged(self) -> bool:
+        """Tell whether it has a verdict: there are prompts enough, of machines that are alike."""
+        return self.verdict == NOT_SHOWN or self.shown
+
+    @property
+    def shown(self) -> bool:
+        """Tell whether its verdict is that there is a difference."""
+        return self.verdict in (BETTER, WORSE, MORE, LESS)
 
 
 def compare(
@@ -103,21 +123,21 @@ def compare(
     clusters = [texts[pair] for pair in pairs]
     pair_by_pair = compared(values, clusters)
     found = mean_of_means([v for _, v in by_part], clusters)
+    wanted = set[tuple[str, int]]().union(*(asked(run, part) for part in parts))
     equal = None
-    if motion is None or measure.is_motion or measure.group == "cost" or not found.n:
-        pass
-    elif len(parts) > 1:
-        equal = EqualMotion(None, None, None, OF_SEVERAL)
-    else:
+    if motion is not None and not measure.is_motion and measure.group != "cost" and found.n:
         moved = dict(zip(*_pairs(run, weights, motion.label), strict=True))
-        equal = _at_equal_motion(
-            [
-                (texts[pair], value, shift)
-                for pair, value in zip(pairs, values, strict=True)
-                if value is not None and (shift := moved.get(pair)) is not None
-            ],
-            measure,
-        )
+        both = [
+            (texts[pair], value, shift)
+            for pair, value in zip(pairs, values, strict=True)
+            if value is not None and (shift := moved.get(pair)) is not None
+        ]
+        if sorted(weights.values()) != [-1, 1]:
+            equal = EqualMotion(None, None, None, OF_MORE_ARMS, len(both))
+        elif len(parts) > 1:
+            equal = EqualMotion(None, None, None, OF_SEVERAL, len(both))
+        else:
+            equal = _at_equal_motion(both, measure)
     return Comparison(
         measure,
         found.mean,
@@ -128,10 +148,7 @@ def compare(
         pair_by_pair.losses,
         found.n,
         found.clusters,
-        sum(
-            value is None and any(_is_for(run, pair, part) for part in parts)
-            for pair, value in zip(pairs, values, strict=True)
-        ),
+        sum(value is None and pair in wanted for pair, value in zip(pairs, values, strict=True)),
         OTHER_MACHINES
         if measure.label in MEASURED and found.n and len(machines(run, weights)) > 1
         else _verdict(measure, found.low, found.high, found.clusters),
@@ -157,12 +174,6 @@ def _pairs(
     return shared, sums
 
 
-def _is_for(run: Results, pair: tuple[str, int], label: str) -> bool:
-    """Tell whether a prompt is for a score; it is for all that are none of VBench's dimensions."""
-    own, base = run.dimensions.get(f"{pair[0]}-{pair[1]}"), base_of(label)
-    return not own or base in own or base not in DIMENSIONS
-
-
 def _mean_of_known(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
@@ -182,23 +193,28 @@ def _verdict(measure: Measure, low: float | None, high: float | None, prompts: i
 
 def _at_equal_motion(pairs: Sequence[tuple[str, float, float]], measure: Measure) -> EqualMotion:
     """Fit the line over (prompt, difference of scores, difference of motion)."""
-    names = sorted({prompt for prompt, _, _ in pairs})
+    names, count = sorted({prompt for prompt, _, _ in pairs}), len(pairs)
     if len(names) < FEWEST:
-        return EqualMotion(None, None, None, f"{TOO_FEW} with both")
+        return EqualMotion(None, None, None, f"{TOO_FEW} with both", count)
     scores = np.array([score for _, score, _ in pairs])
     shifts = np.array([shift for _, _, shift in pairs])
-    if shifts.min() > 0 or shifts.max() < 0:
-        less = "less" if shifts.max() < 0 else "more"
-        return EqualMotion(None, None, None, f"cannot be said: it moves {less} in every pair")
+    shifts[np.abs(shifts) <= SAME_MOTION] = 0
     if not shifts.any():
-        return EqualMotion(None, None, None, UNTOLD)
+        return EqualMotion(None, None, None, UNTOLD, count)
+    sides = {"more": int((shifts > 0).sum()), "less": int((shifts < 0).sum())}
+    for way, found in sides.items():
+        # a pair that moves alike is on both sides
+        if 100 * (count - found) < EITHER_SIDE * count:
+            where = "every pair" if found == count else f"{found} of {count} pairs"
+            why = f"cannot be said: it moves {way} in {where}"
+            return EqualMotion(None, None, None, why, count)
     table = np.stack([np.ones_like(shifts), shifts], axis=1)
     bread = np.linalg.inv(table.T @ table)
     line = bread @ table.T @ scores
     residuals = scores - table @ line
     member = np.array([names.index(prompt) for prompt, _, _ in pairs])
     pulls = np.stack([table[member == g].T @ residuals[member == g] for g in range(len(names))])
-    count, groups = len(pairs), len(names)
+    groups = len(names)
     factor = groups / (groups - 1) * (count - 1) / (count - 2)
     error = float(np.sqrt((factor * bread @ (pulls.T @ pulls) @ bread)[0, 0]))
     from scipy.special import stdtrit  # type: ignore[import-untyped]
@@ -206,4 +222,4 @@ def _at_equal_motion(pairs: Sequence[tuple[str, float, float]], measure: Measure
     reach = float(stdtrit(groups - 1, 0.975)) * error
     height = float(line[0])
     low, high = height - reach, height + reach
-    return EqualMotion(height, low, high, _verdict(measure, low, high, groups))
+    return EqualMotion(height, low, high, _verdict(measure, low, high, groups), count)

@@ -9,6 +9,7 @@ from typing import Literal
 from miga_bench.harness.results import Results, Row
 from miga_bench.harness.scorers import Told
 from miga_bench.metrics.statistics import Estimate, mean_of_means
+from miga_bench.metrics.suites import DIMENSIONS, WITHIN_ONE
 
 Better = Literal["higher", "lower"] | None
 
@@ -33,6 +34,7 @@ class Measure:
         digits: Behind the point.
         better: Which way is better; None for motion, which is neither.
         unit: Of the printed number.
+        share: Whether it is a share, or a mean that is never below 0 or above 1 either, as stored.
     """
 
     label: str
@@ -43,6 +45,7 @@ class Measure:
     digits: int = 2
     better: Better = "higher"
     unit: str = ""
+    share: bool = False
 
     @property
     def base(self) -> str:
@@ -78,6 +81,10 @@ class Measure:
         shown = round(value * self.factor + 0.0, digits)
         return f"{shown:+.{digits}f}" if sign else f"{shown + 0.0:.{digits}f}"
 
+    def within(self, low: float, high: float) -> tuple[float, float]:
+        """Return the ends of a mean's interval, cut where the score cannot be."""
+        return (max(low, 0.0), min(high, 1.0)) if self.share else (low, high)
+
     def finer(self, low: float | None, high: float | None) -> int:
         """Return the digits more, at most three, that show that an interval is on one side of zero."""
         if low is None or high is None or low <= 0 <= high:
@@ -88,12 +95,14 @@ class Measure:
 
 
 def _vbench(name: str, meaning: str, better: Better = "higher") -> Measure:
-    return Measure(name, name.replace("_", " "), meaning, "vbench", 100, 2, better, "x 100")
+    title, share = name.replace("_", " "), name in WITHIN_ONE
+    return Measure(name, title, meaning, "vbench", 100, 2, better, "x 100", share)
 
 
 def _world(name: str, title: str, meaning: str, digits: int, better: Better, unit: str) -> Measure:
     factor = 100 if unit == "%" else 1
-    return Measure(f"world/{name}", title, meaning, "world", factor, digits, better, unit)
+    share = unit == "%"
+    return Measure(f"world/{name}", title, meaning, "world", factor, digits, better, unit, share)
 
 
 # In the order of the tables.
@@ -177,7 +186,15 @@ COSTS = [
     Measure("cost/nfe_per_frame", "denoiser evaluations per frame", "work", "cost", 1, 2, "lower"),
     Measure("cost/seconds_per_frame", "seconds per frame", "time", "cost", 1, 3, "lower", "s"),
     Measure(
-        "cost/skipped", "evaluations cut short by the cache", "", "cost", 100, 1, "higher", "%"
+        "cost/skipped",
+        "evaluations cut short by the cache",
+        "",
+        "cost",
+        100,
+        1,
+        "higher",
+        "%",
+        True,
     ),
     Measure("cost/peak_memory", "peak memory", "memory", "cost", 1, 0, "lower", "MiB"),
 ]
@@ -206,13 +223,35 @@ def measure_of(label: str, told: Mapping[str, Told] | None = None) -> Measure:
     if own := (told or {}).get(label):
         return Measure(label, group="other", **asdict(own))
     title = f"{name.replace('_', ' ')} {networks}".strip()
-    meaning = _NARRLV.get(name, "") if prefix == "narrlv" else ""
-    return Measure(label, title, meaning, prefix if slash else "other", 100, 2, "higher", "x 100")
+    story = prefix == "narrlv"
+    meaning, group = _NARRLV.get(name, "") if story else "", prefix if slash else "other"
+    # of a number of the user's own nobody has said that it cannot be above 1: it is not cut
+    return Measure(label, title, meaning, group, 100, 2, "higher", "x 100", share=story)
 
 
 def labels_of(run: Results) -> set[str]:
     """Return the labels of the scores that the run has, or has a reason for not having."""
     return {*run.overall, *(label for row in run.rows for label in (*row.scores, *row.reasons))}
+
+
+def asked(run: Results, label: str) -> set[tuple[str, int]]:
+    """Return the pairs whose videos a score is asked of; a cost is asked of all.
+
+    A story has only its own cells of NarrLV: what no arm has for a prompt, nor a reason for not having, was not
+    asked. Of a prompt's seeds some may be for fewer of VBench's dimensions, which the run then says.
+    """
+    if label.startswith("cost/"):
+        return {row.pair for row in run.rows}
+    prompts = {row.prompt_id for row in run.rows if label in row.scores or label in row.reasons}
+    return {
+        row.pair for row in run.rows if row.prompt_id in prompts and _is_for(run, row.pair, label)
+    }
+
+
+def _is_for(run: Results, pair: tuple[str, int], label: str) -> bool:
+    """Tell whether a video is for a score; it is for all that are none of VBench's dimensions."""
+    own, base = run.dimensions.get(f"{pair[0]}-{pair[1]}"), base_of(label)
+    return not own or base in own or base not in DIMENSIONS
 
 
 def measures_of(runs: Iterable[Results]) -> list[Measure]:

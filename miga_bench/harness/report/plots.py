@@ -54,13 +54,15 @@ def _axis_label(measure: Measure) -> str:
     return measure.unit or "value"
 
 
-def _bar(found: Estimate, factor: float) -> tuple[float, list[list[float]] | None]:
+def _bar(found: Estimate, measure: Measure) -> tuple[float, list[list[float]] | None]:
     """Return a mean and the lengths of its bar, as printed; without one where tables give no interval."""
     assert found.mean is not None
+    factor = measure.factor
     mean = found.mean * factor
     if found.low is None or found.high is None or found.clusters < SURE_FROM:
         return mean, None
-    return mean, [[mean - found.low * factor], [found.high * factor - mean]]
+    low, high = measure.within(found.low, found.high)
+    return mean, [[max(mean - low * factor, 0)], [max(high * factor - mean, 0)]]
 
 
 def setting_plot(
@@ -93,11 +95,11 @@ def setting_plot(
         # values over several sizes stand at equal distances
         places = {v: float(i) if uneven else v for i, v in enumerate(values)}
         if off is not None:
-            line = _bar(off, measure.factor)[0]
+            line = _bar(off, measure)[0]
             axes.axhline(line, color="#000000", linewidth=1, linestyle=":", label="off (ours)")
         for number, (family, points) in enumerate(families.items()):
             color = COLORS[number % len(COLORS)]
-            means = [_bar(found, measure.factor)[0] for _, found in points]
+            means = [_bar(found, measure)[0] for _, found in points]
             axes.plot(
                 [places[x] for x, _ in points],
                 means,
@@ -107,7 +109,7 @@ def setting_plot(
                 markersize=4.5,
             )
             for x, found in points:
-                mean, reach = _bar(found, measure.factor)
+                mean, reach = _bar(found, measure)
                 if reach is not None:
                     axes.errorbar(
                         [places[x]], [mean], yerr=reach, color=color, capsize=2.5, linewidth=1
@@ -156,10 +158,14 @@ def time_plot(
         for arm, points in arms.items():
             color, style = _look(order.index(arm))
             frames = [frame for frame, _ in points]
-            line = [_bar(found, measure.factor)[0] for _, found in points]
+            line = [_bar(found, measure)[0] for _, found in points]
             means += line
             axes.plot(frames, line, color=color, linestyle=style, label=arm)
-            sure = [(f, e.low, e.high) for f, e in points if e.low is not None and e.clusters > 2]
+            sure = [
+                (f, *measure.within(e.low, e.high))
+                for f, e in points
+                if e.low is not None and e.high is not None and e.clusters > 2
+            ]
             if sure:
                 x, low, high = zip(*sure, strict=True)
                 f = measure.factor
@@ -229,7 +235,7 @@ def cost_plot(
         figure, axes = _empty(measure.title, 2.6 + 0.16 * ((len(arms) + 2) // 3))
         for arm, (took, found) in arms.items():
             number = order.index(arm)
-            mean, reach = _bar(found, measure.factor)
+            mean, reach = _bar(found, measure)
             axes.errorbar(
                 [took],
                 [mean],

@@ -12,16 +12,8 @@ from miga_bench.harness.report import pictures, tables
 from miga_bench.harness.report.again import configuration_of
 from miga_bench.harness.report.claims import DOES_NOT_HOLD, HOLDS, Finding, check_claims
 from miga_bench.harness.report.comparability import comparability
-from miga_bench.harness.report.comparisons import (
-    BETTER,
-    FEWEST,
-    LESS,
-    MORE,
-    NOT_SHOWN,
-    WORSE,
-    Comparison,
-    compare,
-)
+from miga_bench.harness.report.comparisons import Comparison, compare
+from miga_bench.harness.report.differences import NAMED, differences, verdicts_in_words
 from miga_bench.harness.report.document import (
     Block,
     Bullets,
@@ -33,12 +25,11 @@ from miga_bench.harness.report.document import (
     Paragraph,
     Table,
 )
-from miga_bench.harness.report.measures import Measure, measures_of, motion_of
+from miga_bench.harness.report.measures import Measure, asked, measures_of, motion_of
 from miga_bench.harness.report.published import PublishedTable, published_table, published_tables
 from miga_bench.harness.report.scoring import collapses
 from miga_bench.harness.results import Results, Row
 
-UNFOLDED = 2  # arms whose differences are shown in full at once
 CHANGING = (
     "The prompts ask for a change along the video. Scores of consistency and drifts from the opening count a"
     " change that was asked for as a fault, so that a video that stands by its opening and does not do as asked"
@@ -50,7 +41,6 @@ OWN_PROMPTS = (
     " adds to them, and its n and its prompts are those of the score that has the fewest. In it a prompt goes"
     " up or down by what it has of the four."
 )
-NAMED = 6  # arms whose measures are named in the sentences at the top
 
 
 @dataclass(frozen=True)
@@ -131,7 +121,7 @@ def section(facts: RunFacts, prefix: str, prompts_shown: int) -> list[Block]:
         *_what_was_run(run),
         *pictures.contact_sheets(run, prefix, prompts_shown),
         *_scores(facts),
-        *_differences(facts, prefix),
+        *differences(run, facts.baseline, facts.comparisons, facts.measures, prefix),
         *_claims(facts.claims),
         *pictures.axis_curves(run, prefix, facts.measures, facts.paper),
         *pictures.drift_curves(run, prefix),
@@ -154,7 +144,7 @@ def _in_short(facts: RunFacts) -> list[str]:
         out.append("No video has been scored yet.")
     for arm, found in facts.comparisons.items():
         names = len(facts.comparisons) <= NAMED
-        out.append(_verdicts_in_words(arm, facts.baseline, found, names))
+        out.append(verdicts_in_words(arm, facts.baseline, found, names))
     if facts.claims:
         holds = sum(c.verdict == HOLDS for c in facts.claims)
         against = sum(c.verdict == DOES_NOT_HOLD for c in facts.claims)
@@ -164,34 +154,6 @@ def _in_short(facts: RunFacts) -> list[str]:
             f" do not hold: {against}; not shown: {rest}."
         )
     return out
-
-
-def _verdicts_in_words(arm: str, baseline: str, found: Sequence[Comparison], names: bool) -> str:
-    """Say an arm's verdicts in a sentence, the measures by name or by number."""
-    parts = []
-    for verdict in (BETTER, WORSE):
-        alike = [_short(one.measure) for one in found if one.verdict == verdict]
-        if alike:
-            parts.append(f"{verdict} in {', '.join(alike) if names else len(alike)}")
-    parts += sorted({one.verdict for one in found if one.verdict in (MORE, LESS)})
-    open_ones = sum(one.verdict == NOT_SHOWN for one in found)
-    if open_ones:
-        parts.append(f"no difference shown in {open_ones} of {len(found)}")
-    if not parts:
-        parts = [f"nothing can be said: below {FEWEST} prompts with both"]
-    gains = [
-        (_short(one.measure), one.equal) for one in found if one.verdict == BETTER and one.equal
-    ]
-    unsaid = [name for name, equal in gains if equal.difference is None]
-    lost = [name for name, equal in gains if equal.verdict != BETTER and name not in unsaid]
-    more = f" At equal motion the gain is not shown in {', '.join(lost)}." if lost else ""
-    if unsaid:
-        more += f" At equal motion it cannot be said in {', '.join(unsaid)}."
-    return f"{arm} against {baseline}: {'; '.join(parts)}.{more}"
-
-
-def _short(measure: Measure) -> str:
-    return measure.title.partition(" [")[0]
 
 
 def _what_was_run(run: Results) -> list[Block]:
@@ -261,63 +223,6 @@ def _scores(facts: RunFacts) -> list[Block]:
     return blocks
 
 
-def _differences(facts: RunFacts, prefix: str) -> list[Block]:
-    found, baseline = facts.comparisons, facts.baseline
-    if not found:
-        return []
-    motion = motion_of(facts.measures)
-    count = sum(map(len, found.values()))
-    by_chance = count / 20 if count < 10 else round(count / 20)
-    words = (
-        f"Each arm minus {baseline} on the same prompts and seeds. A verdict needs {FEWEST} prompts and an"
-        f" interval (95 %, Student's t over prompts) without zero. It is not corrected for there being"
-        f" {count} of them: about {by_chance:.2g} would come about by chance alone."
-    )
-    if motion is not None:
-        words += (
-            " At equal motion: a straight line is fitted to the pairs, difference of the score over"
-            f" difference of {motion.title}; what it gives where both move alike is what is left, with an"
-            f" interval clustered by prompt. It is not given below {FEWEST} prompts, nor where one arm moves"
-            " more in every pair, nor where motion is the same number in every pair. Where motion is measured"
-            " coarsely, as by a 0 or 1 for a video, the line is too flat (regression dilution), and a part of"
-            " what motion explains is still in what is left."
-        )
-    else:
-        words += (
-            " Motion was not measured: whether a gain comes from standing still cannot be said."
-        )
-    blocks: list[Block] = [Heading(3, f"Differences from {baseline}"), Paragraph(words, "small")]
-    lengths = _other_lengths(facts)
-    if lengths:
-        blocks.append(Paragraph(lengths, "small"))
-    if len(found) > 1:
-        caption = f"Verdicts against {baseline}"
-        blocks.append(tables.verdict_table(found, baseline, caption))
-    blocks += pictures.forests(prefix, baseline, found)
-    for arm, comparisons in found.items():
-        table = tables.difference_table(comparisons, f"{arm} minus {baseline}")
-        fold = len(found) > UNFOLDED
-        blocks.append(Fold(f"All numbers: {arm} minus {baseline}", [table]) if fold else table)
-    return blocks
-
-
-def _other_lengths(facts: RunFacts) -> str:
-    """Say which arms make videos of another length than the baseline."""
-    lengths = {
-        arm: sorted({row.frames for row in facts.run.of(arm) if row.status == "done"})
-        for arm in facts.run.arms
-    }
-    base = lengths[facts.baseline]
-    others = [arm for arm, frames in lengths.items() if frames and base and frames != base]
-    if not others:
-        return ""
-    told = ", ".join(f"{arm} ({' or '.join(map(str, lengths[arm]))} frames)" for arm in others)
-    return (
-        f"Of another length than {facts.baseline} ({' or '.join(map(str, base))} frames): {told}. Longer videos"
-        " drift further, so these differences are of methods and lengths together."
-    )
-
-
 def _claims(findings: Sequence[Finding]) -> list[Block]:
     if not findings:
         return []
@@ -330,6 +235,7 @@ def _claims(findings: Sequence[Finding]) -> list[Block]:
         Heading(3, "Claims of the paper"),
         Paragraph(words, "small"),
         tables.claim_table(findings, "Claims"),
+        *tables.sign_test_note([(one.claim.text, one.comparison) for one in findings]),
     ]
 
 
@@ -343,7 +249,9 @@ def _cost(facts: RunFacts, prefix: str) -> list[Block]:
         (told,) = found
     words = (
         "NFE counts evaluations of the denoiser, both halves of guidance apart. Seconds are from start to end"
-        f" of each video on {told}; other work on the machine lengthens them."
+        f" of each video on {told}; other work on the machine lengthens them. Numbers per frame are sums over"
+        " an arm's videos, divided by all their frames; claims compare each video's own, so that where lengths"
+        " differ their differences need not be this table's."
     )
     blocks: list[Block] = [
         Heading(3, "Cost"),
@@ -387,13 +295,11 @@ def _missing(run: Results, measures: Sequence[Measure]) -> list[Block]:
         blocks.append(
             Table("Videos that are not there", ["arm", "video", "status", "why"], [Group("", rows)])
         )
-    # a story has only its own cells of NarrLV: what no arm has for a prompt was not asked
-    asked = {(row.prompt_id, label) for row in run.rows for label in (*row.scores, *row.reasons)}
+    wanted = {measure.label: asked(run, measure.label) for measure in measures}
     by_reason: dict[tuple[str, str, str], list[Row]] = {}
     for row in run.rows:
         for measure in measures if row.status == "done" else ():
-            wanted = (row.prompt_id, measure.label) in asked
-            if wanted and row.scores.get(measure.label) is None:
+            if row.pair in wanted[measure.label] and row.scores.get(measure.label) is None:
                 why = row.reasons.get(measure.label, "not scored")
                 by_reason.setdefault((row.arm, measure.title, why), []).append(row)
     if by_reason:

@@ -12,9 +12,8 @@ from miga_bench.harness.report.comparisons import (
     NOT_SHOWN,
     WORSE,
     Comparison,
-    EqualMotion,
 )
-from miga_bench.harness.report.document import Cell, Group, Table, Tone
+from miga_bench.harness.report.document import Block, Cell, Group, Paragraph, Table, Tone
 from miga_bench.harness.report.measures import (
     MINUS,
     Measure,
@@ -34,6 +33,7 @@ GROUPS = {
     "narrlv": "NarrLV's scores",
     "other": "Other scores",
 }
+SIGNIFICANT = 0.05  # of the sign test
 _TONES: dict[str, Tone] = {BETTER: "good", HOLDS: "good", WORSE: "bad", DOES_NOT_HOLD: "bad"}
 
 
@@ -129,13 +129,13 @@ def _arm_row(
 
 
 def interval(measure: Measure, low: float | None, high: float | None, prompts: int) -> str:
-    """Return an interval as tables print it; none is an empty text.
+    """Return a mean's interval as tables print it, cut where the score cannot be; none is an empty text.
 
     That of two prompts is no more than wide: it begins below what the score can be and ends above it.
     """
     if low is None or high is None or prompts < SURE_FROM:
         return ""
-    return f"{measure.number(low)} to {measure.number(high)}"
+    return " to ".join(measure.number(end) for end in measure.within(low, high))
 
 
 def signed(
@@ -176,7 +176,9 @@ def _difference_group(
             shown, detail = signed(measure, found.mean - off, low, high, found.clusters)
             cells.append(Cell(shown, detail, "" if alike else "quiet"))
         rows.append([Cell(arm), Cell(""), *cells])
-    return Group(f"Ours minus {backbone}" + ("" if alike else " (not comparable)"), rows)
+    # the paper's numbers come without an error of their own
+    told = "the interval is of ours alone" if alike else "not comparable"
+    return Group(f"Ours minus {backbone} ({told})", rows)
 
 
 def verdict_table(
@@ -195,9 +197,7 @@ def verdict_table(
         cells = [Cell(measure.title, _unit(measure))]
         for found in of_measure:
             numbers = signed(measure, found.difference, found.low, found.high, found.prompts)
-            detail = "\n".join(number for number in numbers if number)
-            if found.verdict == BETTER and found.equal is not None:
-                detail += f"\n{what_remains(found.equal)}"
+            detail = _lines(*numbers, at_equal_motion(found))
             cells.append(Cell(found.verdict, detail, _TONES.get(found.verdict, "quiet")))
         rows.append(cells)
     return Table(
@@ -205,14 +205,49 @@ def verdict_table(
     )
 
 
-def what_remains(equal: EqualMotion) -> str:
-    """Say whether a gain is still there at equal motion."""
-    words = {
-        BETTER: "also at equal motion",
-        NOT_SHOWN: "not shown at equal motion",
-        WORSE: "worse at equal motion",
-    }
-    return words.get(equal.verdict, f"equal motion: {equal.verdict}")
+def at_equal_motion(found: Comparison) -> str:
+    """Say what becomes of a verdict at equal motion; empty where there is none, or nothing to say.
+
+    A gain or a loss is always held against it, no difference where it turns into one.
+    """
+    equal, shown = found.equal, (BETTER, WORSE)
+    if equal is None or not {found.verdict, equal.verdict} & {*shown}:
+        return ""
+    words = f"equal motion: {equal.verdict}"
+    if equal.verdict == found.verdict:
+        words = "also at equal motion"
+    elif equal.verdict in shown:
+        words = f"{equal.verdict} at equal motion"
+    elif equal.verdict == NOT_SHOWN:
+        words = "not shown at equal motion"
+    return ", ".join(part for part in (words, _pairs_in_line(found)) if part)
+
+
+def sign_test_note(found: Sequence[tuple[str, Comparison]]) -> list[Block]:
+    """Return a sentence that names the verdicts which the sign test would not give; none for none.
+
+    Args:
+        found: Comparisons of a table, with what the sentence calls them.
+    """
+    names = [name for name, one in found if one.shown and one.p > SIGNIFICANT]
+    if not names:
+        return []
+    words = (
+        "The sign test, which only counts prompts up and down, would give no verdict (p above"
+        f" {SIGNIFICANT}) in {'; '.join(names)}. Where most prompts are level, or a few decide, Student's t is"
+        " rough: take these as hints."
+    )
+    return [Paragraph(words, "small")]
+
+
+def _pairs_in_line(found: Comparison) -> str:
+    """Return the number of pairs that equal motion was looked at in, where they are not the difference's."""
+    equal = found.equal
+    return f"n = {equal.n}" if equal is not None and equal.n < found.n else ""
+
+
+def _lines(*parts: str) -> str:
+    return "\n".join(part for part in parts if part)
 
 
 def difference_table(comparisons: Sequence[Comparison], caption: str) -> Table:
@@ -222,11 +257,10 @@ def difference_table(comparisons: Sequence[Comparison], caption: str) -> Table:
         measure, equal = found.measure, found.equal
         at_equal = Cell(MINUS)
         if equal is not None and equal.difference is None:
-            at_equal = Cell(equal.verdict, "", "quiet")
+            at_equal = Cell(equal.verdict, _pairs_in_line(found), "quiet")
         elif equal is not None:
-            at_equal = Cell(
-                *signed(measure, equal.difference, equal.low, equal.high, found.prompts)
-            )
+            numbers = signed(measure, equal.difference, equal.low, equal.high, found.prompts)
+            at_equal = Cell(numbers[0], _lines(numbers[1], _pairs_in_line(found)))
         detail = f"{found.dropped} without a score" if found.dropped else ""
         rows.append(
             [
@@ -234,7 +268,7 @@ def difference_table(comparisons: Sequence[Comparison], caption: str) -> Table:
                 Cell(*signed(measure, found.difference, found.low, found.high, found.prompts)),
                 Cell(f"{found.n} ({found.prompts})", detail),
                 Cell(f"{found.wins} / {found.losses}"),
-                Cell(f"{found.p:.3f}" if found.n else MINUS),
+                Cell(_p(found.p) if found.n else MINUS),
                 Cell(found.verdict, "", _TONES.get(found.verdict, "quiet")),
                 at_equal,
             ]
@@ -254,9 +288,6 @@ def claim_table(findings: Sequence[Finding], caption: str) -> Table:
     rows = []
     for found in findings:
         measure, compared = found.comparison.measure, found.comparison
-        remains = ""
-        if found.verdict == HOLDS and compared.equal is not None:
-            remains = what_remains(compared.equal)
         paper = [
             f"{value:+.2f} ({name}{'' if name in found.alike else ', not comparable'})"
             for name, value in found.claim.paper().items()
@@ -264,7 +295,7 @@ def claim_table(findings: Sequence[Finding], caption: str) -> Table:
         rows.append(
             [
                 Cell(found.claim.text, measure.title),
-                Cell(found.verdict, remains, _TONES.get(found.verdict, "quiet")),
+                Cell(found.verdict, at_equal_motion(compared), _TONES.get(found.verdict, "quiet")),
                 Cell(
                     *signed(
                         measure,
@@ -369,6 +400,11 @@ def glossary(measures: Sequence[Measure], collapses: Sequence[str] = ()) -> Tabl
 
 def _plain(value: float | None, digits: int) -> str:
     return MINUS if value is None else f"{value:,.{digits}f}"
+
+
+def _p(value: float) -> str:
+    """Return a probability; one that is small is not printed as none."""
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def _percent(value: float | None) -> str:

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from miga_bench.harness.costs import ArmCost, Pass, cost_of
+from miga_bench.harness.report.curves import over_time
 from miga_bench.harness.report.measures import mean_over
 from miga_bench.harness.results import Arm, Results, Row
 from miga_bench.harness.video_table import labels_of, video_table
@@ -97,7 +98,7 @@ def facts(results: Results, arm: Arm) -> ArmFacts:
         arm,
         _params(results, arm),
         metrics,
-        {**_drift(done), **reflection.curves()},
+        {**_drift(results, arm.name), **reflection.curves()},
         video_table(rows),
         "KILLED" if "missing" in states else "FAILED" if "failed" in states else "FINISHED",
         seconds,
@@ -168,10 +169,21 @@ def _cost(cost: ArmCost) -> Metrics:
     return {name: float(value) for name, value in known.items() if value is not None}
 
 
-def _drift(rows: Sequence[Row]) -> dict[str, Points]:
-    """Return each score over the videos' frames, a mean over videos; a step is a bin's middle frame."""
+def _drift(results: Results, arm: str) -> dict[str, Points]:
+    """Return each score over the videos' frames, a mean over videos; a step is a bin's middle frame.
+
+    Where videos are not of one length, their bins are not the same: they meet on the grid of reports' curves,
+    each as far as it goes.
+    """
+    rows = [row for row in results.of(arm) if row.status == "done"]
     curves: dict[str, Points] = {}
     for label, name in names(sorted({label for row in rows for label in row.series})).items():
+        if len({row.frames for row in rows if row.series.get(label)}) > 1:
+            grid = {int(frame): found.mean for frame, found in over_time(results, arm, label)}
+            curves[f"drift/{name}"] = [
+                (step, mean) for step, mean in grid.items() if mean is not None
+            ]
+            continue
         bins: dict[int, list[float]] = {}
         for row in rows:
             for first, last, mean in row.series.get(label, ()):
