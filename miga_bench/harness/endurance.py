@@ -35,7 +35,7 @@ from miga_bench.backbones.tiny.grammar import parse_caption
 from miga_bench.backbones.tiny.world import CLIP_FRAMES
 from miga_bench.errors import FailedError, plainly
 from miga_bench.harness.bench.common import PROMPT
-from miga_bench.harness.provenance import hardware, memory_kib, versions
+from miga_bench.harness.provenance import RESET, hardware, memory_kib, versions
 from miga_bench.media import count_frames, read_video
 
 # Few steps, so that thousands of frames end soon; what is held in memory does not depend on them.
@@ -75,8 +75,9 @@ class Watched:
 
 
 def processes_are_shown() -> bool:
-    """Tell whether the system shows what other processes hold, as Linux does."""
-    return (PROC / "self" / "fd").is_dir() and memory_kib("VmHWM") is not None
+    """Tell whether the system shows what other processes hold, and keeps their peaks, as Linux does."""
+    shown = (PROC / "self" / "fd").is_dir() and memory_kib("VmHWM") is not None
+    return shown and RESET.exists()
 
 
 def watch(
