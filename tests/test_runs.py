@@ -5,7 +5,9 @@ import json
 import os
 import tempfile
 import time
+import warnings
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -263,6 +265,27 @@ def test_a_machine_is_known_by_its_start_and_else_by_its_name(
         two.acquire()
     assert held.value.elsewhere is elsewhere
     one.release()
+
+
+def test_a_disk_without_links_is_told_once_with_where_the_videos_are(tmp_path, monkeypatch):
+    """Breaks if a run on an external disk ends well and its videos are nowhere to be found."""
+
+    def unknown(link, target):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    run = Run(tmp_path, "mine")
+    run.link("first", item())
+    with warnings.catch_warnings():  # one that is there is nothing to tell
+        warnings.simplefilter("error")
+        run.link("first", item())
+    monkeypatch.setattr(Path, "symlink_to", unknown)
+    with pytest.warns(Notice) as told:
+        run.link("second", item())
+    assert "second.mp4 cannot be made (Operation not permitted)" in str(told[0].message)
+    assert str(run.store.folder(item().key) / "video.mp4") in str(told[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run.link("third", item())
 
 
 def test_a_file_system_without_locks_is_refused_before_work(tmp_path, monkeypatch):
