@@ -152,6 +152,9 @@ def _find_modules_here() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if os.name == "nt":  # it has none of the locks that keep two processes from writing one file
+        say("this is Windows, and miga-bench runs on Linux and macOS: use WSL")
+        return WRONG_INPUT
     _show_notices_plainly()
     _find_modules_here()
     verb = ""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from miga_bench.errors import Notice
+from miga_bench.errors import Notice, UserError
 
 OFFLINE = ("MIGA_BENCH_OFFLINE", "HF_HUB_OFFLINE")
 
@@ -25,9 +25,17 @@ def cache_folder(kind: str) -> Path:
 
     Args:
         kind: Name of the folder, below ``$MIGA_BENCH_CACHE`` or ``~/.cache/miga-bench``.
+
+    Raises:
+        UserError: There is no such home.
     """
-    root = os.environ.get("MIGA_BENCH_CACHE") or Path.home() / ".cache" / "miga-bench"
-    return Path(root) / kind
+    root = Path(os.environ.get("MIGA_BENCH_CACHE") or "~/.cache/miga-bench")
+    try:
+        return root.expanduser() / kind
+    except RuntimeError:
+        raise UserError(
+            f"{root} is not there, for no home folder is known: set MIGA_BENCH_CACHE to a folder of yours"
+        ) from None
 
 
 def keep_cache(path: Path, content: bytes, otherwise: str) -> None:

@@ -1,7 +1,7 @@
 """The suite of measurements: its counts against the samplers, its arithmetic, its table and errors."""
 
-import dataclasses
 import json
+import os
 import time
 
 import pytest
@@ -11,7 +11,8 @@ from simple_backbone import SimpleBackbone
 from miga_bench.backbones import load_backbone
 from miga_bench.cli import main
 from miga_bench.errors import FailedError
-from miga_bench.harness.bench import PARTS, suite
+from miga_bench.harness import endurance
+from miga_bench.harness.bench import PARTS, common, memory, suite
 from miga_bench.harness.bench.common import Part, Row, TimeMeter, apart, in_a_process, maker
 from miga_bench.harness.bench.counts import windows_before_first, windows_per_latent
 from miga_bench.harness.bench.first import until_first
@@ -200,6 +201,38 @@ def test_a_part_that_fails_loses_no_other(monkeypatch, capsys):
     assert "plain failed" in said.err
 
 
+def test_a_part_that_breaks_in_its_own_way_loses_no_other(monkeypatch, capsys):
+    """Whatever is raised, and the exit code tells; breaks if only our own errors are met."""
+
+    def part(name):
+        def measure(say, repeats):
+            if name == "plain":
+                raise AttributeError("module 'os' has no attribute 'sched_getaffinity'")
+            return Part({"found": name}, [Row(f"what of {name}", "1.00")])
+
+        return measure
+
+    monkeypatch.setattr(suite, "_measure", part)
+    assert main(["bench", "--only", "plain", "--only", "memory"]) == 1
+    said = capsys.readouterr()
+    document = json.loads(said.out.splitlines()[-1])
+    assert document["plain"]["error"].startswith("AttributeError: module 'os'")
+    assert document["memory"] == {"found": "memory"}
+    assert "[1/2] plain: AttributeError: module 'os'" in said.err
+    with pytest.raises(FailedError) as error:
+        suite.run_parts(["plain"])
+    assert isinstance(error.value.__cause__, AttributeError)  # what --debug shows
+
+
+def test_memory_is_skipped_at_once_where_processes_are_not_shown(monkeypatch, tmp_path):
+    """Breaks if 5,000 frames are made before it is said that nothing could be seen."""
+    monkeypatch.setattr(endurance, "PROC", tmp_path)
+    monkeypatch.setattr(memory, "watch", lambda *_: pytest.fail("began to make the video"))
+    part = memory.measure(pytest.fail, 1)
+    assert "measure on Linux" in part.document["skipped"]
+    assert [row.value for row in part.rows] == ["skipped"]
+
+
 @pytest.mark.parametrize("repeats", ["0", "101"])
 def test_repeats_out_of_range(repeats, capsys):
     assert main(["bench", "--repeats", repeats]) == 2
@@ -218,7 +251,16 @@ def test_methods_are_measured_in_small(monkeypatch):
     assert 0 < found["share_outside"]["median"] < 1
     assert found["windows_per_further_latent"] == 9  # 27 steps, windows of 6 that write 3
     assert found["frames"] == 1 + 4 * 8
-    assert dataclasses.is_dataclass(methods._rows("it", {**found, "peak_memory_mib": 1.0})[0])
+    assert methods._rows("it", {**found, "peak_memory_mib": 1.0})[0].value.endswith("; 1")
+    # where the system does not let a peak be forgotten
+    unknown = methods._rows("it", {**found, "peak_memory_mib": None})
+    assert unknown[0].value.endswith("; not known")
+
+
+def test_cores_are_counted_where_the_system_has_no_affinity(monkeypatch):
+    """Breaks on macOS otherwise, where ``os`` has no such function."""
+    monkeypatch.delattr(common.os, "sched_getaffinity", raising=False)
+    assert common.usable_cores() == os.cpu_count()
 
 
 def test_batches_are_measured_in_small(monkeypatch):
@@ -245,7 +287,7 @@ def test_a_whole_generate_is_held_against_the_plain_loop(monkeypatch):
 
     few = {"steps": 6, "zigzag": 7, "stage2_steps": 1, "renoise": 1, "reflection": "off"}
     monkeypatch.setattr(whole, "OVERRIDES", few)
-    monkeypatch.setattr(whole.os, "sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr(whole, "usable_cores", lambda: 1)
     threads = torch.get_num_threads()
     part = whole.measure(lambda _: None, 1, frames=13)
     torch.set_num_threads(threads)

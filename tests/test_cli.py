@@ -44,7 +44,11 @@ def refused(capsys, *arguments):
         ([PROMPT, "--then", "300:b"], "begins after the last of 300 frames"),
         ([PROMPT, "--set", "steps"], "not NAME=VALUE"),
         ([PROMPT, "-o", "video.avi"], "name it for example video.mp4"),
-        ([PROMPT, "-o", "/proc/nowhere/a.mp4"], "cannot write in /proc"),
+        pytest.param(
+            [PROMPT, "-o", "/proc/nowhere/a.mp4"],
+            "cannot write in /proc",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc"),
+        ),
         ([PROMPT, "--framse", "3"], "did you mean --frames"),
         ([PROMPT, "--fram", "3"], "did you mean --frames"),
         ([PROMPT, "--fsp", "3"], "no option --fsp\n"),
@@ -80,6 +84,7 @@ def refused(capsys, *arguments):
 )
 def test_wrong_input_is_one_line_and_leaves_nothing(capsys, tmp_path, monkeypatch, arguments, rule):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)  # on any machine
     assert rule in refused(capsys, "generate", *arguments)
     assert list(tmp_path.iterdir()) == []
 
@@ -96,6 +101,18 @@ def test_a_file_that_exists_needs_force(capsys, tmp_path):
 def test_a_folder_is_not_an_output(capsys, tmp_path):
     (tmp_path / "a.mp4").mkdir()
     assert "is a folder" in refused(capsys, "generate", PROMPT, "-o", tmp_path / "a.mp4")
+
+
+def test_windows_is_refused_before_anything_is_imported(capsys, monkeypatch):
+    """Breaks if it ends in the traceback of a module that is not there."""
+    monkeypatch.setattr("miga_bench.cli.import_module", lambda name: pytest.fail(name))
+    with monkeypatch.context() as there:
+        there.setattr("miga_bench.cli.os.name", "nt")
+        code = main(["generate", PROMPT])
+    assert code == 2
+    assert capsys.readouterr().err == (
+        "miga-bench: this is Windows, and miga-bench runs on Linux and macOS: use WSL\n"
+    )
 
 
 def test_unknown_verb(capsys):

@@ -100,6 +100,21 @@ def test_an_earlier_demo_needs_force(tmp_path):
         page.demo(tmp_path, 1, 10)
 
 
+def test_no_more_videos_are_made_at_a_time_than_there_are_cores_and_memory(monkeypatch):
+    """Breaks if a container that may use two of 64 cores gets 64 processes, or a laptop swaps."""
+
+    def at_a_time(cores, free, items):
+        monkeypatch.setattr(page, "usable_cores", lambda: cores)
+        monkeypatch.setattr(page, "free_bytes", lambda device: free)
+        return page._processes(items)
+
+    assert at_a_time(2, 64 << 30, 14) == 2
+    assert at_a_time(64, 5 << 30, 14) == 5
+    assert at_a_time(64, 64 << 30, 14) == 14
+    assert at_a_time(8, 0, 14) == 1
+    assert at_a_time(8, None, 14) == 8
+
+
 def test_an_error_does_not_wait_for_the_other_videos(tmp_path):
     # an empty prompt is refused by a worker at once; the other video takes minutes
     good = page.DemoVideo("fifo", 0, held_out_prompts(1)[0], 2001, tmp_path / "a.mp4", "tiny-wan")

@@ -1,12 +1,16 @@
 """The endurance run: what it sees of a process, and that it says so when that is wrong."""
 
 import json
+import sys
 
 import pytest
 import torch
 
+from miga_bench.errors import FailedError
 from miga_bench.harness import endurance
 from miga_bench.media import VideoWriter
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows other processes")
 
 
 def test_a_file_kept_open_every_while_is_growth():
@@ -23,6 +27,7 @@ def test_every_frame_is_played_and_every_part_held_against_the_opening(tmp_path)
     assert curve[0]["field_drift"] < 0.01 < 0.2 < curve[-1]["field_drift"]
 
 
+@LINUX
 def test_a_video_that_breaks_off_and_memory_that_grows_are_told(monkeypatch, capsys, tmp_path):
     def watch(backbone, frames, settings, folder, seconds=0.0):
         video = folder / f"{frames}.mp4"
@@ -49,6 +54,18 @@ def test_a_video_that_breaks_off_and_memory_that_grows_are_told(monkeypatch, cap
     assert failed(110) == ["peak memory, whole / 50 frames"]
 
 
+def test_without_proc_it_is_refused_before_a_frame_is_made(monkeypatch, tmp_path, capsys):
+    """Breaks if an endless run is watched for ever where its first frames are never seen."""
+    monkeypatch.setattr(endurance, "PROC", tmp_path)
+    monkeypatch.setattr(endurance.subprocess, "Popen", lambda *_, **__: pytest.fail("began"))
+    with pytest.raises(FailedError, match="use Linux"):
+        endurance.watch("tiny-wan", None, (), tmp_path, seconds=1)
+    with pytest.raises(SystemExit, match="2"):
+        endurance.main(["--hours", "1"])
+    assert "use Linux" in capsys.readouterr().err
+
+
+@LINUX
 def test_a_real_process_is_looked_at_and_stopped(monkeypatch, tmp_path):
     monkeypatch.setattr(endurance, "EARLY", 1)
     # few passes until the first frames
@@ -62,6 +79,7 @@ def test_a_real_process_is_looked_at_and_stopped(monkeypatch, tmp_path):
     assert max(watched.files) >= 3
 
 
+@LINUX
 def test_too_short_a_long_video_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         endurance.main(["--frames", "100"])

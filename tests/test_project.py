@@ -205,6 +205,19 @@ def test_make_help_names_every_verb():
         assert re.search(rf"make {verb} .*\w", done.stdout)
 
 
+def test_the_pythons_are_told_alike():
+    """Breaks if make takes a Python that pip refuses, or is told of one nowhere."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    versions = [c.rpartition(":: ")[2] for c in project["classifiers"] if ":: Python ::" in c]
+    first, last = versions[0], versions[-1]
+    after = f"3.{int(last.removeprefix('3.')) + 1}"
+    assert project["requires-python"] == f">={first},<{after}"
+    check = f"not {tuple(map(int, first.split('.')))} <= sys.version_info < "
+    assert check + f"{tuple(map(int, after.split('.')))}" in (ROOT / "Makefile").read_text()
+    for name in ("README.md", "CONTRIBUTING.md", "Makefile"):
+        assert f"Python {first} to {last}" in (ROOT / name).read_text()
+
+
 def test_make_says_when_python_is_too_old(tmp_path):
     old = tmp_path / "python3"
     old.write_text("#!/bin/sh\nexit 1\n")  # what the version check of an old Python returns
@@ -212,7 +225,7 @@ def test_make_says_when_python_is_too_old(tmp_path):
     command = ["make", "-s", "setup", f"PY={old}", f"VENV={tmp_path / 'venv'}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert "miga-bench needs Python 3.11 or newer" in done.stderr
+    assert "miga-bench needs Python 3.11 to 3.14" in done.stderr
     assert not (tmp_path / "venv").exists()
 
 

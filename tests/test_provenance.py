@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from miga_bench.backbones.residence import pick_dtype
+from miga_bench.harness import machine, provenance
 from miga_bench.harness.files import write_json
 from miga_bench.harness.provenance import forget_peak_memory, peak_memory_mib
 
@@ -32,6 +33,62 @@ def test_a_peak_is_forgotten_once_its_memory_is_free():
     assert peak_memory_mib("cpu")["process"] >= high - 1
     forget_peak_memory("cpu")
     assert peak_memory_mib("cpu")["process"] < high - 80
+
+
+def test_a_peak_that_cannot_be_forgotten_is_nobodys(monkeypatch, tmp_path):
+    """Outside Linux; breaks if a video is told to have taken what the one before it took."""
+    monkeypatch.setattr(provenance, "_stale", False)
+    monkeypatch.setattr(provenance, "RESET", tmp_path / "nowhere" / "clear_refs")
+    assert "process" in peak_memory_mib("cpu")
+    forget_peak_memory("cpu")
+    assert "process" not in peak_memory_mib("cpu")
+    monkeypatch.setattr(provenance, "RESET", tmp_path / "clear_refs")
+    forget_peak_memory("cpu")
+    assert "process" in peak_memory_mib("cpu")
+
+
+ARM = """processor\t: 0
+BogoMIPS\t: 50.00
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU part\t: {}
+
+processor\t: 1
+CPU implementer\t: 0x41
+"""
+
+
+def test_arm_servers_are_told_apart(monkeypatch, tmp_path):
+    """They have no model name: all were one machine, whose seconds may be compared."""
+    monkeypatch.setattr(machine, "PROCESSORS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 64)
+    names = set()
+    for part in ("0xd0c", "0xd40"):
+        (tmp_path / "cpuinfo").write_text(ARM.format(part))
+        names.add(machine.cpu_name().partition(", ")[2])
+    cores = "64 cores"
+    assert names == {f"implementer 0x41, part {part}, {cores}" for part in ("0xd0c", "0xd40")}
+    (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name\t: AMD EPYC: 7B13\n")
+    assert machine.cpu_name() == "AMD EPYC: 7B13"
+
+
+def test_apples_chips_are_told_apart(monkeypatch, tmp_path):
+    """Python knows all of them as arm."""
+    (tmp_path / "sysctl").write_text('#!/bin/sh\necho "$2 is Apple M3 Max"\n')
+    (tmp_path / "sysctl").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert machine.cpu_name() == "machdep.cpu.brand_string is Apple M3 Max"
+    (tmp_path / "sysctl").write_text("#!/bin/sh\nexit 1\n")
+    assert machine.cpu_name()
+
+
+def test_a_start_of_a_machine_is_one_for_its_processes(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "BOOT", tmp_path / "boot_id")
+    told = machine.started.__wrapped__
+    assert told() is None or sys.platform == "darwin"
+    (tmp_path / "boot_id").write_text("298196d7\n")
+    assert told() == "298196d7"
 
 
 def test_a_gpu_that_nothing_has_used_has_no_peak_to_forget(monkeypatch):

@@ -5,7 +5,9 @@ import json
 import os
 import tempfile
 import time
+import warnings
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -214,7 +216,7 @@ def test_a_lock_held_on_another_machine_is_waited_for(tmp_path, monkeypatch):
     """Of a machine that went down, a file server lets go late; a requeued job waits."""
     held, run = NamedLock(tmp_path / "mine" / ".lock"), Run(tmp_path, "mine")
     held.acquire()
-    monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+    monkeypatch.setattr("miga_bench.harness.locks.started", lambda: "another")
     tries = []
 
     def sleep(seconds):
@@ -229,11 +231,61 @@ def test_a_lock_held_on_another_machine_is_waited_for(tmp_path, monkeypatch):
     run.release()
     monkeypatch.undo()
     held.acquire()
-    monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+    monkeypatch.setattr("miga_bench.harness.locks.started", lambda: "another")
     monkeypatch.setattr("miga_bench.harness.runs.PATIENCE", -1.0)
     with pytest.raises(UserError, match="being written by process"):
         run.acquire()
     held.release()
+
+
+@pytest.mark.parametrize(
+    ("starts", "hosts", "elsewhere"),
+    [
+        (("a", "a"), ("laptop", "laptop.office"), False),  # the network gave it another name
+        (("a", "b"), ("node", "node"), True),  # restarted: a file server may hold the lock still
+        ((None, None), ("node", "node"), False),
+        ((None, "b"), ("node", "other"), True),
+    ],
+)
+def test_a_machine_is_known_by_its_start_and_else_by_its_name(
+    tmp_path, monkeypatch, starts, hosts, elsewhere
+):
+    one, two = NamedLock(tmp_path / "lock"), NamedLock(tmp_path / "lock")
+    places = zip(starts, hosts, strict=True)
+
+    def move():
+        start, host = next(places)
+        monkeypatch.setattr("miga_bench.harness.locks.started", lambda: start)
+        monkeypatch.setattr("socket.gethostname", lambda: host)
+
+    move()
+    one.acquire()
+    move()
+    with pytest.raises(HeldError, match=f"process {os.getpid()} on {hosts[0]}, since") as held:
+        two.acquire()
+    assert held.value.elsewhere is elsewhere
+    one.release()
+
+
+def test_a_disk_without_links_is_told_once_with_where_the_videos_are(tmp_path, monkeypatch):
+    """Breaks if a run on an external disk ends well and its videos are nowhere to be found."""
+
+    def unknown(link, target):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    run = Run(tmp_path, "mine")
+    run.link("first", item())
+    with warnings.catch_warnings():  # one that is there is nothing to tell
+        warnings.simplefilter("error")
+        run.link("first", item())
+    monkeypatch.setattr(Path, "symlink_to", unknown)
+    with pytest.warns(Notice) as told:
+        run.link("second", item())
+    assert "second.mp4 cannot be made (Operation not permitted)" in str(told[0].message)
+    assert str(run.store.folder(item().key) / "video.mp4") in str(told[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run.link("third", item())
 
 
 def test_a_file_system_without_locks_is_refused_before_work(tmp_path, monkeypatch):

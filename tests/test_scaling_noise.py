@@ -27,6 +27,7 @@ from miga_bench.sampling.denoise import WindowDenoiser
 from miga_bench.sampling.proposals import (
     KINDS,
     choose,
+    draw_uniform,
     frequency_mixed,
     propose,
     renoised,
@@ -145,6 +146,22 @@ def test_proposals_on_known_inputs():
     torch.testing.assert_close(low + high, ramp, rtol=1e-4, atol=1e-5)
     turned = frequency_mixed(ramp.mT, torch.zeros_like(ramp), True)
     torch.testing.assert_close(turned, low.mT, rtol=1e-4, atol=1e-5)
+
+
+class WithoutFloat64(torch.Tensor):
+    """A tensor as on Apple's GPU."""
+
+    def double(self):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_choices_are_drawn_where_there_is_no_float64():
+    latent = torch.full((1, 4, 2, 2), 0.5)
+    there = draw_uniform(lambda *_: latent.as_subclass(WithoutFloat64), 3, "choice")
+    assert there == draw_uniform(lambda *_: latent, 3, "choice")
 
 
 def test_choices_are_uniform_and_functions_of_their_key():

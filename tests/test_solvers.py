@@ -3,9 +3,10 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler, UniPCMultistepScheduler
+from torch.overrides import TorchFunctionMode
 
 from miga_bench.backbones.schedule import Schedule, ddpm_schedule, flow_schedule
-from miga_bench.backbones.solvers import DDIM, FlowEuler, UniPC
+from miga_bench.backbones.solvers import DDIM, FlowEuler, UniPC, per_slot
 from miga_bench.errors import UserError
 
 STEPS = 12
@@ -128,3 +129,26 @@ def test_slots_on_their_own_levels_step_as_if_alone(solver):
             )
         levels = [level - 1 for level in levels]
     torch.testing.assert_close(together, torch.cat(alone))
+
+
+class Copies(TorchFunctionMode):
+    """Remembers how tensors were moved."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.to and "non_blocking" in (kwargs or {}):
+            self.told.append(kwargs["non_blocking"])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_only_cuda_copies_while_the_program_goes_on(device):
+    """Elsewhere a copy may read the numbers of a solver's step when they are gone."""
+    with Copies() as copies:
+        numbers = per_slot(torch.ones(5), torch.tensor([1, 2]), torch.zeros(2, 1, device=device))
+    assert numbers.shape == (2, 1, 1, 1)
+    assert numbers.device.type == device
+    assert not any(copies.told)

@@ -9,6 +9,7 @@ from run_workers import configuration
 from test_scorers import Counting, item_of, write
 
 from miga_bench.cli import main
+from miga_bench.errors import Notice
 from miga_bench.harness.request import PromptAt
 from miga_bench.harness.scorers import SuiteScores, WorldScores
 
@@ -46,6 +47,17 @@ def test_two_scorers_of_one_label_are_refused_before_work(tmp_path, capsys):
     assert "metrics: two scorers give count" in said
     assert said.count("\n") == 1
     assert not (tmp_path / "items").exists()
+
+
+def test_a_run_on_apples_gpu_is_scored_on_the_cpu():
+    """It has no float64: breaks if every video's scores end with torch's word on that."""
+    backbone: Any = SimpleNamespace(device="mps")
+    scorer = SuiteScores()
+    with pytest.warns(Notice, match="scores run on the CPU: mps has no float64") as told:
+        scorer.use(backbone)
+    assert len(told) == 1
+    assert scorer._device == "cpu"
+    assert {score.device for score in scorer._scores} == {torch.device("cpu")}
 
 
 def test_labels_are_those_of_the_numbers():

@@ -313,6 +313,17 @@ def test_memory_too_small(look, monkeypatch, method, step, rule):
         assert steps["texts"]["text"].endswith("passes over: dog")
 
 
+def test_free_memory_that_is_not_known_is_not_the_models_fault(look, monkeypatch):
+    monkeypatch.setattr(LoadedBackbone, "free_bytes", lambda self: None)
+    changes = {"backbone": "tiny-wan", "method": "fifo", "settings": {}}
+    changes = {f"model__{name}": value for name, value in changes.items()}
+    code, document, steps = look("--no-probe", data__frames=121, **changes)
+    assert (code, steps["memory"]["status"]) == (0, "note")
+    assert steps["memory"]["text"].startswith("the largest denoiser call takes about")
+    assert steps["memory"]["text"].endswith("; free memory is not known here")
+    assert document["memory"]["peak_bytes"] > 0
+
+
 class Untouched(Sampler[CommonSettings]):
     """Hands out noise: no denoiser call, no pass."""
 

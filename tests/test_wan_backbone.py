@@ -271,6 +271,14 @@ def test_what_files_fill_in_a_container_is_free(tmp_path, monkeypatch):
     assert memory.free_bytes(cpu) > without / 2
 
 
+def test_free_memory_is_known_outside_linux(tmp_path, monkeypatch):
+    """Breaks if on macOS nothing is known to fit or not to."""
+    monkeypatch.setattr(memory, "MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("M", (), {"available": 5 << 30}))
+    assert memory.free_bytes(torch.device("cpu")) == 5 << 30
+    assert memory.free_bytes(torch.device("mps")) is None
+
+
 def test_batch_follows_free_memory(backbone, monkeypatch):
     """Breaks if a batch outgrows its device, or is never more than one on a big one."""
     assert backbone.default_batch() == memory.CPU_WINDOWS

@@ -200,6 +200,23 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
     """Breaks if MIGA_BENCH_CACHE is ignored."""
     monkeypatch.setenv("MIGA_BENCH_CACHE", str(tmp_path))
     assert cache_folder("text") == tmp_path / "text"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for value in ("~/mine", ""):  # as a shell leaves it in quotes, and the default
+        monkeypatch.setenv("MIGA_BENCH_CACHE", value)
+        assert cache_folder("text") == tmp_path / (value[2:] or ".cache/miga-bench") / "text"
+
+
+def test_a_user_without_a_home_is_told_of_the_cache(monkeypatch):
+    """As in a container that runs under a number that nobody has."""
+
+    def nobody(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.delenv("MIGA_BENCH_CACHE", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    with pytest.raises(UserError, match="set MIGA_BENCH_CACHE to a folder of yours"):
+        cache_folder("text")
 
 
 def test_missing_tokenizers_are_named(tokenizer, tmp_path):

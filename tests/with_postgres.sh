@@ -22,7 +22,7 @@ if [ -z "$found" ] || [ ! -x "$found/initdb" ]; then
   fi
 fi
 
-as_owner=()  # initdb refuses root
+as_owner=()  # initdb refuses root; the bash of macOS takes an empty list for an unset one
 owner=$(id -un)
 if [ "$(id -u)" = 0 ]; then
   owner=postgres
@@ -32,7 +32,7 @@ fi
 folder=$(mktemp -d /tmp/postgres.XXXXXX)
 stop() {
   cd /
-  "${as_owner[@]}" "$found/pg_ctl" -D "$folder/data" -m immediate stop > /dev/null 2>&1 || true
+  ${as_owner[@]+"${as_owner[@]}"} "$found/pg_ctl" -D "$folder/data" -m immediate stop > /dev/null 2>&1 || true
   rm -rf "$folder"
 }
 trap stop EXIT
@@ -44,10 +44,10 @@ chmod 755 "$folder"
 port=$("${PY:-python3}" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 here=$PWD
 cd "$folder"
-"${as_owner[@]}" "$found/initdb" -D "$folder/data" -U "$owner" -A trust > "$folder/initdb.log"
-"${as_owner[@]}" "$found/pg_ctl" -D "$folder/data" -w -t 60 -l "$folder/data/log" \
+${as_owner[@]+"${as_owner[@]}"} "$found/initdb" -D "$folder/data" -U "$owner" -A trust > "$folder/initdb.log"
+${as_owner[@]+"${as_owner[@]}"} "$found/pg_ctl" -D "$folder/data" -w -t 60 -l "$folder/data/log" \
   -o "-p $port -k $folder -c listen_addresses=127.0.0.1 -c fsync=off" start > /dev/null
-"${as_owner[@]}" "$found/createdb" -h 127.0.0.1 -p "$port" -U "$owner" mlflow
+${as_owner[@]+"${as_owner[@]}"} "$found/createdb" -h 127.0.0.1 -p "$port" -U "$owner" mlflow
 cd "$here"
 export MIGA_BENCH_POSTGRES="postgresql+psycopg2://$owner@127.0.0.1:$port/mlflow"
 "$@"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -45,14 +46,15 @@ def attention_bytes(tokens: int, width: int, element: int, copies: float) -> int
     return int(tokens * width * (6 * element + 4 * copies))
 
 
+MEMORY = Path("/proc/meminfo")
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: torch.device) -> int | None:
     """Return the memory that is free on a device, counting what torch holds but does not use.
 
-    On a CPU: what Linux says is available, or less where a control group allows less; None where
-    neither can be read.
+    On a CPU: what the system says is available, or less where a control group allows less; None where
+    that cannot be read.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -61,7 +63,7 @@ def free_bytes(device: torch.device) -> int | None:
         return None
     found = []
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = MEMORY.read_text().splitlines()
         found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
         group = CONTROL_GROUP
         limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
@@ -71,7 +73,16 @@ def free_bytes(device: torch.device) -> int | None:
         found.append(max(0, limit - used + idle))
     except (OSError, ValueError):  # not Linux, or a group without a limit, which says "max"
         pass
-    return min(found, default=None)
+    return min(found) if found else _available()
+
+
+def _available() -> int | None:
+    """Return what a system without ``/proc/meminfo`` says is available, as macOS does."""
+    import psutil  # type: ignore[import-untyped]
+
+    with suppress(OSError, RuntimeError):
+        return int(psutil.virtual_memory().available)
+    return None
 
 
 def default_batch(backbone: Backbone) -> int:

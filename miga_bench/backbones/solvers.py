@@ -20,7 +20,10 @@ SolverState = dict[str, Tensor]
 
 def per_slot(table: Tensor, levels: Tensor, like: Tensor) -> Tensor:
     """Look up one number per slot, ``[F, 1, 1, 1]`` ready to multiply latents ``[F, C, H, W]``."""
-    return table.to(like.dtype)[levels].to(like.device, non_blocking=True)[:, None, None, None]
+    numbers = table.to(like.dtype)[levels]
+    # elsewhere than on CUDA the copy may read them when they are gone
+    numbers = numbers.to(like.device, non_blocking=like.device.type == "cuda")
+    return numbers[:, None, None, None]
 
 
 class Solver(ABC):

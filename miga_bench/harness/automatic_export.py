@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from miga_bench.backbones.base import Backbone
-from miga_bench.errors import Notice, UserError
+from miga_bench.errors import Notice, UserError, in_print, told
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.onnx_folder import export_onnx
 from miga_bench.export.onnx_graph import made_by
@@ -39,12 +39,24 @@ def faster(backbone: Any, sampler: Sampler[Any], latents: int | None) -> Backbon
         latents: How many to make; None is endless, where PyTorch shows its first frames sooner.
 
     Raises:
-        ExportError: The export does not compute what the model does.
         UserError: A setting breaks a rule of the method.
     """
     if not _pays(backbone, sampler, latents):
         return backbone
-    folder = cache_folder("onnx") / f"{backbone.name}-{_identity(backbone)}"
+    try:
+        return _exported(backbone, cache_folder("onnx") / f"{backbone.name}-{_identity(backbone)}")
+    except Exception as error:  # whatever it is: nobody has asked for an export
+        warnings.warn(
+            f"{backbone.name} cannot be exported ({in_print(told(error))}): PyTorch runs the denoiser;"
+            " --denoiser torch does so without a try",
+            Notice,
+            stacklevel=2,
+        )
+        return backbone
+
+
+def _exported(backbone: Any, folder: Path) -> Backbone:
+    """Return the backbone on its export in a folder, or as it is where that takes none."""
     try:
         # another command may be at it
         with NamedLock(folder.with_name(f".{folder.name}.lock")).held():
@@ -56,7 +68,7 @@ def faster(backbone: Any, sampler: Sampler[Any], latents: int | None) -> Backbon
                 f"{backbone.name} is exported first, once, which pays at this length; --denoiser torch"
                 " goes without",
                 Notice,
-                stacklevel=2,
+                stacklevel=3,
             )
             export_onnx(OnnxRequest(backbone.name, folder))
             return _open(backbone, folder)
@@ -65,7 +77,7 @@ def faster(backbone: Any, sampler: Sampler[Any], latents: int | None) -> Backbon
             f"{folder} cannot be written ({error.strerror}): PyTorch runs the denoiser; set"
             " MIGA_BENCH_CACHE to a folder of yours",
             Notice,
-            stacklevel=2,
+            stacklevel=3,
         )
         return backbone
 

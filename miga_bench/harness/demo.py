@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import random
 import re
 import statistics
@@ -25,11 +24,13 @@ from torch import Tensor
 
 from miga_bench.backbones import load_backbone
 from miga_bench.backbones.base import Backbone
+from miga_bench.backbones.memory import free_bytes
 from miga_bench.backbones.tiny.drift import measure
 from miga_bench.backbones.tiny.grammar import held_out_prompts, parse_caption
 from miga_bench.backbones.tiny.world import draw_look, render
 from miga_bench.errors import UserError
 from miga_bench.harness.bars import Bars, PlainLines
+from miga_bench.harness.bench.common import usable_cores
 from miga_bench.harness.files import write_json
 from miga_bench.harness.generate import generate
 from miga_bench.harness.output import Output
@@ -74,6 +75,7 @@ WORLD = "the world itself"
 WORLD_RATE = 16  # frames a second
 SHEET_COLUMNS = 10
 PANEL = 128
+PROCESS_BYTES = 2**30  # about what one that makes a video takes, with all that it imports
 PICTURED = 2  # prompts shown in the pictures; the table counts all
 
 
@@ -184,8 +186,8 @@ class _Keep(Watcher):
 
 
 def _make_all(items: Sequence[DemoVideo]) -> Iterator[tuple[DemoVideo, dict[str, float]]]:
-    """Make the videos, one process per core, and yield their scores as they are done."""
-    workers = max(1, min(os.cpu_count() or 1, len(items)))
+    """Make the videos, some at a time, and yield their scores as they are done."""
+    workers = _processes(len(items))
     with Bars() as bar:
         lines = PlainLines(bar.disable)
         task = bar.add_task("making videos", total=len(items), frames=f"0/{len(items)}")
@@ -193,6 +195,13 @@ def _make_all(items: Sequence[DemoVideo]) -> Iterator[tuple[DemoVideo, dict[str,
             yield done
             bar.update(task, completed=number, frames=f"{number}/{len(items)}")
             lines.tell(f"{number} of {len(items)} videos", number, len(items))
+
+
+def _processes(items: int) -> int:
+    """Return how many make videos at a time: one a core, as far as memory goes, at most one an item."""
+    free = free_bytes(torch.device("cpu"))
+    fit = items if free is None else free // PROCESS_BYTES
+    return max(1, min(usable_cores(), fit, items))
 
 
 def make(item: DemoVideo) -> dict[str, float]:

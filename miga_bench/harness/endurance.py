@@ -35,7 +35,7 @@ from miga_bench.backbones.tiny.grammar import parse_caption
 from miga_bench.backbones.tiny.world import CLIP_FRAMES
 from miga_bench.errors import FailedError, plainly
 from miga_bench.harness.bench.common import PROMPT
-from miga_bench.harness.provenance import hardware, memory_kib, versions
+from miga_bench.harness.provenance import RESET, hardware, memory_kib, versions
 from miga_bench.media import count_frames, read_video
 
 # Few steps, so that thousands of frames end soon; what is held in memory does not depend on them.
@@ -45,6 +45,8 @@ EVERY = 0.5  # seconds from look to look
 SETTLED = 0.2  # of the looks belong to starting up and filling the queue
 CURVE = 20  # points of the drift curve
 MEMORY_TARGET = 1.02
+PROC = Path("/proc")
+NOT_SHOWN = "processes are looked at through /proc, which is not here: use Linux"
 
 
 @dataclass
@@ -72,6 +74,12 @@ class Watched:
         return max(recorded, self.early_peak_mib)
 
 
+def processes_are_shown() -> bool:
+    """Tell whether the system shows what other processes hold, and keeps their peaks, as Linux does."""
+    shown = (PROC / "self" / "fd").is_dir() and memory_kib("VmHWM") is not None
+    return shown and RESET.exists()
+
+
 def watch(
     backbone: str, frames: int | None, settings: Sequence[str], folder: Path, seconds: float = 0.0
 ) -> Watched:
@@ -85,8 +93,10 @@ def watch(
         seconds: From its first ``EARLY`` frames until an endless run is stopped.
 
     Raises:
-        RuntimeError: It failed.
+        FailedError: It failed, or cannot be looked at.
     """
+    if not processes_are_shown():  # an endless run would never be seen to have begun
+        raise FailedError(NOT_SHOWN)
     video = folder / f"{frames or 'endless'}.mp4"
     command = [sys.executable, "-m", "miga_bench", "generate", PROMPT, "--quiet"]
     command += ["--backbone", backbone, "--device", "cpu", "--denoiser", "torch", "-o", str(video)]
@@ -95,7 +105,7 @@ def watch(
         command += ["--set", setting]
     watched = Watched({}, video)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    own, end = Path("/proc") / str(process.pid), None
+    own, end = PROC / str(process.pid), None
     while process.poll() is None:
         time.sleep(EVERY)
         try:
@@ -103,7 +113,7 @@ def watch(
             watched.threads.append(len(os.listdir(own / "task")))
             if not watched.early_peak_mib and video.exists() and count_frames(video) >= EARLY:
                 watched.early_peak_mib = round((memory_kib("VmHWM", process.pid) or 0) / 1024, 1)
-        except OSError:  # it ended just now, or there is no /proc
+        except OSError:  # it ended just now
             continue
         if frames is None and end is None and watched.early_peak_mib:
             end = time.monotonic() + seconds
@@ -215,8 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"a setting; several times ({' '.join(BRIEF)})",
     )
     options = parser.parse_args(arguments)
-    if not Path("/proc/self/fd").is_dir():
-        parser.error("processes are looked at through /proc, which is not here: use Linux")
+    if not processes_are_shown():
+        parser.error(NOT_SHOWN)
     if options.frames < 2 * EARLY:
         parser.error(f"--frames {options.frames}: the least is {2 * EARLY}, to see memory grow")
     frames = None if options.hours else options.frames

@@ -16,8 +16,10 @@ from typing import IO
 
 from miga_bench.errors import UserError
 from miga_bench.harness.files import nearest
+from miga_bench.harness.machine import started
 
-UNKNOWN = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what file systems without locks answer
+# what file systems without locks answer; the last two are one number on Linux, two on macOS
+UNKNOWN = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 class HeldError(Exception):
@@ -29,8 +31,13 @@ class HeldError(Exception):
 
     def __init__(self, told: bytes) -> None:
         super().__init__(_describe(told))
-        with suppress(ValueError, TypeError, KeyError, RecursionError):
-            self.elsewhere = json.loads(told)["host"] != socket.gethostname()
+        with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            holder = json.loads(told)
+            mine, its = started(), holder.get("started")
+            if mine and its:
+                self.elsewhere = its != mine
+            else:
+                self.elsewhere = holder["host"] != socket.gethostname()
 
     elsewhere = False
 
@@ -90,7 +97,12 @@ class NamedLock:
             raise
         self._file = file
         since = datetime.now().astimezone().isoformat(timespec="seconds")
-        told = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+        told = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": since,
+            "started": started(),
+        }
         with suppress(OSError):  # on a full disk it is a lock all the same
             file.truncate(0)
             file.write(json.dumps(told).encode())

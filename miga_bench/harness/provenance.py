@@ -14,7 +14,11 @@ from pathlib import Path
 
 import torch
 
+from miga_bench.harness.machine import cpu_name
+
 PACKAGES = ("miga-bench", "torch", "diffusers", "transformers", "numpy", "av")
+RESET = Path("/proc/self/clear_refs")
+_stale = False  # whether the peak is from before it was to be forgotten
 
 
 def versions() -> dict[str, str]:
@@ -30,7 +34,7 @@ def hardware(device: str) -> dict[str, object]:
     """Return what the numbers were measured on."""
     facts: dict[str, object] = {
         "device": device,
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -40,26 +44,25 @@ def hardware(device: str) -> dict[str, object]:
     return facts
 
 
-def _cpu_name() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def forget_peak_memory(device: str) -> None:
     """Let the peaks begin anew, where the system can: a video's peak is not that of the one before."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    global _stale
+    try:
+        RESET.write_text("5", encoding="ascii")
+        _stale = False
+    except OSError:  # outside Linux
+        _stale = True
     if device.startswith("cuda") and torch.cuda.is_initialized():  # until then nothing has a peak
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_mib(device: str) -> dict[str, float]:
-    """Return the process's peak memory since it was last forgotten, and the GPU's where there is one."""
+    """Return the process's peak memory since it was last forgotten, and the GPU's where there is one.
+
+    The process's is left out where it was to be forgotten and could not be: it may be an earlier video's.
+    """
     peaks: dict[str, float] = {}
-    kib = _resident_peak_kib()
+    kib = None if _stale else _resident_peak_kib()
     if kib is not None:
         peaks["process"] = round(kib / 2**10, 1)
     if device.startswith("cuda"):

@@ -11,7 +11,6 @@ import os
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,6 +62,7 @@ class Run:
             check_writable(folder, "run.root")
         check_lockable(self.folder)
         self._lock = NamedLock(self.folder / ".lock")
+        self._told_of_links = False
         self._began, self._clock = datetime.now(UTC), time.monotonic()
 
     def acquire(self) -> None:
@@ -225,10 +225,23 @@ class Run:
 
     def link(self, name: str, item: Item) -> None:
         """Show a finished item under its name in ``videos/``."""
-        link = self.folder / "videos" / f"{name}.mp4"
-        with suppress(OSError):  # there already, or no room for it; the next command makes it
+        link, video = self.folder / "videos" / f"{name}.mp4", self.store.folder(item.key) / VIDEO
+        try:
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(os.path.relpath(self.store.folder(item.key) / VIDEO, link.parent))
+            link.symlink_to(os.path.relpath(video, link.parent))
+        except FileExistsError:
+            pass
+        except (
+            OSError
+        ) as error:  # no room for it, or a disk that has no links, as many an external one
+            if not self._told_of_links:
+                warnings.warn(
+                    f"{link} cannot be made ({error.strerror}): the video is {video}, and run.yaml names those"
+                    " of the others",
+                    Notice,
+                    stacklevel=2,
+                )
+            self._told_of_links = True
 
     def wait_for(self, items: Iterable[Item], scorers: Sequence[ItemScorer]) -> None:
         """Wait until items that other processes have finished are seen here, at most for ``LATE`` seconds.

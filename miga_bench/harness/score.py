@@ -22,7 +22,7 @@ from miga_bench.harness.provenance import hardware, versions
 from miga_bench.harness.score_request import Plan, ScoreRequest
 from miga_bench.harness.score_sources import Source, TruncatedError, find_videos, with_prompts
 from miga_bench.harness.seals import opened, sealed
-from miga_bench.metrics.suites import fast_encoders, make_scores
+from miga_bench.metrics.suites import fast_encoders, make_scores, scoring_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,12 +49,12 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
         UserError: Wrong input; nothing was scored.
     """
     request.check()
-    plan = request.plan
+    plan, devices = request.plan, [scoring_device(device) for device in request.devices]
     sources = with_prompts(find_videos(request.videos, request.fps), request.prompts)
     check_sources(sources, plan)
     # made now, so that what is missing is said before work is done
-    scores = make_scores(plan.dimensions, plan.networks, request.devices[0], request.aggregate)
-    fast = clip_encoders(plan, request.devices[0])
+    scores = make_scores(plan.dimensions, plan.networks, devices[0], request.aggregate)
+    fast = clip_encoders(plan, devices[0])
     rows = dict(_known(request.journal, plan))
     keys = {source.name: _key(source) for source in sources}
     waiting = [source for source in sources if keys[source.name] not in rows]
@@ -65,7 +65,7 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
     with open(request.journal, "a", encoding="utf-8") as journal:
         if not journal.tell():
             _write_line(journal, {"plan": asdict(plan), "version": __version__})
-        for source, row in _score_all(waiting, plan, request.devices):
+        for source, row in _score_all(waiting, plan, devices):
             row = {"key": keys[source.name], **row}
             if not row.pop("passing"):
                 _write_line(journal, sealed(row))
@@ -84,7 +84,7 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
         **summary(found, plan, scores, request.reading, fast),
         "decoder": f"PyAV {version('av')}, all frames, RGB",
         "versions": versions(),
-        "hardware": hardware(request.devices[0]),
+        "hardware": hardware(devices[0]),
     }
     plot(document, request.picture)
     write_json(request.output, document)

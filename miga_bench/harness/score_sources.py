@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,12 @@ def find_videos(paths: Sequence[Path], fps: float | None = None) -> list[Source]
 
 def pictures_of(folder: Path) -> list[Path]:
     """Return a folder's pictures in the order of the numbers in their names."""
-    found = [p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES]
+    found = [
+        path
+        for path in folder.iterdir()
+        # a Mac leaves ._1.png beside 1.png on other systems' disks
+        if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
+    ]
     return sorted(found, key=lambda p: ([int(n) for n in re.findall(r"\d+", p.stem)], p.name))
 
 
@@ -234,12 +240,17 @@ def _named(source: Source, table: Mapping[str, str]) -> list[str]:
     The rules: its own name; the end of its path, for the table of a folder above; a name that ends in its
     own, for the table of the folder it was copied from.
     """
-    for name in (source.name, Path(source.name).stem):
+    own, path = _as_one(source.name), _as_one(source.path.absolute().as_posix())
+    for name in (own, _as_one(Path(source.name).stem)):
         if name in table:
             return [name]
-    path = source.path.absolute().as_posix()
     above = [name for name in table if path.endswith(f"/{name}")]
-    return above or [name for name in table if name.endswith(f"/{source.name}")]
+    return above or [name for name in table if name.endswith(f"/{own}")]
+
+
+def _as_one(name: str) -> str:
+    """Return a name with its accents as a table's have them: some disks take them apart."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _replace_prompt(source: Source, prompt: str | None) -> Source:
@@ -271,7 +282,7 @@ def _read_prompts(path: Path) -> dict[str, str]:
     for name, prompt in entries:
         if not isinstance(name, str) or not isinstance(prompt, str) or not prompt.strip():
             raise UserError(f"--prompts {path}: the entry {name!r} has no text; {rule}")
-        if table.setdefault(name, prompt) != prompt:
+        if table.setdefault(_as_one(name), prompt) != prompt:
             raise UserError(f"--prompts {path} has two prompts for {name!r}: keep one")
     return table
 

@@ -161,9 +161,9 @@ class SuiteScores(ItemScorer):
     def use(self, backbone: Backbone) -> None:
         """Score where the videos are made; what is missing is said now, before work is done."""
         from miga_bench.harness.score import clip_encoders
-        from miga_bench.metrics.suites import make_scores
+        from miga_bench.metrics.suites import make_scores, scoring_device
 
-        self._device = backbone.device
+        self._device = scoring_device(backbone.device)
         self._scores = make_scores(self.plan.dimensions, self.plan.networks, self._device)
         self._fast = clip_encoders(self.plan, self._device)
 

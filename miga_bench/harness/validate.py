@@ -207,10 +207,13 @@ class Preflight:
         )
         free = backbone.free_bytes()
         self.facts["memory"] = {"peak_bytes": peak or None, "free_bytes": free}
-        if not peak or free is None:
+        if not peak:
             return NOTE, f"{backbone.name} gives no estimate"
         of = f" (arm {arm})" if arm else ""
-        told = f"the largest denoiser call takes about {_size(peak)}{of}, {_size(free)} free"
+        told = f"the largest denoiser call takes about {_size(peak)}{of}"
+        if free is None:
+            return NOTE, f"{told}; free memory is not known here"
+        told += f", {_size(free)} free"
         if peak > free:
             return PROBLEM, f"{told}: give a smaller settings.batch, or fewer frames"
         return (NOTE if peak > TIGHT * free else OK), told

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from miga_bench.errors import UserError, near
+from miga_bench.errors import Notice, UserError, near
 
 # The four of the overall score, which is their mean.
 OVERALL = (
@@ -89,6 +90,22 @@ def overall_label(labels: Sequence[str]) -> str:
     networks = [label.partition("[")[2].rstrip("]") for label in labels]
     named = ",".join(dict.fromkeys(n for n in networks if n))
     return f"overall_score[{named}]" if named else "overall_score"
+
+
+def scoring_device(device: str) -> str:
+    """Return where scores run: on the device; in place of Apple's GPU, which has no float64, on the CPU.
+
+    Args:
+        device: Where they would run.
+    """
+    if not device.startswith("mps"):
+        return device
+    warnings.warn(
+        f"scores run on the CPU: {device} has no float64, in which they are summed",
+        Notice,
+        stacklevel=3,
+    )
+    return "cpu"
 
 
 def make_scores(

@@ -94,7 +94,10 @@ def borrow_consistency(
             covariance.append(rows @ rows.mT / (window - 1))
         # A value that is not finite is told by the solver's step; here it would end in LAPACK's words.
         gram = torch.stack(covariance).nan_to_num(0, 0, 0)
-        bases = torch.linalg.eigh(gram).eigenvectors  # [windows, B, w, w], one call for all
+        if gram.device.type == "mps":  # which has no such solver; it is w x w numbers a window
+            gram = gram.cpu()
+        # [windows, B, w, w], one call for all
+        bases = torch.linalg.eigh(gram).eigenvectors.to(wide.device)
         out = [local[0]]
         for number, (own, part, basis) in enumerate(zip(local[1:], wides, bases, strict=True), 1):
             (own_rows, _), (part_rows, mean) = _centered(own), _centered(part)

@@ -28,7 +28,8 @@ def uniform(normal: Tensor) -> Tensor:
 
 def draw_uniform(noise: NoiseSource, frame: int, purpose: str, draw: int = 0) -> float:
     """Return one number in ``[0, 1]``, a pure function of the key."""
-    return float(uniform(noise([frame], purpose, draw)[0, 0, 0, 0].double()))
+    # on the CPU: not every device has float64
+    return float(uniform(noise([frame], purpose, draw)[0, 0, 0, 0].cpu().double()))
 
 
 def renoised(before: Tensor, fresh: Tensor, schedule: Schedule) -> Tensor:

@@ -9,7 +9,7 @@ from onnx_fixtures import embedded_wan
 
 from miga_bench.backbones import load_backbone
 from miga_bench.cli import main
-from miga_bench.errors import Notice
+from miga_bench.errors import ExportError, Notice, UserError
 from miga_bench.harness import automatic_export
 from miga_bench.sampling import METHODS, resolve
 
@@ -105,6 +105,37 @@ def test_without_a_place_for_it_pytorch_goes_on(wan, exports, monkeypatch, tmp_p
     with pytest.warns(Notice) as notices:
         assert chosen(wan, LONG) is wan
     assert "cannot be written" in str(notices[-1].message)
+
+
+@pytest.mark.filterwarnings("ignore:.*exported first")
+@pytest.mark.parametrize(
+    "error",
+    [
+        ExportError("denoiser.onnx is off by 0.3"),
+        UserError("opset 23 is not known here"),
+        ImportError("No module named 'onnxscript'"),
+        RuntimeError("the graph has no such operator"),
+    ],
+)
+def test_an_export_that_nobody_asked_for_takes_no_video_down(wan, exports, monkeypatch, error):
+    def fails(request):
+        raise error
+
+    monkeypatch.setattr(automatic_export, "export_onnx", fails)
+    with pytest.warns(Notice) as notices:
+        assert chosen(wan, LONG) is wan
+    said = str(notices[-1].message)
+    assert str(error) in said
+    assert "PyTorch runs the denoiser" in said
+
+
+def test_without_a_home_pytorch_goes_on(wan, exports, monkeypatch):
+    monkeypatch.delenv("MIGA_BENCH_CACHE")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: {}["nobody"])
+    with pytest.warns(Notice, match="set MIGA_BENCH_CACHE to a folder of yours"):
+        assert chosen(wan, LONG) is wan
+    assert not exports
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Answers on disk: asked once each, whatever happens in between; and wrong files are refused."""
 
+import errno
 import hashlib
 import json
 import os
@@ -204,6 +205,17 @@ def test_two_runs_do_not_write_one_file(tmp_path):
     ):
         AnswerFile(path, {})
     AnswerFile(path, {}).close()
+
+
+def test_a_disk_without_locks_is_no_other_process(tmp_path, monkeypatch):
+    """Breaks if somebody waits for a process that is not there."""
+
+    def unknown(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    with pytest.raises(UserError, match=r"takes no lock \(No locks available\), .*another disk"):
+        AnswerFile(tmp_path / "a.jsonl", {})
 
 
 def test_missing_answers_are_named(tmp_path):

@@ -60,6 +60,16 @@ def request(folder, **changes):
     return ScoreRequest([folder], output=folder.parent / "scores.json", **changes)
 
 
+def test_scores_asked_for_on_apples_gpu_run_on_the_cpu(folder, monkeypatch):
+    """It has no float64, in which they are summed."""
+    monkeypatch.setattr("miga_bench.backbones.residence.pick_device", torch.device)
+    asked = request(folder, devices=("mps",), dimensions=["temporal_flickering"])
+    with pytest.warns(Notice, match="scores run on the CPU"):
+        document = score(asked)
+    assert document["hardware"]["device"] == "cpu"
+    assert all(video["reason"] is None for video in document["videos"])
+
+
 def test_a_folder_is_scored(folder):
     document = score(request(folder))
     names = [video["video"] for video in document["videos"]]

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 import torch
 
 from miga_bench.backbones import load_backbone
-from miga_bench.harness.bench.common import MODEL, SMALL, Part, Row, Say, TimeMeter, maker
+from miga_bench.harness.bench.common import (
+    MODEL,
+    SMALL,
+    Part,
+    Row,
+    Say,
+    TimeMeter,
+    maker,
+    usable_cores,
+)
 from miga_bench.harness.bench.rounds import Clock, in_turns
 
 LIMITS = {"1": 1, "2": 2, "4": 4, "all": 1000}
@@ -30,7 +38,7 @@ def measure(say: Say, repeats: int) -> Part:
         rows_of_calls[name] = meter.largest
     backbone.meter = None
     part = Part({"settings": SMALL, "latents": length, "rows_of_largest_call": rows_of_calls})
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     clocks: dict[str, tuple[int, Clock]] = {
         f"{cores} cores, wall": (cores, time.perf_counter),
         "one thread, processor": (1, time.process_time),

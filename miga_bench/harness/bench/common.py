@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -83,6 +84,12 @@ class TimeMeter:
             return out
 
         return measured
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use; where the system does not say, all there are."""
+    allowed = getattr(os, "sched_getaffinity", None)  # macOS has none
+    return len(allowed(0)) if allowed is not None else os.cpu_count() or 1
 
 
 def prompts_of(backbone: Backbone) -> PromptSchedule:

@@ -43,10 +43,12 @@ def measure(say: Say, repeats: int) -> Part:
 def _rows(what: str, found: dict[str, Any]) -> list[Row]:
     taken, outside = found["seconds_per_frame"], found["share_outside"]
     several = taken["rounds"] > 1
+    memory = found["peak_memory_mib"]
+    peak = "not known" if memory is None else f"{memory:.0f}"
     return [
         Row(
             f"{what}: seconds a frame; evaluations a frame; peak MiB",
-            f"{taken['median']:.4f}; {found['nfe_per_frame']:.2f}; {found['peak_memory_mib']:.0f}",
+            f"{taken['median']:.4f}; {found['nfe_per_frame']:.2f}; {peak}",
             f"{taken['min']:.4f} to {taken['max']:.4f}" if several else "",
         ),
         Row(
@@ -84,7 +86,7 @@ def measure_one(model: str, method: str, repeats: int) -> dict[str, Any]:
         "latents_denoised_per_frame": round(cost.nfe_latents / frames, 3),
         "search_windows": cost.search_windows,
         "share_outside": Spread(tuple(outside)).document(),
-        "peak_memory_mib": peak_memory_mib("cpu")["process"],
+        "peak_memory_mib": peak_memory_mib("cpu").get("process"),
         "loaded_memory_mib": None if loaded is None else loaded / 2**10,
     }
     if isinstance(settings, FifoSettings | MigaSettings):

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
 import torch
 
 from miga_bench.backbones import load_backbone
-from miga_bench.harness.bench.common import MODEL, Part, Row, Say, apart, maker, prompts_of
+from miga_bench.harness.bench.common import (
+    MODEL,
+    Part,
+    Row,
+    Say,
+    apart,
+    maker,
+    prompts_of,
+    usable_cores,
+)
 from miga_bench.harness.bench.plain_loop import PlainLoop
 from miga_bench.harness.bench.rounds import in_turns
 from miga_bench.sampling import CounterNoise, resolve
@@ -34,7 +42,7 @@ def measure(say: Say, repeats: int) -> Part:
     say("warm-up: both once, and whether they make the same")
     difference = apart(ours(), plain.sample(length))
     # One window at a time leaves cores idle that a batch fills: with all of them the gain is another.
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     say(f"{repeats} rounds on {cores} cores")
     torch.set_num_threads(cores)
     together = in_turns(works, repeats, time.perf_counter)

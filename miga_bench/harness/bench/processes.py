@@ -14,7 +14,6 @@ More processes than cores cannot gain; the document has the number of cores.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -26,7 +25,16 @@ import torch
 from miga_bench.backbones import load_backbone
 from miga_bench.errors import FailedError
 from miga_bench.harness.bench import shared_windows
-from miga_bench.harness.bench.common import MODEL, SMALL, Part, Row, Say, in_a_process, maker
+from miga_bench.harness.bench.common import (
+    MODEL,
+    SMALL,
+    Part,
+    Row,
+    Say,
+    in_a_process,
+    maker,
+    usable_cores,
+)
 from miga_bench.harness.bench.rounds import Spread, seconds, timed
 from miga_bench.sampling import METHODS, resolve
 from miga_bench.sampling.estimate import BATCH, estimate
@@ -40,7 +48,7 @@ FRAMES = 1000
 
 def measure(say: Say, repeats: int) -> Part:
     """Measure throughput by items and latency by windows."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     part = Part({"cores": cores, "settings": SMALL, "by_items": {}, "by_windows": {}})
     rates: dict[int, Spread] = {}
     say(f"{', '.join(map(str, COUNTS))} processes, a video each, {repeats} rounds")

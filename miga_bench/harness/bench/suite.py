@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from miga_bench.errors import FailedError, UserError
+from miga_bench.errors import FailedError, UserError, in_print, told
 from miga_bench.harness.bench import MOST_REPEATS, PARTS, REPEATS
 from miga_bench.harness.bench.common import Part, Row, Say
 from miga_bench.harness.output import Output
@@ -32,7 +32,7 @@ def run_parts(only: Sequence[str] | None = None, repeats: int = REPEATS) -> dict
 
     Raises:
         UserError: ``repeats`` is out of range.
-        FailedError: A process that measures failed; the other parts are printed all the same.
+        FailedError: A part failed; the other parts are printed all the same.
     """
     if not 1 <= repeats <= MOST_REPEATS:
         raise UserError(f"--repeats is {repeats}: it must be from 1 to {MOST_REPEATS} rounds")
@@ -40,7 +40,7 @@ def run_parts(only: Sequence[str] | None = None, repeats: int = REPEATS) -> dict
     log = Console(stderr=True, highlight=False, soft_wrap=True)
     names = list(dict.fromkeys(only or PARTS))
     facts = hardware("cpu")
-    failed: list[str] = []
+    failed: dict[str, Exception] = {}
     document: dict[str, Any] = {
         "hardware": facts,
         "versions": versions(),
@@ -53,10 +53,11 @@ def run_parts(only: Sequence[str] | None = None, repeats: int = REPEATS) -> dict
         start = time.perf_counter()
         try:
             part = _measure(name)(partial(_say, log, where), repeats)
-        except FailedError as error:  # the other parts have taken minutes, too
-            failed.append(name)
-            log.print(f"{where}: {error}", markup=False)
-            part = Part({"error": str(error)}, [Row(name, "failed")])
+        except Exception as error:  # whatever it is: the other parts have taken minutes, too
+            failed[name] = error
+            said = in_print(told(error))
+            log.print(f"{where}: {said}", markup=False)
+            part = Part({"error": said}, [Row(name, "failed")])
         log.print(f"{where}: done in {time.perf_counter() - start:.0f} s", markup=False)
         table.add_section()
         for row in part.rows:  # told at once, too, for whoever stops before the table
@@ -69,7 +70,7 @@ def run_parts(only: Sequence[str] | None = None, repeats: int = REPEATS) -> dict
         print(json.dumps(document))
         raise FailedError(
             f"{', '.join(failed)} failed: see above what it said; the rest is measured"
-        )
+        ) from next(iter(failed.values()))
     return document
 
 

@@ -7,7 +7,6 @@ denoiser in ours is what the command takes at that length: PyTorch, or an export
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 
 from miga_bench.backbones import load_backbone
 from miga_bench.errors import FailedError
-from miga_bench.harness.bench.common import MODEL, PROMPT, Part, Row, Say
+from miga_bench.harness.bench.common import MODEL, PROMPT, Part, Row, Say, usable_cores
 from miga_bench.harness.bench.plain_loop import PlainLoop
 from miga_bench.harness.bench.rounds import in_turns, timed
 from miga_bench.harness.generate import generate
@@ -33,7 +32,7 @@ MOST_APART = 0.1
 
 def measure(say: Say, repeats: int, frames: int = DEFAULT_FRAMES) -> Part:
     """Make the video by both in turns."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     torch.set_num_threads(cores)
     try:
         with tempfile.TemporaryDirectory() as name:

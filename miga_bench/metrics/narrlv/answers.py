@@ -130,9 +130,14 @@ class AnswerFile:
 
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise UserError(
                     f"{self.path} is being written by another process; wait for it or choose another file"
+                ) from None
+            except OSError as error:
+                raise UserError(
+                    f"{self.path} takes no lock ({error.strerror}), without which two processes could write"
+                    " it: choose a file on another disk"
                 ) from None
 
     def _write(self, record: Mapping[str, Any]) -> None:

@@ -32,7 +32,8 @@ VOCABULARY = WeightFile(
     url="https://raw.githubusercontent.com/openai/CLIP/main/clip/bpe_simple_vocab_16e6.txt.gz",
 )
 _INSTALL = (
-    f'{original.INSTALL} && pip install torchvision timm decord einops regex ftfy "setuptools<81"'
+    f"{original.INSTALL} && pip install torchvision timm decord einops regex ftfy"
+    ' "setuptools<81"  # decord: x86-64 only'
 )
 
 
