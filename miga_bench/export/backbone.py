@@ -173,9 +173,10 @@ class ExportedBackbone(Backbone):
         sidecar = self._sidecar("text_encoder")
         return OnnxText(
             sidecar,
-            lambda: Session(sidecar, self._plain_device, check=False),
+            lambda device: Session(sidecar, device, check=False),
             self.facts.folder / "tokenizer",
             self.facts,
+            self._plain_device,
         )
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
