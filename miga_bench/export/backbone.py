@@ -121,9 +121,8 @@ class ExportedBackbone(Backbone):
         That is the facts (schedule, rates, window), the tokenizer, and text encoder and autoencoder: as
         graphs, or what they are in PyTorch where the folder is without.
         """
-        facts = {
-            k: v for k, v in asdict(self.facts).items() if k not in ("folder", "negative_prompt")
-        }
+        aside = ("folder", "negative_prompt", "row_bytes")
+        facts = {k: v for k, v in asdict(self.facts).items() if k not in aside}
         total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         for name in ("text_encoder", *self._decoders()):
             if (self.facts.folder / f"{name}.json").is_file():

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from tensorrt_fixtures import small_export
 
 from miga_bench.errors import Notice, UserError, is_out_of_memory
-from miga_bench.export import backbone, provider_cache, providers
+from miga_bench.export import backbone, onnx_denoiser, provider_cache, providers
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.graphs import Extent
 from miga_bench.export.onnx_denoiser import OnnxDenoiser
@@ -348,6 +348,58 @@ def test_without_a_place_for_engines_they_are_built_each_time(library, export, c
     assert "trt_engine_cache_path" not in library.calls[-1][0][TRT]
 
 
+def about(family="videocrafter2", row_bytes=None):
+    return SimpleNamespace(operations=None, rotary=None, family=family, row_bytes=row_bytes)
+
+
+def rows(sidecar, facts, provider="cuda"):
+    session = SimpleNamespace(sidecar=sidecar, provider=provider, device=torch.device("cpu"))
+    return OnnxDenoiser(session, facts, fps=8)
+
+
+def test_a_call_has_the_rows_that_memory_is_free_for(export, monkeypatch):
+    free = []
+    monkeypatch.setattr(onnx_denoiser, "free_bytes", lambda device: free[0])
+    wan, half = about("wan", 100), attending(export)
+    for bytes_, count in ((None, 8), (0, 1), (500, 4), (10**9, 128)):
+        free[:] = [bytes_]
+        assert rows(half, wan).rows_that_fit() == count
+    free[:] = [500]
+    denoiser = rows(half, wan)
+    other = denoiser.telling(12)
+    assert denoiser.rows_that_fit() == 4
+    free[:] = [0]  # ONNX Runtime keeps what it took, and uses it again
+    assert denoiser.rows_that_fit() == other.rows_that_fit() == 4
+    # no estimate: an older export, scores in memory, a type whose attention may hold them
+    for sidecar, facts in (
+        (half, about("wan")),
+        (export, wan),
+        (attending(export, "fp32"), wan),
+    ):
+        assert rows(sidecar, facts).rows_that_fit() == 8
+    assert rows(half, wan, "tensorrt").rows_that_fit() == 4  # its engine's
+
+
+def test_no_more_rows_than_a_grid_has_blocks_for(export, monkeypatch):
+    """Breaks on VideoCrafter2 at 320x512 with 13 windows a call: 26 rows of 2560 places each."""
+    monkeypatch.setattr(onnx_denoiser, "free_bytes", lambda device: 10**9)
+    latents = Port("float32", ["batch", 4, "frames", 40, 64], *([2, 4, 16, 40, 64],) * 3)
+    large = dataclasses.replace(attending(export), inputs={**export.inputs, "latents": latents})
+    vc2 = about(row_bytes=100)
+    assert rows(large, vc2).rows_that_fit() == 25
+    assert rows(large, about()).rows_that_fit() == 8
+    assert rows(large, about("wan", 100)).rows_that_fit() == 128
+    denoiser, calls = rows(large, vc2), []
+
+    def run(inputs):
+        calls.append(len(inputs["latents"]))
+        return {"prediction": inputs["latents"]}
+
+    monkeypatch.setattr(denoiser, "session", run)
+    denoiser(torch.zeros(26, 4, 2, 4, 4), torch.zeros(26, 2), torch.zeros(26, 7, 16))
+    assert calls == [13, 13]
+
+
 def test_results_go_only_where_the_graph_can_write_them(export):
     session = Session(export)
     inputs = {
@@ -381,7 +433,7 @@ def test_a_providers_engine_gets_no_more_rows_than_it_takes(export):
             calls.append(len(inputs["latents"]))
             return {"prediction": inputs["latents"]}
 
-    denoiser = OnnxDenoiser(Fake(), SimpleNamespace(operations=None, rotary=None), fps=8)
+    denoiser = OnnxDenoiser(Fake(), about(), fps=8)
     latents = torch.randn(9, 4, 5, 8, 8)
     assert torch.equal(denoiser(latents, torch.zeros(9, 5), torch.zeros(9, 7, 16)), latents)
     assert calls == [3, 3, 3]
