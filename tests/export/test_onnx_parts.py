@@ -273,7 +273,8 @@ def test_what_decides_a_video_beside_the_graph_is_in_its_identity(tmp_path):
     assert opened(folder).configuration_hash == plain.configuration_hash
     seen = {plain.configuration_hash}
     facts = json.loads((folder / "backbone.json").read_text())
-    for change, counts in (("negative_prompt", False), ("flow_shift", True), ("frame_rate", True)):
+    decide = {"negative_prompt": False, "row_bytes": False, "flow_shift": True, "frame_rate": True}
+    for change, counts in decide.items():
         value = "blurred" if change == "negative_prompt" else facts[change] + 1
         (folder / "backbone.json").write_text(json.dumps(facts | {change: value}))
         found = opened(folder).configuration_hash

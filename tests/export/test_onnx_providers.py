@@ -21,6 +21,7 @@ from miga_bench.export.onnx_denoiser import OnnxDenoiser
 from miga_bench.export.request import OnnxRequest
 from miga_bench.export.session import Session
 from miga_bench.export.sidecar import Port
+from miga_bench.export.triton import config
 
 CUDA, TRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
 
@@ -209,6 +210,14 @@ def test_attention_is_not_left_to_the_cpu_in_silence(library, export, monkeypatc
     Session(graph, provider="cpu")
     monkeypatch.setattr(onnxruntime, "__version__", "1.25.0")
     Session(graph, provider=provider)
+
+
+def test_a_servers_note_advises_what_is_of_use(export):
+    for sidecar, remedy in (
+        (attending(export), "export with --opset 20 for that"),
+        (long(attending(export)), "take a newer one"),
+    ):
+        assert f"# whatever the instance group says; {remedy}\n" in config(sidecar, "x")
 
 
 @pytest.mark.parametrize("provider", ["tensorrt", "tensorrt-rtx"])
