@@ -20,11 +20,14 @@ examples:
 The folder holds the graphs, beside each its record (.json: shapes, operators, hashes, parity with PyTorch at
 several shapes), the tokenizer, backbone.json and a model card. It is there whole or not at all: a graph that
 is further from PyTorch than 1e-4 (fp32) or 5e-3 (fp16) of the largest value is not kept (exit code 1).
-Opset 23 is for TensorRT 10.15 and newer and, on a GPU, for ONNX Runtime 1.25 and newer; 20 is for older ones.
+Opset 23 is for TensorRT 10.15 and newer and, on a GPU, for ONNX Runtime 1.25 and newer; 20 is for older ones
+and small sizes: it has no operator for attention, whose scores are then in memory, 25.8 GB for each row of
+Wan2.1-1.3B at 480x832 in fp16.
 fp16 and bf16 are the denoiser's; the autoencoder stays in fp32, and text encoders compute in it (large ones of
 Wan keep their weights in bf16). bf16 is for TensorRT (export tensorrt), whose engines are held against PyTorch
-when they are built; for onnx+cuda take fp16. Text encoder and autoencoder that --parts leaves out come from
-the model's own weights in PyTorch."""
+when they are built; for ONNX Runtime on a GPU take fp16, without which onnx+tensorrt and onnx+tensorrt-rtx open
+no graph of opset 23. Text encoder and autoencoder that --parts leaves out come from the model's own weights in
+PyTorch."""
 
 
 def _names(text: str) -> tuple[str, ...]:

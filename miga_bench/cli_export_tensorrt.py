@@ -13,21 +13,24 @@ SUMMARY = "Build TensorRT engines of an exported denoiser."
 EXAMPLES = """\
 examples:
   miga-bench export tensorrt wan-onnx                              (for this machine's GPU)
-  miga-bench export tensorrt wan-onnx --compute-capability 8.9,12.0  (for RTX 40 and 50, no GPU needed)
-  miga-bench export tensorrt wan-onnx --profile batch=2:2:8,frames=21
-  miga-bench export tensorrt wan-onnx --profile batch=2,frames=21 --profile batch=8,frames=21
+  miga-bench export tensorrt wan-onnx --library tensorrt_rtx --compute-capability 8.9,12.0
+                                                                   (for RTX 40 and 50, no GPU needed)
+  miga-bench export tensorrt wan-onnx --profile batch=1:4:8,frames=2:21:21
+  miga-bench export tensorrt wan-onnx --profile batch=1:2:2,frames=2:21:21 --profile batch=8,frames=21
   miga-bench export tensorrt wan-onnx --weight-streaming           (more weights than GPU memory)
-  miga-bench export tensorrt wan-onnx --refittable
+  miga-bench export tensorrt wan-onnx --refittable                 (needs a GPU)
   miga-bench export tensorrt wan-lora-onnx --refit wan-onnx/engines/NAME.engine
 
 DIR is what miga-bench export onnx wrote; engines go to DIR/engines, each with a record. An engine computes
 in the precision of the ONNX file, and runs on one kind of GPU and with one version of one library:
 tensorrt builds for the GPU it runs on, tensorrt_rtx for GeForce and RTX cards (7.5, 8.0, 8.6, 8.9, 12.0,
 12.1) on any machine. A profile gives least, usual and largest batch and frames (NAME=SIZE for one size);
-what it leaves out is as in the export. Guidance doubles the batch. What is built already is not built again.
+what it leaves out is as in the export. Guidance doubles the batch; where there is none, as at levels that
+guidance_from leaves out, a call may have a single row. What is built already is not built again.
 Where there is a GPU that an engine is for, it is run once after it was built or refitted, on an input that
 the export holds with PyTorch's float32 answer; one that is off by more than 1e-2 (fp32), 2e-2 (fp16) or 1e-1
-(bf16) of the largest value is not kept (exit code 1)."""
+(bf16) of the largest value is not kept (exit code 1). That input has a window's latents, or the fewest where
+windows are long (2): an engine without a profile that takes as many is not compared."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         dest="profiles",
-        help="sizes to take, like batch=2:2:8,frames=21; may be given several times (the export's)",
+        help="sizes to take, like batch=1:4:8,frames=2:21:21; may be given several times (the export's)",
     )
     parser.add_argument(
         "--compute-capability",

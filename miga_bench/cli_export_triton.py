@@ -15,7 +15,7 @@ examples:
   tritonserver --model-repository models
 
 Attention of opset 23 runs on a GPU from ONNX Runtime 1.25 on, and on the CPU of a server with an older one:
-export onnx with --opset 20 for that."""
+for that, export small models by export onnx --opset 20; large ones need the newer server."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from miga_bench.backbones.residence import pick_dtype
+from miga_bench.errors import Notice
 from miga_bench.harness import machine, provenance
 from miga_bench.harness.files import write_json
 from miga_bench.harness.provenance import forget_peak_memory, peak_memory_mib
@@ -98,6 +99,18 @@ def test_a_gpu_that_nothing_has_used_has_no_peak_to_forget(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
     forget_peak_memory("cuda:0")
+
+
+def test_what_torch_does_not_see_of_a_gpu_is_not_told_as_all_of_it(monkeypatch):
+    """Breaks if an exported denoiser is recorded with torch's share of the GPU alone."""
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 << 20)
+    provenance._tell_untold.cache_clear()
+    for denoiser in ("torch", "compile"):
+        assert peak_memory_mib("cuda:0", denoiser)["gpu"] == 3
+    with pytest.warns(Notice, match=r"the peak memory of cuda:0 is not recorded: PyTorch"):
+        assert "gpu" not in peak_memory_mib("cuda:0", "onnx+cuda:fp16:0123456789abcdef")
+    assert list(peak_memory_mib("cuda:0", "tensorrt:bf16:0123456789abcdef")) == ["process"]
+    provenance._tell_untold.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -17,8 +16,9 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from miga_bench.backbones.embedding_cache import EmbeddingCache
+from miga_bench.backbones.memory import tell_crowded
 from miga_bench.backbones.prompt_text import PromptText, clean_prompt
-from miga_bench.errors import Notice, UserError, is_out_of_memory
+from miga_bench.errors import UserError, is_out_of_memory
 
 
 def _as_released(folder: Path) -> Tokenizer | None:
@@ -213,14 +213,3 @@ class EncoderText(PromptText):
     @abstractmethod
     def _rows(self, encoder: Any, tokens: list[int]) -> Tensor:
         """Return what an encoder makes of tokens ``[rows, D]``, on the CPU."""
-
-
-def tell_crowded(device: torch.device) -> None:
-    """Say that texts are encoded in main memory, and give back what the device still holds of the encoder."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    warnings.warn(
-        f"out of memory on {device} for the text encoder: it runs on the CPU, which takes longer",
-        Notice,
-        stacklevel=2,
-    )

@@ -17,7 +17,7 @@ from torch import Tensor
 from miga_bench.backbones import BACKBONES, memory
 from miga_bench.backbones.base import Backbone, FrameAttention
 from miga_bench.backbones.embedding_cache import EmbeddingCache
-from miga_bench.backbones.encoder_text import EncoderText, tell_crowded
+from miga_bench.backbones.encoder_text import EncoderText
 from miga_bench.backbones.residence import Residence
 from miga_bench.errors import UserError, is_out_of_memory
 from miga_bench.offline import cache_folder
@@ -205,7 +205,7 @@ def text_side(
                     if device.type == "cpu" or not is_out_of_memory(error):
                         raise
                 crowded.append(device)  # only now is the error gone, and what was loaded with it
-                tell_crowded(device)
+                memory.tell_crowded(device)
             return load_encoder(dtype, torch.device("cpu"))
 
     return kind(

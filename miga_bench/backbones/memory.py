@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from miga_bench.backbones.base import HEADROOM, Backbone
+from miga_bench.errors import Notice
 
 CPU_WINDOWS = 8
 MOST_WINDOWS = 64
@@ -96,3 +98,14 @@ def default_batch(backbone: Backbone) -> int:
     if free is None:  # not known: nothing but the user's own batch is a better guess
         return CPU_WINDOWS
     return max(1, min(most, int(HEADROOM * free / (2 * (row or 1)))))
+
+
+def tell_crowded(device: torch.device) -> None:
+    """Say that texts are encoded in main memory, and give back what the device still holds of the encoder."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    warnings.warn(
+        f"out of memory on {device} for the text encoder: it runs on the CPU, which takes longer",
+        Notice,
+        stacklevel=2,
+    )

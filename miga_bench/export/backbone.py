@@ -31,7 +31,8 @@ from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.facts import ExportFacts
 from miga_bench.export.onnx_denoiser import OnnxDenoiser, OnnxImageDecoder, OnnxWanDecoder
 from miga_bench.export.onnx_text import OnnxText
-from miga_bench.export.session import Session, runs
+from miga_bench.export.providers import gpu_index, runs, trouble
+from miga_bench.export.session import Session
 from miga_bench.export.sidecar import Sidecar
 from miga_bench.export.torch_parts import TorchParts
 
@@ -102,11 +103,12 @@ class ExportedBackbone(Backbone):
             "vae": "autoencoder" not in missing,
         }
         aside = [part for part, exported in self._exported.items() if exported]
-        if aside and self._plain_device == "cpu" and torch.device(self._device).type == "cuda":
+        place = torch.device(self._device)
+        if aside and self._plain_device == "cpu" and place.type == "cuda":
             warnings.warn(
                 f"ONNX Runtime cannot use {self._device}: exported parts ({', '.join(aside)}) run on the CPU,"
-                " slowly at real size; install onnxruntime-gpu in place of onnxruntime, or export --parts"
-                " denoiser, beside which the rest runs in PyTorch on the GPU",
+                f" slowly at real size; {trouble('cuda', gpu_index(place))}; or export --parts denoiser, beside"
+                " which the rest runs in PyTorch on the GPU",
                 Notice,
                 stacklevel=2,
             )
@@ -119,9 +121,8 @@ class ExportedBackbone(Backbone):
         That is the facts (schedule, rates, window), the tokenizer, and text encoder and autoencoder: as
         graphs, or what they are in PyTorch where the folder is without.
         """
-        facts = {
-            k: v for k, v in asdict(self.facts).items() if k not in ("folder", "negative_prompt")
-        }
+        aside = ("folder", "negative_prompt", "row_bytes")
+        facts = {k: v for k, v in asdict(self.facts).items() if k not in aside}
         total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         for name in ("text_encoder", *self._decoders()):
             if (self.facts.folder / f"{name}.json").is_file():
@@ -160,7 +161,7 @@ class ExportedBackbone(Backbone):
     def _plain_device(self) -> str:
         """Where exported text encoder and autoencoder run: beside the denoiser if ONNX Runtime can."""
         place = torch.device(self._device)
-        on_gpu = place.type == "cuda" and runs("cuda", place.index or 0)
+        on_gpu = place.type == "cuda" and runs("cuda", gpu_index(place))
         return self._device if on_gpu else "cpu"
 
     @cached_property
@@ -173,9 +174,10 @@ class ExportedBackbone(Backbone):
         sidecar = self._sidecar("text_encoder")
         return OnnxText(
             sidecar,
-            lambda: Session(sidecar, self._plain_device, check=False),
+            lambda device: Session(sidecar, device, check=False),
             self.facts.folder / "tokenizer",
             self.facts,
+            self._plain_device,
         )
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
@@ -282,11 +284,13 @@ def _device(choice: DenoiserChoice, device: str | None) -> str:
 
     on_gpu = choice.kind == "tensorrt" or choice.provider not in (None, "cpu")
     if choice.kind == "onnx" and choice.provider is None and device is None:
-        on_gpu = runs("cuda")
-        if torch.cuda.is_available() and not on_gpu:
+        here = torch.cuda.is_available()
+        gpu = gpu_index(torch.device("cuda")) if here else 0
+        on_gpu = here and runs("cuda", gpu)
+        if here and not on_gpu:
             warnings.warn(
-                "ONNX Runtime cannot use the GPU here, and all runs on the CPU: install onnxruntime-gpu in"
-                " place of onnxruntime, or leave out --denoiser",
+                f"ONNX Runtime cannot use the GPU here, and all runs on the CPU: {trouble('cuda', gpu)}, or"
+                " leave out --denoiser",
                 Notice,
                 stacklevel=2,
             )

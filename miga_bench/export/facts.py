@@ -30,6 +30,8 @@ class ExportFacts:
         frames_per_latent: Frames of every latent but, on Wan, the first.
         rotary: On Wan: width of a head, and patch.
         flow_shift: On Wan: of the schedule.
+        row_bytes: About what a row of a window takes in a denoiser call, by ``Backbone.clip_bytes``; None in
+            exports that are older than it. It decides no video.
         defaults: On VideoCrafter2: ``fps``, ``fps_range``, ``grid``, ``rescale``, ``eta``.
     """
 
@@ -46,6 +48,7 @@ class ExportFacts:
     frames_per_latent: int
     rotary: dict[str, Any] | None = None
     flow_shift: float | None = None
+    row_bytes: int | None = None
     defaults: dict[str, Any] | None = None
 
     @classmethod

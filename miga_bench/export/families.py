@@ -218,6 +218,7 @@ def facts(backbone: Any) -> dict[str, Any]:
         "negative_prompt": backbone.negative_prompt,
         "text": {"length": text.length, "unknown": text.unknown},
         "row_flops": flops_polynomial(backbone),
+        "row_bytes": backbone.clip_bytes(backbone.window),
     }
     if backbone.family == "wan":
         rotary = backbone.denoiser.rotary

@@ -7,12 +7,14 @@ import copy
 import torch
 from torch import Tensor
 
-from miga_bench.backbones.memory import PIXELS_AT_ONCE
+from miga_bench.backbones.base import HEADROOM
+from miga_bench.backbones.memory import MOST_WINDOWS, PIXELS_AT_ONCE, free_bytes
 from miga_bench.backbones.rotary import Rotary
 from miga_bench.export.facts import ExportFacts
 from miga_bench.export.session import Session
 
-GPU_WINDOWS = 4
+GPU_WINDOWS = 4  # where a row's memory is not known
+GRID = 65535  # blocks of a CUDA grid along its second and third axis
 
 
 class OnnxDenoiser:
@@ -32,11 +34,12 @@ class OnnxDenoiser:
             self._rotary = Rotary(facts.rotary["head_dim"], *facts.rotary["patch"])
         rows = session.sidecar.inputs["latents"].shape[0]
         self._rows = rows if isinstance(rows, int) else None
-        self._most: int | None = (
-            None  # an engine is built for so many rows, other providers take any
-        )
-        if session.provider.startswith("tensorrt"):
-            self._most = session.sidecar.inputs["latents"].max[0]
+        self._most = _most_rows(session, facts)
+        # the estimate is of attention that holds no scores, which there is for half precision
+        half = session.provider == "cuda" and session.sidecar.precision == "fp16"
+        known = half and session.sidecar.operators.get("Attention")
+        self._row_bytes = facts.row_bytes if known else None
+        self._fitting: list[int] = []  # shared with copies of another rate
 
     def telling(self, fps: float) -> OnnxDenoiser:
         """Return this denoiser, the session shared, with another frame rate to tell the network."""
@@ -45,8 +48,22 @@ class OnnxDenoiser:
         return other
 
     def rows_that_fit(self) -> int:
-        """Return the rows that a call on a GPU is to have."""
-        return self._most or 2 * GPU_WINDOWS
+        """Return the rows that a call on a GPU is to have.
+
+        Memory is looked at once: ONNX Runtime keeps what the first calls took for later ones.
+        """
+        if not self._fitting:
+            self._fitting.append(self._rows_that_fit())
+        return self._fitting[0]
+
+    def _rows_that_fit(self) -> int:
+        if self._most and self.session.provider.startswith("tensorrt"):
+            return self._most
+        rows = 2 * GPU_WINDOWS
+        free = free_bytes(self.session.device) if self._row_bytes else None
+        if free is not None and self._row_bytes:
+            rows = min(2 * MOST_WINDOWS, int(HEADROOM * free) // self._row_bytes)
+        return max(1, min(rows, self._most or rows))
 
     def __call__(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         """Predict, see ``Denoiser``.
@@ -78,6 +95,18 @@ class OnnxDenoiser:
         if self.fps is not None:
             inputs["fps"] = torch.full((len(latents),), self.fps)
         return self.session(inputs)["prediction"].to(latents.dtype)
+
+
+def _most_rows(session: Session, facts: ExportFacts) -> int | None:
+    """Return the most rows that a call of a provider takes; None for any number."""
+    latents = session.sidecar.inputs["latents"]
+    if session.provider.startswith("tensorrt"):
+        return latents.max[0]  # an engine is built for so many
+    if session.provider != "cuda" or facts.family != "videocrafter2":
+        return None
+    # attention over frames is done at every place alone, and a grid has an axis of rows times places
+    *_, height, width = latents.max
+    return max(1, GRID // (height * width))
 
 
 class OnnxWanDecoder:

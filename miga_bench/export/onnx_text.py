@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from tokenizers import Tokenizer
@@ -11,27 +13,32 @@ from torch import Tensor
 
 from miga_bench.backbones.checkpoint import BIG_ENCODER, fingerprint_of
 from miga_bench.backbones.embedding_cache import EmbeddingCache
+from miga_bench.backbones.memory import tell_crowded
 from miga_bench.backbones.prompt_text import PromptText, clean_prompt
-from miga_bench.errors import UserError
+from miga_bench.errors import UserError, is_out_of_memory
 from miga_bench.export.facts import ExportFacts
 from miga_bench.export.session import Session
 from miga_bench.export.sidecar import Sidecar
 from miga_bench.offline import cache_folder
 
 PADDING = 0
+KNOWN = 64  # embeddings of a small encoder that stay in memory
+
+Made = TypeVar("Made")
 
 
 class OnnxText(PromptText):
     """An exported text encoder.
 
     As in PyTorch, a large one is loaded for prompts that are new, its embeddings are kept on disk, and it
-    leaves memory behind every ``encode``.
+    leaves memory behind every ``encode``. One for which memory runs out goes on on the CPU, and a line says so.
 
     Args:
         sidecar: The encoder's.
-        open_session: Loads its graph, whose files were held against their hashes.
+        open_session: Loads its graph on a device; its files were held against their hashes.
         folder: The tokenizer's.
         facts: Of the backbone.
+        device: Where it is to run, as torch names it.
 
     Raises:
         UserError: The encoder's files are missing or damaged, or the tokenizer is.
@@ -40,11 +47,12 @@ class OnnxText(PromptText):
     def __init__(
         self,
         sidecar: Sidecar,
-        open_session: Callable[[], Session],
+        open_session: Callable[[str], Session],
         folder: Path,
         facts: ExportFacts,
+        device: str = "cpu",
     ) -> None:
-        self.sidecar, self._open = sidecar, open_session
+        self.sidecar, self._open, self._device = sidecar, open_session, device
         self.length, self._unknown = int(facts.text["length"]), facts.text["unknown"]
         path = folder / "tokenizer.json"
         try:
@@ -58,11 +66,11 @@ class OnnxText(PromptText):
         sidecar.check()
         size = sum((sidecar.folder / name).stat().st_size for name in sidecar.sha256)
         self._session: Session | None = None
-        self._known: dict[str, Tensor] = {}
+        self._known: OrderedDict[str, Tensor] = OrderedDict()  # by prompt, the last used last
         self._cache = EmbeddingCache(cache_folder("text")) if size >= BIG_ENCODER else None
         self._identity = f"{sidecar.identity} {fingerprint_of([path], folder)}"
         if self._cache is None:
-            self._session = open_session()
+            self._at_work(lambda session: None)
 
     @property
     def loaded(self) -> bool:
@@ -105,6 +113,9 @@ class OnnxText(PromptText):
         if self._cache is None:
             if prompt not in self._known:
                 self._known[prompt] = self._run(tokens)
+                if len(self._known) > KNOWN:
+                    self._known.popitem(last=False)
+            self._known.move_to_end(prompt)
             return self._known[prompt]
         path = self._cache.path(self._identity, tokens, self.length, torch.float32)
         row = self._cache.load(path)
@@ -116,10 +127,25 @@ class OnnxText(PromptText):
         return torch.nn.functional.pad(row, (0, 0, 0, self.length - len(row)))
 
     def _run(self, tokens: list[int]) -> Tensor:
-        if self._session is None:
-            self._session = self._open()
         missing = self.length - len(tokens)
         inputs = {"tokens": torch.tensor([tokens + [PADDING] * missing])}
         if "mask" in self.sidecar.inputs:
             inputs["mask"] = torch.tensor([[1] * len(tokens) + [0] * missing])
-        return self._session(inputs)["text"][0].cpu()
+        return self._at_work(lambda session: session(inputs)["text"][0].cpu())
+
+    def _at_work(self, work: Callable[[Session], Made]) -> Made:
+        """Return what comes of some work with the encoder, loaded if it is not; if need be on the CPU."""
+        try:
+            return work(self._loaded())
+        except Exception as error:
+            if self._device == "cpu" or not is_out_of_memory(error):
+                raise
+        # only now is the error gone, and what it held
+        crowded, self._device, self._session = self._device, "cpu", None
+        tell_crowded(torch.device(crowded))
+        return work(self._loaded())
+
+    def _loaded(self) -> Session:
+        if self._session is None:
+            self._session = self._open(self._device)
+        return self._session

@@ -13,7 +13,7 @@ from miga_bench.export.sidecar import PRECISIONS
 
 OPSETS = {
     23: "TensorRT 10.15 and newer, ONNX Runtime 1.23 and newer (on a GPU 1.25)",
-    20: "older ones",
+    20: "older ones, at small sizes: without Attention as an operator all of its scores are in memory",
 }
 BF16_FROM = 22  # of opsets
 PARTS = ("denoiser", "text", "vae")

@@ -4,69 +4,33 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
 from torch import Tensor
 
-from miga_bench.errors import UserError
+from miga_bench.errors import UserError, is_out_of_memory
+from miga_bench.export.attention import opset_20_would_do
 from miga_bench.export.provider_cache import (
     alone,
     runtime_version,
     tensorrt_rtx_settings,
     tensorrt_settings,
 )
+from miga_bench.export.providers import PROVIDERS, SILENT, built_in, does_not_start, gpu_index
 from miga_bench.export.sidecar import Sidecar
 
-# name -> ONNX Runtime's name, and what to install for it
-PROVIDERS: dict[str, tuple[str, str]] = {
-    "cpu": ("CPUExecutionProvider", "onnxruntime"),
-    "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
-    # it is linked against libnvinfer.so.10, and the package tensorrt brings 11
-    "tensorrt": ("TensorrtExecutionProvider", 'onnxruntime-gpu "tensorrt-cu13>=10.15,<11"'),
-    "tensorrt-rtx": (
-        "NvTensorRTRTXExecutionProvider",
-        "onnxruntime-gpu onnxruntime-ep-nv-tensorrt-rtx-cu13",
-    ),
-}
 _RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 _ATTENTION_FROM = (1, 25)  # microsoft/onnxruntime, issue 28025 and pull request 27542
-_SILENT = 4  # what goes wrong comes as an exception, and is told in one line
-onnxruntime.set_default_logger_severity(_SILENT)
+# What TensorRT says of an Attention that it has no kernel for; ONNX Runtime tells only that no engine was made.
+_NO_KERNEL = ("dedicated kernel", "decomposable")
+_NO_ENGINE = "failed to create engine"
 
 
-@cache
-def runs(provider: str, device: int = 0) -> bool:
-    """Tell whether sessions really open on a provider; ONNX Runtime lists what it was built with.
-
-    Args:
-        provider: A name in ``PROVIDERS`` but ``tensorrt-rtx``, which comes as a plugin.
-        device: Which GPU: a session leaves something on the one that it opened on.
-    """
-    name, _ = PROVIDERS[provider]
-    if name not in onnxruntime.get_available_providers():
-        return False
-    ports = [onnx.helper.make_tensor_value_info(x, onnx.TensorProto.FLOAT, [1]) for x in "xy"]
-    node = onnx.helper.make_node("Identity", ["x"], ["y"])
-    graph = onnx.helper.make_graph([node], "probe", ports[:1], ports[1:])
-    opset = [onnx.helper.make_opsetid("", 17)]
-    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _SILENT
-    try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(),
-            options,
-            providers=[name if provider == "cpu" else (name, {"device_id": str(device)})],
-            enable_fallback=0,
-        )
-    except Exception:  # ONNX Runtime's own kinds have no base but this
-        return False
-    return bool(session.get_providers()[0] == name)
+class OutOfMemoryError(UserError):
+    """Memory ran out while a graph was opened; ``is_out_of_memory`` knows it by this name."""
 
 
 class Session:
@@ -80,6 +44,7 @@ class Session:
 
     Raises:
         UserError: Files are missing or damaged, the provider is not installed, or the graph is none.
+        OutOfMemoryError: The same, for want of memory.
     """
 
     def __init__(
@@ -91,24 +56,30 @@ class Session:
     ) -> None:
         if check:
             sidecar.check()
-        self.sidecar, self.device = sidecar, torch.device(device)
+        place = torch.device(device)
+        # once: another GPU may be torch's current one when the graph is called
+        self.index = gpu_index(place)
+        self.device = torch.device("cuda", self.index) if place.type == "cuda" else place
+        self.sidecar = sidecar
         self.provider = provider or ("cuda" if self.device.type == "cuda" else "cpu")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1
-        options.log_severity_level = _SILENT
+        options.log_severity_level = SILENT
         try:
             self._session = self._open(options)
         except UserError:
             raise
         except Exception as error:  # ONNX Runtime's own kinds have no base but this
-            raise self._failure(" ".join(str(error).split())[:200]) from None
+            raise self._failure(error) from None
         name, _ = PROVIDERS[self.provider]
         running = self._session.get_providers()[0]
         if running != name:  # it goes on with the next provider where one does not start
+            # of TensorRT it lacks the version that it was linked against more often than anything else
+            remedy = does_not_start("cuda") if self.provider == "cuda" else self._install()
             raise UserError(
-                f"ONNX Runtime could not start {name}, only {running}{self._found()}: {self._install()}; GPU,"
-                " driver and CUDA have to be what it was made for"
+                f"ONNX Runtime could not start {name}, only {running}{self._found()}: {remedy}; or use another"
+                f" provider ({self._others()})"
             )
 
     def _open(self, options: Any) -> Any:
@@ -117,19 +88,21 @@ class Session:
         # weights that the graph casts stay as small as they are stored, and are cast when it is their turn
         left_out = ["ConstantFolding"] if self.sidecar.stored else None
         more: dict[str, Any] = {"disabled_optimizers": left_out, "enable_fallback": 0}
+        self._check_attention()
         if self.provider == "tensorrt-rtx":
             self._add_plugin(options, name)
             return onnxruntime.InferenceSession(path, options, **more)
-        if name not in onnxruntime.get_available_providers():
+        if not built_in(self.provider):
             raise self._not_installed()
         chain: list[Any] = ["CPUExecutionProvider"]
         settings: dict[str, str] = {}
         if self.provider != "cpu":
-            self._check_attention()
-            device = {"device_id": str(self.device.index or 0)}
+            device = {"device_id": str(self.index)}
             # fp32 is to mean fp32; who wants speed exports fp16
-            exact = {"use_tf32": "0"} if self.sidecar.precision == "fp32" else {}
-            chain.insert(0, ("CUDAExecutionProvider", device | exact))
+            tf32 = {"use_tf32": "0"} if self.sidecar.precision == "fp32" else {}
+            # by default memory grows to the next power of two, beside which torch needs its own
+            arena = {"arena_extend_strategy": "kSameAsRequested"}
+            chain.insert(0, ("CUDAExecutionProvider", device | arena | tf32))
             if self.provider == "tensorrt":
                 settings = device | tensorrt_settings(self.sidecar, self.device, _tensorrt())
                 chain.insert(0, (name, settings))
@@ -137,22 +110,50 @@ class Session:
             return onnxruntime.InferenceSession(path, options, providers=chain, **more)
 
     def _check_attention(self) -> None:
-        """Refuse a graph of which a GPU's provider would leave the most work to the CPU, in silence."""
-        if self.sidecar.operators.get("Attention") and runtime_version() < _ATTENTION_FROM:
+        """Refuse attention that a provider cannot do, or would leave to the CPU in silence."""
+        if self.provider == "cpu" or not self.sidecar.operators.get("Attention"):
+            return
+        if self.provider.startswith("tensorrt") and self.sidecar.precision == "fp32":
+            raise self._no_kernel()
+        if self.provider != "tensorrt-rtx" and runtime_version() < _ATTENTION_FROM:
+            older = ", or export with --opset 20" if opset_20_would_do(self.sidecar) else ""
             raise UserError(
                 f"{self.sidecar.path} has Attention, which onnxruntime {onnxruntime.__version__} computes on"
-                " the CPU whatever the provider: install onnxruntime-gpu 1.25 or newer, or export with"
-                " --opset 20"
+                f" the CPU whatever the provider: install onnxruntime-gpu 1.25 or newer{older}"
             )
 
-    def _failure(self, reason: str) -> UserError:
+    def _no_kernel(self, reason: str = "", perhaps: bool = False) -> UserError:
+        """Return what a user reads of an Attention that TensorRT cannot do as ONNX Runtime hands it over."""
+        sidecar, (name, _) = self.sidecar, PROVIDERS[self.provider]
+        ways = ["--precision fp16"] if sidecar.precision == "fp32" else []
+        ways += ["--opset 20"] if opset_20_would_do(sidecar) else []
+        export = f"export with {' or '.join(ways)}, or use" if ways else "use"
+        has = "may be short of memory, or have" if perhaps else "has"
+        return UserError(
+            f"{sidecar.path} cannot be opened on {name}{reason}: TensorRT {has} no kernel for its Attention in"
+            f" {sidecar.precision}, which ONNX Runtime does not let it do in parts; {export} tensorrt:FOLDER,"
+            " whose engines do"
+        )
+
+    def _failure(self, error: Exception) -> UserError:
         """Return what a user reads of a graph that ONNX Runtime refused."""
         path, (name, _) = self.sidecar.path, PROVIDERS[self.provider]
+        whole = " ".join(str(error).split())
+        reason = whole[:200]
         if "NOT_IMPLEMENTED" in reason:
             return UserError(
                 f"{path} is in {self.sidecar.precision}, of which {name} lacks an operator ({reason}): bf16 is"
                 " for tensorrt:FOLDER; export in fp16 for onnx+cuda, in fp32 for a CPU"
             )
+        if is_out_of_memory(error):
+            return OutOfMemoryError(
+                f"{path} cannot be opened on {name}, out of memory on {self.device} ({whole[-100:]}): free some"
+                f" there, or use another provider ({self._others()})"
+            )
+        if self.provider.startswith("tensorrt"):
+            surely = any(sign in whole for sign in _NO_KERNEL)
+            if surely or (self.sidecar.operators.get("Attention") and _NO_ENGINE in whole):
+                return self._no_kernel(f" ({reason})", perhaps=not surely)
         if self.provider != "cpu":
             return UserError(
                 f"{path} cannot be opened on {name} ({reason}){self._found()}: look at GPU, driver and free"
@@ -181,19 +182,16 @@ class Session:
             )
         library = str(getattr(plugin, "__version__", ""))
         settings = tensorrt_rtx_settings(self.sidecar, self.device, library)
-        options.add_provider_for_devices([devices[self.device.index or 0]], settings)
+        options.add_provider_for_devices([devices[self.index]], settings)
 
     def _not_installed(self) -> UserError:
+        name, _ = PROVIDERS[self.provider]
         return UserError(
-            f"ONNX Runtime here has no {PROVIDERS[self.provider][0]}: {self._install()}"
+            f"ONNX Runtime here has no {name}: {self._install()}, or use another provider ({self._others()})"
         )
 
     def _install(self) -> str:
-        """Return what to do for the provider; two packages of one module would overwrite each other."""
-        return (
-            f"pip uninstall onnxruntime, then pip install {PROVIDERS[self.provider][1]}, or use another"
-            f" provider ({self._others()})"
-        )
+        return PROVIDERS[self.provider][1]
 
     def _others(self) -> str:
         return ", ".join(provider for provider in PROVIDERS if provider != self.provider)
@@ -205,13 +203,15 @@ class Session:
 
         Args:
             inputs: By name; tensors of the graph's types on the session's device are not copied.
-            outputs: Where results go, by name; those that are left out are new tensors.
+            outputs: Where results go, by name, each as the graph writes it: contiguous, of its shape and type,
+                on the session's device; those that are left out are new tensors.
 
         Returns:
             All outputs by name.
 
         Raises:
             UserError: An input's shape is none that the graph takes.
+            ValueError: A given output is not what the graph writes.
         """
         sizes = self._sizes(inputs)
         binding = self._session.io_binding()
@@ -222,13 +222,13 @@ class Session:
             self._bind(binding.bind_input, name, tensor)
         made: dict[str, Tensor] = {}
         for name, port in self.sidecar.outputs.items():
-            kind = getattr(torch, port.dtype)
+            shape, kind = port.at(**sizes), getattr(torch, port.dtype)
             given = (outputs or {}).get(name)
-            made[name] = (
-                torch.empty(port.at(**sizes), dtype=kind, device=self.device)
-                if given is None
-                else given
-            )
+            if given is None:
+                given = torch.empty(shape, dtype=kind, device=self.device)
+            else:
+                self._check_output(name, given, shape, kind)
+            made[name] = given
             self._bind(binding.bind_output, name, made[name])
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
@@ -242,11 +242,22 @@ class Session:
         bind(
             name,
             self.device.type,
-            self.device.index or 0,
+            self.index,
             kind,
             list(tensor.shape),
             tensor.data_ptr(),
         )
+
+    def _check_output(self, name: str, given: Tensor, shape: list[int], kind: torch.dtype) -> None:
+        """Refuse a tensor that the graph would write beside, since it is told nothing but an address."""
+        wanted = (shape, kind, self.device, True)
+        found = (list(given.shape), given.dtype, given.device, given.is_contiguous())
+        if found != wanted:
+            raise ValueError(
+                f"{self.sidecar.path.name} writes {name} as {_as_text(shape)} {kind} on {self.device},"
+                f" contiguous; given is {_as_text(given.shape)} {given.dtype} on {given.device}"
+                f"{'' if found[3] else ', not contiguous'}"
+            )
 
     def _sizes(self, inputs: Mapping[str, Tensor]) -> dict[str, int]:
         """Return the sizes of the free dimensions, all shapes checked."""

@@ -15,6 +15,7 @@ from typing import Any
 import onnx
 
 from miga_bench.errors import UserError
+from miga_bench.export.attention import opset_20_would_do
 from miga_bench.export.onnx_folder import staged
 from miga_bench.export.request import check_replaceable
 from miga_bench.export.sidecar import Port, Sidecar
@@ -22,7 +23,7 @@ from miga_bench.export.sidecar import Port, Sidecar
 _TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "int64": "TYPE_INT64"}
 _ATTENTION = (
     "# Attention runs on a GPU from ONNX Runtime 1.25 on: a server with an older one computes it on the CPU",
-    "# whatever the instance group says; export with --opset 20 for that",
+    "# whatever the instance group says; {remedy}",
 )
 
 
@@ -78,10 +79,12 @@ def _copy(sidecar: Sidecar, version: Path) -> None:
 
 def config(sidecar: Sidecar, name: str) -> str:
     """Return the ``config.pbtxt`` of a graph."""
+    short = opset_20_would_do(sidecar)
+    remedy = "export with --opset 20 for that" if short else "take a newer one"
     parts = [
         f"# {sidecar.backbone['name']}, {sidecar.precision}, opset {sidecar.opset},"
         f" sha256 {sidecar.identity[:16]}",
-        *(_ATTENTION if sidecar.operators.get("Attention") else ()),
+        *(line.format(remedy=remedy) for line in _ATTENTION if sidecar.operators.get("Attention")),
         f'name: "{name}"',
         'backend: "onnxruntime"',
         "max_batch_size: 0",

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import torch
 
+from miga_bench.errors import Notice
 from miga_bench.harness.machine import cpu_name
 
+EXPORTED = ("onnx", "tensorrt")  # how identities of denoisers that are not torch's begin
 PACKAGES = ("miga-bench", "torch", "diffusers", "transformers", "numpy", "av")
 RESET = Path("/proc/self/clear_refs")
 _stale = False  # whether the peak is from before it was to be forgotten
@@ -56,18 +59,37 @@ def forget_peak_memory(device: str) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def peak_memory_mib(device: str) -> dict[str, float]:
-    """Return the process's peak memory since it was last forgotten, and the GPU's where there is one.
+def peak_memory_mib(device: str, denoiser: str = "torch") -> dict[str, float]:
+    """Return the process's peak memory since it was last forgotten, and the GPU's where it is known.
 
     The process's is left out where it was to be forgotten and could not be: it may be an earlier video's.
+
+    Args:
+        device: Where the denoiser runs.
+        denoiser: ``Backbone.denoiser_identity``. What an exported one takes of a GPU, weights among it, is not
+            torch's, and torch's own count would be gigabytes too low: it is left out, and a line says so.
     """
     peaks: dict[str, float] = {}
     kib = None if _stale else _resident_peak_kib()
     if kib is not None:
         peaks["process"] = round(kib / 2**10, 1)
-    if device.startswith("cuda"):
+    if not device.startswith("cuda"):
+        return peaks
+    if denoiser.startswith(EXPORTED):
+        _tell_untold(device)
+    else:
         peaks["gpu"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     return peaks
+
+
+@functools.cache  # once is enough for a process
+def _tell_untold(device: str) -> None:
+    warnings.warn(
+        f"the peak memory of {device} is not recorded: PyTorch, which counts it, does not see what ONNX Runtime"
+        " and TensorRT take; nvidia-smi does",
+        Notice,
+        stacklevel=3,
+    )
 
 
 def memory_kib(field: str, process: int | str = "self") -> int | None:

@@ -394,7 +394,7 @@ class Video:
                 },
                 "seconds": {name: round(value, 3) for name, value in seconds.items()},
                 "total_seconds": round(sum(seconds.values()), 3),
-                "peak_memory_mib": peak_memory_mib(backbone.device),
+                "peak_memory_mib": peak_memory_mib(backbone.device, backbone.denoiser_identity),
             },
             "started": self._started.isoformat(timespec="seconds"),
             "versions": versions(),

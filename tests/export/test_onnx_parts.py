@@ -58,7 +58,8 @@ def test_a_large_umt5_keeps_its_type_on_disk_and_runs_on_a_cpu(big, tmp_path, mo
     assert sidecar.external_data
     assert sidecar.parity[0]["relative"] <= sidecar.tolerance == 1e-3
     facts = ExportFacts.read(tmp_path / "out")
-    text = OnnxText(sidecar, lambda: Session(sidecar), tmp_path / "out" / "tokenizer", facts)
+    folder = tmp_path / "out" / "tokenizer"
+    text = OnnxText(sidecar, lambda device: Session(sidecar, device), folder, facts)
     monkeypatch.setattr(wan_checkpoint, "BIG_ENCODER", 1 << 30)  # in PyTorch in float32
     wanted = load_backbone(model, device="cpu").encode(PROMPTS)
     assert (text.encode(PROMPTS) - wanted).abs().max() <= 2e-2 * wanted.abs().max()
@@ -77,7 +78,7 @@ def test_a_large_encoder_leaves_and_its_embeddings_stay(monkeypatch, cache):
     backbone = opened(embedded_wan())
     loads = []
     monkeypatch.setattr(
-        backbone.text, "_open", lambda load=backbone.text._open: loads.append(1) or load()
+        backbone.text, "_open", lambda at, load=backbone.text._open: loads.append(at) or load(at)
     )
     assert not backbone.text.loaded
     backbone.encode_ahead([*PROMPTS, "red " * 60])  # too long: told where it is wanted
@@ -87,7 +88,7 @@ def test_a_large_encoder_leaves_and_its_embeddings_stay(monkeypatch, cache):
     backbone.encode(["a blue square"])
     assert (len(loads), backbone.text.loaded) == (2, False)
     again = opened(embedded_wan())  # another process
-    monkeypatch.setattr(again.text, "_open", lambda: pytest.fail("the encoder was loaded"))
+    monkeypatch.setattr(again.text, "_open", lambda at: pytest.fail("the encoder was loaded"))
     assert torch.equal(again.encode(PROMPTS), plain)
     with pytest.raises(UserError, match="tokens but the model reads"):
         again.encode(["red " * 60])
@@ -99,6 +100,59 @@ def test_a_small_encoder_stays_and_writes_nothing(cache):
     backbone.encode(PROMPTS)
     assert backbone.text.loaded
     assert not cache.exists()
+
+
+def test_what_a_small_encoder_keeps_has_an_end(monkeypatch):
+    """Breaks if a process that is asked for ever has every prompt in memory."""
+    monkeypatch.setattr(onnx_text, "KNOWN", 2)
+    text = opened(embedded_wan()).text
+    first = text.encode(PROMPTS)
+    assert list(text._known) == ["", "the green & square"]
+    assert torch.equal(text.encode([PROMPTS[1]])[0], first[1])
+    text.encode(["a blue square"])
+    assert list(text._known) == ["", "a blue square"]
+
+
+RAN_OUT = "CUDA failure 2: out of memory ; GPU=0"
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("where", ["opened", "run"])
+def test_an_encoder_that_memory_runs_out_for_goes_on_on_the_cpu(where, big, monkeypatch):
+    """Breaks if the text of a video ends it, though the CPU would do."""
+    plain = opened(embedded_wan()).encode(PROMPTS)
+    if big:
+        monkeypatch.setattr(onnx_text, "BIG_ENCODER", 1)
+    sidecar, places = Sidecar.read(embedded_wan(), "text_encoder"), []
+
+    def runs_out(*given):
+        raise RuntimeError(RAN_OUT)
+
+    def load(device):
+        places.append(device)
+        if device == "cpu":
+            return Session(sidecar, check=False)
+        return runs_out() if where == "opened" else runs_out
+
+    facts = ExportFacts.read(embedded_wan())
+
+    def encode(load):
+        text = OnnxText(sidecar, load, embedded_wan() / "tokenizer", facts, "cuda:0")
+        return text, text.encode(PROMPTS)
+
+    with pytest.warns(Notice, match=r"out of memory on cuda:0 for the text encoder: it runs on"):
+        text, found = encode(load)
+    assert torch.equal(found, plain)
+    assert places == ["cuda:0", "cpu"]
+    text.encode(["a blue square"])
+    assert places == ["cuda:0", "cpu", *(["cpu"] if big else [])]
+
+    def broken(device):
+        raise RuntimeError("a bad driver")
+
+    if not big:  # of which all is on the disk by now
+        with pytest.raises(RuntimeError, match="a bad driver"):
+            encode(broken)
 
 
 def test_a_denoiser_alone_takes_the_rest_from_its_weights():
@@ -219,7 +273,8 @@ def test_what_decides_a_video_beside_the_graph_is_in_its_identity(tmp_path):
     assert opened(folder).configuration_hash == plain.configuration_hash
     seen = {plain.configuration_hash}
     facts = json.loads((folder / "backbone.json").read_text())
-    for change, counts in (("negative_prompt", False), ("flow_shift", True), ("frame_rate", True)):
+    decide = {"negative_prompt": False, "row_bytes": False, "flow_shift": True, "frame_rate": True}
+    for change, counts in decide.items():
         value = "blurred" if change == "negative_prompt" else facts[change] + 1
         (folder / "backbone.json").write_text(json.dumps(facts | {change: value}))
         found = opened(folder).configuration_hash

@@ -9,7 +9,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from tensorrt_fixtures import exported_wan, small_export
+from helpers import refusal
+from tensorrt_fixtures import describe, exported_wan, small_export, vc2_ports, wan_ports
 
 from miga_bench.cli import main
 from miga_bench.errors import ExportError, Notice, UserError
@@ -224,6 +225,49 @@ def test_tensorrt_builds_for_its_own_gpu_only(export, monkeypatch):
         build(export.folder, tensorrt, options("8.9"), said()[1])
 
 
+def test_another_library_that_would_build_is_named(export, monkeypatch):
+    """Breaks if who has both is not told of the one that a command's capabilities are for."""
+    tensorrt = SimpleNamespace(name="tensorrt", version="11.4.0", targets=())
+    other = SimpleNamespace(targets=("8.9", "12.0"))
+    both = {"tensorrt": tensorrt, "tensorrt_rtx": other}
+    monkeypatch.setattr(building, "installed", lambda: both)
+    for here in ("9.0", None):
+        monkeypatch.setattr(building, "gpu", lambda here=here: here)
+        line = refusal(lambda: build(export.folder, tensorrt, options("8.9"), said()[1]))
+        assert line.endswith(", or add --library tensorrt_rtx, which builds here for 8.9, 12.0")
+        line = refusal(lambda: build(export.folder, tensorrt, options("8.7"), said()[1]))
+        assert "add --library" not in line
+
+
+@pytest.mark.parametrize("family", ["wan", "videocrafter2"])
+def test_float32_attention_over_long_rows_is_refused(tmp_path, monkeypatch, family):
+    """Breaks if a build is tried that no GPU has the memory for."""
+    ports = wan_ports() if family == "wan" else vc2_ports()
+    library = SimpleNamespace(name="tensorrt_rtx", version="1.7.1", targets=("8.9",))
+    (tmp_path / "denoiser.onnx").touch()
+    attends = {"operators": {"Attention": 60}}
+    sidecar = describe(tmp_path, ports, **attends)
+    monkeypatch.setattr(building, "gpu", lambda: None)
+    monkeypatch.setattr(building, "_engine", lambda sidecar, *more: sidecar.precision)
+
+    def tried(**changes):
+        describe(tmp_path, ports, **{**attends, **changes})
+        wanted = options(profiles=("frames=2:21:2048",))  # of 16 tokens
+        return build(tmp_path, library, wanted, said()[1])
+
+    if family == "videocrafter2":  # whose frames attend on their own
+        assert tried() == ["fp32"]
+        return
+    line = refusal(tried)
+    assert f"{sidecar.path} is in fp32, and 32768 tokens of a row attend to one another" in line
+    assert (
+        "4.3 GB a head and row, and takes at most 16384 here; export with --precision bf16" in line
+    )
+    assert tried(precision="bf16") == ["bf16"]
+    assert tried(operators={"MatMul": 60}) == ["fp32"]
+    assert build(tmp_path, library, options(), said()[1]) == ["fp32"]
+
+
 @pytest.fixture
 def modules(monkeypatch):
     """Python's modules, where TensorRT can be put in; none is there."""
@@ -404,6 +448,5 @@ def test_help_has_examples(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["export", "tensorrt", "--help"])
     assert stopped.value.code == 0
-    assert "miga-bench export tensorrt wan-onnx --compute-capability 8.9,12.0" in (
-        capsys.readouterr().out
-    )
+    out = capsys.readouterr().out
+    assert "export tensorrt wan-onnx --library tensorrt_rtx --compute-capability 8.9,12.0" in out

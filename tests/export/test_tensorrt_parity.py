@@ -10,6 +10,7 @@ import pytest
 import torch
 from tensorrt_fixtures import probed, small_answer, small_export, stand_in
 
+from miga_bench.backbones import memory
 from miga_bench.errors import DoesNotFitError, ExportError, UserError
 from miga_bench.export import probe
 from miga_bench.export.sidecar import Sidecar
@@ -93,7 +94,7 @@ def test_what_is_not_measured_says_why(export, monkeypatch):
 
 def test_an_engine_is_measured_where_its_gpu_is(export, monkeypatch):
     there = engine(export)
-    opened = []
+    opened, free = [], []
 
     class Runtime:
         def deserialize_cuda_engine(self, content):
@@ -106,7 +107,8 @@ def test_an_engine_is_measured_where_its_gpu_is(export, monkeypatch):
     monkeypatch.setattr(parity, "held", lambda *given: run(*given, "cpu"))
 
     def built(content=b"engine"):
-        return parity.built(manifest(export), content, export, library, there.path)
+        record = manifest(export, bytes=len(content))
+        return parity.built(record, content, export, library, there.path)
 
     for gpu, place in ((None, "no GPU"), ("8.9", "one of 8.9")):
         monkeypatch.setattr(parity, "gpu", lambda gpu=gpu: gpu)
@@ -114,6 +116,11 @@ def test_an_engine_is_measured_where_its_gpu_is(export, monkeypatch):
     monkeypatch.setattr(parity, "gpu", lambda: "9.0")
     assert opened == []
     assert built().parity < 1e-6
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free[0])
+    free = [8]  # of manifest()'s 9 bytes: the build is not thrown away
+    record = built(b"too large")
+    assert (record.parity, record.parity_reason) == (None, "memory of the GPU did not suffice")
+    free = [9]
     with pytest.raises(ExportError, match=r"cannot load the engine that it built .*refused"):
         built(b"damaged")
 

@@ -6,6 +6,7 @@ from tensorrt_fixtures import port, vc2_ports, wan_ports
 from miga_bench.errors import UserError
 from miga_bench.export.sidecar import Port
 from miga_bench.export.tensorrt.profiles import (
+    EXAMPLE,
     Profile,
     choose,
     fingerprint,
@@ -43,6 +44,17 @@ def test_all_inputs_follow_from_the_named_sizes():
     assert profile("batch=3").inputs["timesteps"] == ((3, 2), (3, 5), (3, 8))
 
 
+def test_the_example_takes_what_calls_and_the_comparison_have():
+    """Breaks if whoever copies it gets an engine that is never compared, or that takes no single row."""
+    for rows, frames in (
+        (1, 2),
+        (1, 21),
+        (2, 21),
+        (8, 21),
+    ):  # few frames are what a long window is compared at
+        assert rows_of_calls([profile(EXAMPLE)], shapes(rows, frames), BATCHED) == [rows]
+
+
 def test_a_profile_survives_its_record():
     there = profile("batch=2:2:8")
     assert Profile.from_plain(there.plain()) == there
@@ -54,7 +66,7 @@ def test_a_profile_survives_its_record():
     ("text", "words"),
     [
         ("batch", "'batch' is neither NAME=SIZE nor NAME=LEAST:USUAL:LARGEST"),
-        ("batch=2:3", "write it like batch=2:2:8,frames=21"),
+        ("batch=2:3", "write it like batch=1:4:8,frames=2:21:21"),
         ("height=8", "no free size 'height': it has batch, frames"),
         ("batch=4:2:8", "1 <= least <= usual <= largest, it has 4:2:8"),
         ("batch=0", "1 <= least <= usual <= largest, it has 0:0:0"),

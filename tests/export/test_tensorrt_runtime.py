@@ -1,6 +1,8 @@
 """An engine as a denoiser: addresses, shapes, splitting, plans; a stand-in for the engine."""
 
-from contextlib import contextmanager
+import gc
+import weakref
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -140,6 +142,23 @@ def test_scratch_memory_is_that_of_the_shapes_and_grows(engine):
     assert len(engine._plans) == 2
 
 
+def test_an_engine_that_nobody_has_is_gone_at_once(tmp_path):
+    """Breaks if plans hold on to their denoiser: gigabytes then stay until Python looks for cycles."""
+    engine = TensorRTDenoiser(loaded(small_export(tmp_path)), "cpu", graphs=False, fps=8)
+    other = engine.telling(12)
+    engine(*arguments(2, 5))
+    native, scratch = weakref.ref(engine.loaded.engine), weakref.ref(engine.scratch)
+    context = weakref.ref(engine.loaded.engine.contexts.pop())
+    gc.disable()
+    try:
+        del engine
+        other(*arguments(2, 5))  # by the plan that the first made
+        del other
+        assert (native(), scratch(), context()) == (None, None, None)
+    finally:
+        gc.enable()
+
+
 def test_a_library_that_does_not_tell_takes_all(engine, monkeypatch):
     plan = type(engine.loaded.engine.create_execution_context("user"))
     monkeypatch.setattr(
@@ -246,7 +265,8 @@ def test_what_cannot_be_recorded_runs_on_the_stream_before(engine, monkeypatch, 
     streams, cuda = [SimpleNamespace(cuda_stream=7)], runtime.torch.cuda
 
     @contextmanager
-    def graph(recorded, stream):
+    def graph(recorded, stream, capture_error_mode):
+        assert capture_error_mode == "thread_local"  # what other threads allocate breaks nothing
         streams.append(stream)
         yield
         raise RuntimeError("operation failed due to a previous error during capture")
@@ -319,6 +339,41 @@ def test_a_wrong_budget_is_one_line(tmp_path):
     there.engine.streamable_weights_size = 1000
     with pytest.raises(UserError, match="-1 bytes: it must be 0 or more"):
         TensorRTDenoiser(there, "cpu", fps=8, weight_budget=-1)
+
+
+@pytest.mark.parametrize(
+    ("said", "free", "fits"),
+    [
+        ("Error Code 1: Cuda Runtime (out of memory)", None, False),
+        ("Requested amount of GPU memory could not be allocated", 10**9, False),
+        ("it gave no reason", 999, False),
+        ("Serialization assertion failed", 1000, True),
+    ],
+)
+def test_an_engine_that_does_not_fit_is_not_to_be_built_again(
+    tmp_path, monkeypatch, said, free, fits
+):
+    path = tmp_path / "x.engine"
+    path.write_bytes(b"." * 1000)
+    library = SimpleNamespace(
+        name="tensorrt", version="11.4.0", made=lambda kind: None, failure=lambda: said
+    )
+    for name, found in {
+        "installed": lambda: {"tensorrt": library},
+        "gpu": lambda device: "9.0",
+        "gpu_model": lambda device: ("a GPU", 10**10),
+        "find": lambda *given: (path, None),
+        "deserialize": lambda *given: None,
+    }.items():
+        monkeypatch.setattr(runtime, name, found)
+    monkeypatch.setattr(runtime, "_current", lambda device: nullcontext())
+    monkeypatch.setattr(runtime.memory, "free_bytes", lambda device: free)
+    with pytest.raises(UserError if fits else DoesNotFitError) as error:
+        load_engine(path, "cuda:0", trusted=True)
+    line = str(error.value)
+    assert f"({said})" in line or f": {said};" in line
+    assert ("build it again on this machine" in line) is fits
+    assert ("memory that is free on cuda:0" in line) is not fits
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -17,15 +17,17 @@ from typing import Any
 
 from miga_bench import __version__
 from miga_bench.errors import ExportError, UserError
+from miga_bench.export import attention, graphs
 from miga_bench.export.sidecar import Sidecar
 from miga_bench.export.tensorrt import parity
-from miga_bench.export.tensorrt.library import Library, gpu, gpu_model
+from miga_bench.export.tensorrt.library import Library, gpu, gpu_model, installed
 from miga_bench.export.tensorrt.manifest import FOLDER, Manifest, model_slug
 from miga_bench.export.tensorrt.profiles import Profile
 from miga_bench.offline import keep_cache
 
 GRAPH = "denoiser"
 LEVELS = range(6)
+MOST_TOKENS = 2 * graphs.MOST_TOKENS  # of fp32 attention: 1 GB of scores a head and row
 
 Say = Callable[[str], None]
 
@@ -75,6 +77,8 @@ def build(folder: Path, library: Library, options: Options, say: Say) -> list[di
     capabilities = _capabilities(library, options)
     sidecar = Sidecar.read(folder, GRAPH)
     profiles = [Profile.parse(text, sidecar.inputs) for text in options.profiles]
+    profiles = profiles or [Profile.of(sidecar.inputs)]
+    _refuse_long_rows(sidecar, profiles)
     say("checking files")
     sidecar.check()
     device, memory = ("", 0) if library.targets else gpu_model()
@@ -87,7 +91,7 @@ def build(folder: Path, library: Library, options: Options, say: Say) -> list[di
             library=library.name,
             version=library.version,
             compute_capability=capability,
-            profiles=[profile.plain() for profile in profiles or [Profile.of(sidecar.inputs)]],
+            profiles=[profile.plain() for profile in profiles],
             builder_level=options.level,
             weight_streaming=options.weight_streaming,
             refittable=options.refittable,
@@ -97,6 +101,23 @@ def build(folder: Path, library: Library, options: Options, say: Say) -> list[di
         for capability in capabilities
     ]
     return [_engine(sidecar, library, manifest, options.force, say) for manifest in plan]
+
+
+def _refuse_long_rows(sidecar: Sidecar, profiles: Sequence[Profile]) -> None:
+    """Refuse attention in float32 that would hold more scores than a GPU has memory.
+
+    TensorRT has kernels that hold none for half precision alone, see ``_let_attention_decompose``.
+    """
+    if sidecar.precision != "fp32" or not sidecar.operators.get("Attention"):
+        return
+    for profile in profiles:
+        longest = attention.tokens({name: most for name, (_, _, most) in profile.inputs.items()})
+        if longest > MOST_TOKENS:
+            raise UserError(
+                f"{sidecar.path} is in fp32, and {longest} tokens of a row attend to one another: TensorRT"
+                f" holds all their scores then, {4 * longest**2 / 1e9:.1f} GB a head and row, and takes at most"
+                f" {MOST_TOKENS} here; export with --precision bf16, or give fewer frames by --profile"
+            )
 
 
 def _capabilities(library: Library, options: Options) -> list[str]:
@@ -116,15 +137,18 @@ def _capabilities(library: Library, options: Options) -> list[str]:
         )
     if not library.targets:
         if here is None:
+            other = _by_another(wanted) or (
+                ', or for a GeForce or RTX card here by pip install "miga-bench[tensorrt-rtx]" and --library'
+                " tensorrt_rtx"
+            )
             raise UserError(
                 f"{library.name} builds for the GPU it runs on, and there is none here: build on a "
-                "machine with that GPU, or for a GeForce or RTX card here by "
-                'pip install "miga-bench[tensorrt-rtx]" and --library tensorrt_rtx'
+                f"machine with that GPU{other}"
             )
         if wanted not in ([], [here]):
             raise UserError(
                 f"--compute-capability {','.join(wanted)}: {library.name} builds for the GPU it runs on, "
-                f"which has {here}: build on a machine with that GPU"
+                f"which has {here}: build on a machine with that GPU{_by_another(wanted)}"
             )
         return [here]
     names = ", ".join(library.targets)
@@ -139,6 +163,17 @@ def _capabilities(library: Library, options: Options) -> list[str]:
                 f'it does for {names}; for others: pip install "miga-bench[tensorrt]"'
             )
     return wanted or [str(here)]
+
+
+def _by_another(wanted: Sequence[str]) -> str:
+    """Return the rest of a sentence that names an installed library which builds for these on any machine."""
+    with suppress(UserError):
+        for name, library in installed().items():
+            if library.targets and set(wanted) <= set(library.targets):
+                return (
+                    f", or add --library {name}, which builds here for {', '.join(library.targets)}"
+                )
+    return ""
 
 
 def _engine(
@@ -259,10 +294,11 @@ def _unsupported(sidecar: Sidecar, library: Library, parser: Any) -> str:
         return f"{library.name} {library.version} cannot read {sidecar.path}"
     first = named[0]
     more = f" (and {len(named) - 1} more)" if len(named) > 1 else ""
+    older = " or an export with --opset 20" if attention.opset_20_would_do(sidecar) else ""
     node = f"node {first.node_name() or first.node()!r}, operator {first.node_operator() or '-'}"
     return (
         f"{library.name} {library.version} cannot read {sidecar.path}: {node}{more}: "
-        f"{' '.join(first.desc().split())}; a newer {library.name} or an export with --opset 20 may do"
+        f"{' '.join(first.desc().split())}; a newer {library.name}{older} may do"
     )
 
 

@@ -19,13 +19,14 @@ from miga_bench.export.sidecar import Sidecar
 from miga_bench.export.tensorrt.library import Library, gpu
 from miga_bench.export.tensorrt.manifest import Manifest
 from miga_bench.export.tensorrt.profiles import Profile, Shape
-from miga_bench.export.tensorrt.runtime import LoadedEngine, TensorRTDenoiser
+from miga_bench.export.tensorrt.runtime import LoadedEngine, TensorRTDenoiser, is_for_want_of_memory
 
 # Of the largest value. What is wrong in an engine (other weights, a kernel that overflows) is off by about as
 # much as the values are. The graph itself is held to 1e-4 and 5e-3 (``graphs.TOLERANCE``); an engine adds in
 # another order, fuses, and rounds elsewhere. On the embedded models PyTorch's own bfloat16 is up to 1.6e-2 away
 # from its float32, its float16 up to 1.7e-3.
 TOLERANCE = {"fp32": 1e-2, "fp16": 2e-2, "bf16": 1e-1}
+NO_MEMORY = "memory of the GPU did not suffice"
 
 
 def built(
@@ -52,11 +53,15 @@ def built(
     if sidecar.probe is None:
         return held(manifest, None, sidecar)
     runtime = library.made("Runtime")
+    library.failure()
     engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
+        reason = library.failure()
+        if is_for_want_of_memory(reason, manifest.bytes, "cuda"):
+            return replace(manifest, parity=None, parity_reason=NO_MEMORY)
         raise ExportError(
             f"{library.name} {library.version} cannot load the engine that it built of {sidecar.path}"
-            f" ({library.failure()}): nothing was kept"
+            f" ({reason}): nothing was kept"
         )
     return held(manifest, LoadedEngine(engine, runtime, library, path, manifest), sidecar)
 
@@ -92,7 +97,7 @@ def held(
             return replace(manifest, parity=None, parity_reason=reason)
         got = denoiser(*(x.expand(rows, *x.shape[1:]) for x in inputs)).cpu()
     except (torch.OutOfMemoryError, DoesNotFitError):
-        return replace(manifest, parity=None, parity_reason="memory of the GPU did not suffice")
+        return replace(manifest, parity=None, parity_reason=NO_MEMORY)
     found = probe.relative(got, wanted.expand_as(got))
     allowed = TOLERANCE[manifest.precision]
     if not found <= allowed:

@@ -21,7 +21,7 @@ Shape = tuple[int, ...]
 Shapes = Mapping[str, Sequence[int]]
 Range = tuple[int, int, int]
 
-EXAMPLE = "batch=2:2:8,frames=21"
+EXAMPLE = "batch=1:4:8,frames=2:21:21"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Profile:
 
     @classmethod
     def parse(cls, text: str, ports: Mapping[str, Port]) -> Profile:
-        """Return the profile that a user wrote, such as ``batch=2:2:8,frames=21``.
+        """Return the profile that a user wrote, such as ``batch=1:4:8,frames=2:21:21``.
 
         Raises:
             UserError: It is not of that form, or names a size that is not free.

@@ -48,6 +48,7 @@ _DTYPES = {
     "INT64": torch.int64,
 }
 _KEPT_PLANS = 8
+_NO_MEMORY = ("out of memory", "outofmemory", "could not be allocated", "memoryallocation")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +68,7 @@ def load_engine(where: Path, device: str = "cuda", trusted: bool = False) -> Loa
 
     Raises:
         UserError: There is no library or GPU, or no engine that may be loaded.
+        DoesNotFitError: Its weights do not fit on the GPU.
     """
     libraries = installed()
     capability = gpu(device) if torch.device(device).type == "cuda" else None
@@ -92,15 +94,34 @@ def load_engine(where: Path, device: str = "cuda", trusted: bool = False) -> Loa
     with _current(torch.device(device)):
         engine = deserialize(runtime, path)
     if engine is None:
+        reason, bytes_ = library.failure(), path.stat().st_size
+        if is_for_want_of_memory(reason, bytes_, device):
+            raise DoesNotFitError(
+                f"{path} ({bytes_ / 2**30:.1f} GiB) does not fit in the memory that is free on {device}"
+                f" ({reason}): free some there, or build it with --weight-streaming"
+            )
         raise UserError(
-            f"{library.name} {library.version} cannot load {path}: {library.failure()}; build it again "
-            "on this machine"
+            f"{library.name} {library.version} cannot load {path}: {reason}; build it again on this machine"
         )
     kernels = None
     if library.targets:  # it compiles kernels here; the other library's are in the engine
         known = manifest.sha256 if manifest and not trusted else sha256(path)
         kernels = Kernels(known, model, library.version)
     return LoadedEngine(engine, runtime, library, path, manifest, kernels)
+
+
+def is_for_want_of_memory(reason: str, size: int, device: str) -> bool:
+    """Tell whether an engine was refused for want of memory, which its library need not say.
+
+    Args:
+        reason: The library's.
+        size: Bytes of the engine; most of them are weights.
+        device: The GPU.
+    """
+    if any(sign in reason.lower() for sign in _NO_MEMORY):
+        return True
+    free = memory.free_bytes(torch.device(device))
+    return free is not None and free < size
 
 
 def _current(device: torch.device) -> AbstractContextManager[Any]:
@@ -254,7 +275,7 @@ class TensorRTDenoiser:
                     name: feed[first : first + count] if name in batched else feed
                     for name, feed in feeds.items()
                 }
-                parts.append(self._plan(with_rows(shapes, batched, count))(part))
+                parts.append(self._plan(with_rows(shapes, batched, count))(self, part))
                 first += count
         output = parts[0] if len(parts) == 1 else torch.cat(parts)
         return output.to(latents.dtype)
@@ -356,34 +377,36 @@ class TensorRTDenoiser:
 class _Plan:
     """One set of shapes: its context, and once it is warm its CUDA graph with buffers of its own."""
 
+    # A plan keeps no denoiser: several share it, and memory would stay until Python looks for cycles.
     def __init__(self, denoiser: TensorRTDenoiser, shapes: dict[str, Shape], profile: int) -> None:
-        self.denoiser = denoiser
-        self.context = _context(denoiser.loaded)
+        self.loaded, self.device = denoiser.loaded, denoiser.device
+        self.context = _context(self.loaded)
         if self.context is None:  # what it takes itself is little, so next to nothing is free
-            raise torch.OutOfMemoryError(denoiser.loaded.library.failure())
+            raise torch.OutOfMemoryError(self.loaded.library.failure())
         self._check(self.context.set_optimization_profile_async(profile, self._stream()))
         for name, shape in shapes.items():
             self._check(self.context.set_input_shape(name, shape))
         scratch = denoiser.reserve(self._scratch())
         self.context.set_device_memory(scratch.data_ptr(), scratch.nbytes)
         self.output_shape = tuple(self.context.get_tensor_shape(OUTPUT))
+        self.output_type = denoiser.dtypes[OUTPUT]
         self.warm = False
         self.graph: torch.cuda.CUDAGraph | None = None
         self.buffers: dict[str, Tensor] = {}
 
     def _scratch(self) -> int:
         """Return the bytes of scratch memory that these shapes take, or all profiles' if that is not told."""
-        engine = self.denoiser.loaded.engine
+        engine = self.loaded.engine
         update = getattr(self.context, "update_device_memory_size_for_shapes", None)
         # streamed weights pass through scratch, too
         if update is None or engine.streamable_weights_size:
             return max(1, engine.device_memory_size_v2)
         return max(1, update() or engine.device_memory_size_v2)
 
-    def __call__(self, feeds: dict[str, Tensor]) -> Tensor:
+    def __call__(self, denoiser: TensorRTDenoiser, feeds: dict[str, Tensor]) -> Tensor:
         """Return the prediction, the caller's own tensor."""
-        if self.warm and self.graph is None and self.denoiser.graphs:
-            self._record(feeds)
+        if self.warm and self.graph is None and denoiser.graphs:
+            denoiser.graphs = self._record(feeds)
         if self.graph is not None:
             for name, feed in feeds.items():
                 self.buffers[name].copy_(feed)
@@ -393,7 +416,7 @@ class _Plan:
         # a slice may lie where the engine cannot read from
         aligned = {n: x.clone() if x.data_ptr() % ALIGNMENT else x for n, x in feeds.items()}
         self._execute({**aligned, OUTPUT: output})
-        kernels = self.denoiser.loaded.kernels
+        kernels = self.loaded.kernels
         if kernels is not None and not self.warm:
             kernels.keep()  # those of these shapes are among them now
         self.warm = True
@@ -405,40 +428,39 @@ class _Plan:
             self._check(self.context.set_tensor_address(name, tensor.data_ptr()))
         self._check(self.context.execute_async_v3(self._stream()))
 
-    def _record(self, feeds: dict[str, Tensor]) -> None:
-        """Record the run; it had to run once since the shapes were set."""
+    def _record(self, feeds: dict[str, Tensor]) -> bool:
+        """Record the run, which had to run once since the shapes were set; return whether it can be."""
         buffers = {name: feed.clone() for name, feed in feeds.items()}
         buffers[OUTPUT] = self._empty_output()
-        device = self.denoiser.device
-        before, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        before, stream = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
         graph = torch.cuda.CUDAGraph()
         try:
             capturable = getattr(self.context, "is_stream_capturable", None)
             if capturable is not None and not capturable(stream.cuda_stream):
                 raise RuntimeError("the library says that it cannot be recorded")
-            with torch.cuda.graph(graph, stream=stream):
+            # by default whatever another thread allocates on a GPU meanwhile would break the recording
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 self._execute(buffers)
         except RuntimeError as error:
             # torch stays on the stream that it records, if ending that fails
             torch.cuda.set_stream(before)
-            self.denoiser.graphs = False
             reason = " ".join(str(error).split())
             warnings.warn(Notice(f"the engine runs without CUDA graphs: {reason}"), stacklevel=2)
-            return
+            return False
         self.graph, self.buffers = graph, buffers
+        return True
 
     def _empty_output(self) -> Tensor:
-        denoiser = self.denoiser
-        return torch.empty(self.output_shape, dtype=denoiser.dtypes[OUTPUT], device=denoiser.device)
+        return torch.empty(self.output_shape, dtype=self.output_type, device=self.device)
 
     def _stream(self) -> int:
-        if self.denoiser.device.type != "cuda":
+        if self.device.type != "cuda":
             return 0
-        return torch.cuda.current_stream(self.denoiser.device).cuda_stream
+        return torch.cuda.current_stream(self.device).cuda_stream
 
     def _check(self, done: bool) -> None:
         if not done:
-            raise RuntimeError(f"the engine did not run: {self.denoiser.loaded.library.failure()}")
+            raise RuntimeError(f"the engine did not run: {self.loaded.library.failure()}")
 
 
 def _context(loaded: LoadedEngine) -> Any:
