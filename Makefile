@@ -38,8 +38,8 @@ lint: $(STAMP)  ## Check style and formatting
 	$(BIN)/ruff format --check .
 
 type: $(STAMP)  ## Check types, on Linux and as macOS has them
-	$(BIN)/mypy --platform linux
-	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
+	$(BIN)/mypy --platform linux & other=$$!; \
+	  $(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin; here=$$?; wait $$other && exit $$here
 
 test-mlflow-postgres: $(STAMP)  ## Tracking on PostgreSQL, in a cluster of its own that goes away again
 	$(BIN)/python -c 'import psycopg2' 2> /dev/null || $(BIN)/uv pip install --quiet \

@@ -231,9 +231,8 @@ class Run:
             link.symlink_to(os.path.relpath(video, link.parent))
         except FileExistsError:
             pass
-        except (
-            OSError
-        ) as error:  # no room for it, or a disk that has no links, as many an external one
+        except OSError as error:
+            # no room for it, or a disk that has no links, as many an external one
             if not self._told_of_links:
                 warnings.warn(
                     f"{link} cannot be made ({error.strerror}): the video is {video}, and run.yaml names those"
