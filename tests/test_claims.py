@@ -1,5 +1,6 @@
 """Which claims of the paper a run may say something of, and what it says of memory over the length."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from test_report import ARMS
 
 from miga_bench.harness.report.claims import OF_PROCESS, check_claims
 from miga_bench.harness.report.comparisons import compare
-from miga_bench.harness.report.measures import measure_of, measures_of
+from miga_bench.harness.report.measures import measure_of, measures_of, value_of
 from miga_bench.harness.report.section import CHANGING, gather, section
 from miga_bench.harness.report.tables import claim_table
 from miga_bench.harness.results import Arm, Results, Row, _changes, read_results
@@ -32,7 +33,10 @@ def memory_run(gpu, texts=8, place="gpu", machines=("one",)):
             Path(),
             frames,
             cost={"peak_memory_mib": {place: gpu(frames, text)}},
-            origin={"hardware": {"gpu": machines[text % len(machines)]}, "processes": 1},
+            origin={
+                "hardware": {"gpu" if place == "gpu" else "cpu": machines[text % len(machines)]},
+                "processes": 1,
+            },
         )
         for frames in LENGTHS
         for text in range(texts)
@@ -192,3 +196,11 @@ def test_one_number_of_one_encoder_is_shown_once(networks, other, shown):
     measures = measures_of([Results(Path(), "r", {}, {}, MIGA, rows, {}, {})])
     assert [m.label for m in measures] == labels[:shown]
     assert ("same number" in measures[0].meaning) == (shown == 1)
+
+
+def test_a_gpus_memory_that_nobody_counted_is_not_the_processs():
+    """Breaks if an export, whose GPU memory PyTorch does not see, is held against PyTorch by gigabytes less."""
+    row = memory_run(lambda frames, text: 9919.0).rows[0]
+    assert value_of(row, "cost/peak_memory") == 9919.0
+    exported = replace(row, cost={"peak_memory_mib": {"process": 900.0}})
+    assert value_of(exported, "cost/peak_memory") is None

@@ -290,9 +290,10 @@ def value_of(row: Row, label: str) -> float | None:
         return row.scores.get(label)
     if row.status != "done" or not row.frames:
         return None
-    if label == "cost/peak_memory":  # of the GPU where there is one
-        peaks = row.cost["peak_memory_mib"]
-        return peaks.get("gpu", peaks.get("process"))
+    if label == "cost/peak_memory":  # of the GPU where there is one, though nobody may know it
+        on_gpu = "gpu" in (row.origin.get("hardware") or {})
+        peak: float | None = row.cost["peak_memory_mib"].get("gpu" if on_gpu else "process")
+        return peak
     if label == "cost/skipped":
         nfe, skipped = row.cost.get("nfe"), row.cost.get("skipped")
         return skipped / nfe if nfe and skipped is not None else None
