@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from simple_backbone import SimpleBackbone
+from simple_backbone import SimpleBackbone, SimpleDecoder
 from test_generate import SMALL, request
 
 from miga_bench.backbones import load_backbone
@@ -28,6 +28,20 @@ def wish(**changes):
 
 def frames_of(stream):
     return torch.cat(list(stream))
+
+
+def watched(**arguments):
+    """Return a backbone, and weak references to the decoders that it makes."""
+    alive = []
+
+    class Decoder(SimpleDecoder):
+        def __init__(self):
+            super().__init__()
+            alive.append(weakref.ref(self))
+
+    backbone = SimpleBackbone(**arguments)
+    backbone.decoder = Decoder
+    return backbone, alive
 
 
 @pytest.mark.parametrize("method", ["miga", "fifo", "scaling-noise", "short"])
@@ -53,15 +67,7 @@ def test_nothing_is_written_and_the_end_may_come_at_any_time(tmp_path, monkeypat
 @pytest.mark.parametrize("closed", [True, False])
 def test_an_ended_stream_keeps_nothing_even_before_garbage_is_collected(closed):
     """Breaks if a served video's queue waits on the GPU for Python's cyclic collector."""
-    alive = []
-
-    class Decoder(SimpleBackbone().decoder().__class__):
-        def __init__(self):
-            super().__init__()
-            alive.append(weakref.ref(self))
-
-    backbone = SimpleBackbone()
-    backbone.decoder = Decoder
+    backbone, alive = watched()
     gc.disable()
     try:
         stream = FrameStream(wish(endless=True, frames=None), backbone)
@@ -79,15 +85,7 @@ def test_an_ended_stream_keeps_nothing_even_before_garbage_is_collected(closed):
 
 def test_a_failed_result_holds_no_video(tmp_path):
     """Breaks if an error's traceback keeps a queue and a decoder for as long as the result is kept."""
-    alive = []
-
-    class Decoder(SimpleBackbone().decoder().__class__):
-        def __init__(self):
-            super().__init__()
-            alive.append(weakref.ref(self))
-
-    backbone = SimpleBackbone(poison_at=300)
-    backbone.decoder = Decoder
+    backbone, alive = watched(poison_at=300)
     gc.disable()
     try:
         result = generate(request(tmp_path, frames=None, endless=True), backbone=backbone)
