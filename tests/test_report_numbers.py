@@ -97,11 +97,14 @@ def test_a_mean_share_is_printed_within_what_it_can_be(tmp_path, capsys):
     assert (low, reach) == (pytest.approx(10), [[pytest.approx(10)], [pytest.approx(14)]])
 
 
-def test_a_verdict_that_few_prompts_decide_is_named_below_its_table(tmp_path, capsys):
+@pytest.mark.parametrize("others", [(), ("short",)])
+def test_a_verdict_that_few_prompts_decide_is_named_below_its_table(tmp_path, capsys, others):
     """Breaks if 5 of 20 prompts that differ, the sign test's p 0.062, pass for as sure as 20 of 20."""
-    run = RunFolder(tmp_path, "tied", ARMS, {f"p{i}": f"x {i}" for i in range(20)})
+    arms = ARMS | {name: {"method": name, "settings": {}} for name in others}
+    run = RunFolder(tmp_path, "tied", arms, {f"p{i}": f"x {i}" for i in range(20)})
     for i in range(20):
-        run.item("fifo", f"p{i}", 0, {"world/found": 0.5, SUBJECT: 0.9})
+        for arm in ("fifo", *others):
+            run.item(arm, f"p{i}", 0, {"world/found": 0.5, SUBJECT: 0.9})
         run.item("miga", f"p{i}", 0, {"world/found": 0.5 + (i < 5) / 2, SUBJECT: 0.95 + i / 1e4})
     folder = run.close()
     results = read_results(folder)
@@ -111,9 +114,9 @@ def test_a_verdict_that_few_prompts_decide_is_named_below_its_table(tmp_path, ca
     made(capsys, folder, "-o", tmp_path / "out", "--prompts-shown", "0")
     page = (tmp_path / "out" / "report.md").read_text()
     (line,) = (one for one in page.splitlines() if one.startswith("The sign test, which"))
-    assert "(p above 0.05) in subject found. Where" in line
-    below = page[: page.index(line)].rstrip().splitlines()
-    assert below[-1].startswith("| ")
+    assert f"(p above 0.05) in {'miga: ' * len(others)}subject found. It has" in line
+    assert page[: page.index(line)].rstrip().splitlines()[-1].startswith("| ")
+    page = page.partition("miga minus fifo\n")[2]
     assert row_of(page, "subject consistency \\[tiny\\] (x 100)")[4] == "&lt; 0.001"
 
 

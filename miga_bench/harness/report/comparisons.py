@@ -28,6 +28,7 @@ from miga_bench.harness.results import Results
 from miga_bench.metrics.statistics import compared, mean_of_means
 
 FEWEST = 6  # prompts: the sign test of five alike is at 0.06
+SIGNIFICANT = 0.05  # of the sign test
 BETTER, WORSE, MORE, LESS = "better", "worse", "moves more", "moves less"
 OTHER_MACHINES = "made on different hardware, or by teams of different size"
 MEASURED = ("cost/seconds_per_frame", "cost/peak_memory")  # which are also the machine's
@@ -101,6 +102,11 @@ class Comparison:
     def shown(self) -> bool:
         """Tell whether its verdict is that there is a difference."""
         return self.verdict in (BETTER, WORSE, MORE, LESS)
+
+    @property
+    def by_t_alone(self) -> bool:
+        """Tell whether it shows a difference that the sign test does not."""
+        return self.shown and self.p > SIGNIFICANT
 
 
 def compare(

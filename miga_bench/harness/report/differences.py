@@ -80,35 +80,37 @@ def differences(
     """
     if not found:
         return []
-    motion = motion_of(measures)
     words = (
         f"Each arm minus {baseline} on the same prompts and seeds. A verdict needs {FEWEST} prompts and an"
         " interval (95 %, Student's t over prompts) without zero."
     )
     words += _by_chance([one for comparisons in found.values() for one in comparisons])
-    words += _equal_motion_in_words(motion)
-    blocks: list[Block] = [Heading(3, f"Differences from {baseline}"), Paragraph(words, "small")]
+    blocks: list[Block] = [
+        Heading(3, f"Differences from {baseline}"),
+        Paragraph(words, "small"),
+        Paragraph(_equal_motion_in_words(motion_of(measures)), "small"),
+    ]
     lengths = _other_lengths(run, baseline)
     if lengths:
         blocks.append(Paragraph(lengths, "small"))
     if len(found) > 1:
         caption = f"Verdicts against {baseline}"
         blocks.append(tables.verdict_table(found, baseline, caption))
-        blocks += tables.sign_test_note(
-            [
-                (f"{arm}, {one.measure.title}", one)
-                for arm, comparisons in found.items()
-                for one in comparisons
-            ]
-        )
+        names = {arm: _by_t_alone(comparisons) for arm, comparisons in found.items()}
+        blocks += tables.sign_test_note([f"{arm}: {told}" for arm, told in names.items() if told])
     blocks += pictures.forests(prefix, baseline, found)
     for arm, comparisons in found.items():
         table = tables.difference_table(comparisons, f"{arm} minus {baseline}")
         fold = len(found) > UNFOLDED
         blocks.append(Fold(f"All numbers: {arm} minus {baseline}", [table]) if fold else table)
         if len(found) == 1:
-            blocks += tables.sign_test_note([(one.measure.title, one) for one in comparisons])
+            told = _by_t_alone(comparisons)
+            blocks += tables.sign_test_note([told] if told else [])
     return blocks
+
+
+def _by_t_alone(found: Sequence[Comparison]) -> str:
+    return ", ".join(one.measure.title for one in found if one.by_t_alone)
 
 
 def _by_chance(found: Sequence[Comparison]) -> str:
@@ -125,9 +127,9 @@ def _by_chance(found: Sequence[Comparison]) -> str:
 def _equal_motion_in_words(motion: Measure | None) -> str:
     """Say what equal motion is and is not."""
     if motion is None:
-        return " Motion was not measured: whether a gain comes from standing still cannot be said."
+        return "Motion was not measured: whether a gain comes from standing still cannot be said."
     words = (
-        " At equal motion: a straight line is fitted to the pairs, difference of the score over"
+        "At equal motion: a straight line is fitted to the pairs, difference of the score over"
         f" difference of {motion.title}; what it gives where both move alike is what is left, with an"
         " interval clustered by prompt. A pair of which one video has no measure of motion is not in it: n"
         " counts its pairs where they are fewer than the difference's. It is not given below"
@@ -135,13 +137,12 @@ def _equal_motion_in_words(motion: Measure | None) -> str:
         f" {EITHER_SIDE} % of the pairs move as much or more, or as much or less, for equal motion would lie"
         " at the edge of what was seen. Where motion is measured coarsely, as by a 0 or 1 for a video, the"
         " line is too flat (regression dilution), and a part of what motion explains is still in what is"
-        " left. Motion is itself an outcome of the method, and nobody held it still"
+        " left. Motion is itself an outcome of the method: nobody held it still, and what is left describes"
+        " these videos."
     )
     if motion.base == "world/path":
-        words += (
-            ", and the path is too long where a subject breaks up, for it leads from part to part"
-        )
-    return words + ": what is left describes these videos, and is no effect of the method alone."
+        words += " The path is too long where a subject breaks up, for it leads from part to part."
+    return words
 
 
 def _other_lengths(run: Results, baseline: str) -> str:

@@ -10,6 +10,7 @@ from miga_bench.harness.report.comparability import paper_backbones, why_not_com
 from miga_bench.harness.report.comparisons import (
     BETTER,
     NOT_SHOWN,
+    SIGNIFICANT,
     WORSE,
     Comparison,
 )
@@ -33,7 +34,6 @@ GROUPS = {
     "narrlv": "NarrLV's scores",
     "other": "Other scores",
 }
-SIGNIFICANT = 0.05  # of the sign test
 _TONES: dict[str, Tone] = {BETTER: "good", HOLDS: "good", WORSE: "bad", DOES_NOT_HOLD: "bad"}
 
 
@@ -223,19 +223,18 @@ def at_equal_motion(found: Comparison) -> str:
     return ", ".join(part for part in (words, _pairs_in_line(found)) if part)
 
 
-def sign_test_note(found: Sequence[tuple[str, Comparison]]) -> list[Block]:
-    """Return a sentence that names the verdicts which the sign test would not give; none for none.
+def sign_test_note(names: Sequence[str]) -> list[Block]:
+    """Return a sentence below a table on the verdicts that the sign test would not give; none for none.
 
     Args:
-        found: Comparisons of a table, with what the sentence calls them.
+        names: What the sentence calls them.
     """
-    names = [name for name, one in found if one.shown and one.p > SIGNIFICANT]
     if not names:
         return []
     words = (
         "The sign test, which only counts prompts up and down, would give no verdict (p above"
-        f" {SIGNIFICANT}) in {'; '.join(names)}. Where most prompts are level, or a few decide, Student's t is"
-        " rough: take these as hints."
+        f" {SIGNIFICANT}) in {'; '.join(names)}. It has less power than Student's t; but where most prompts are"
+        " level, or a few decide, t is rough, and such a verdict is a hint."
     )
     return [Paragraph(words, "small")]
 
