@@ -127,6 +127,19 @@ def test_two_streams_may_share_a_backbone():
         assert torch.equal(torch.cat(mine), expected)
 
 
+def test_a_backbone_that_compares_itself_makes_videos_too():
+    """Breaks if a user's dataclass, which has no hash, cannot be a backbone."""
+
+    class Comparing(SimpleBackbone):
+        def __eq__(self, other):
+            return self is other
+
+        __hash__ = None
+
+    whole = frames_of(FrameStream(wish(), Comparing()))
+    assert torch.equal(whole, frames_of(FrameStream(wish(), SimpleBackbone())))
+
+
 @pytest.mark.parametrize(
     ("method", "more"), [("miga", {}), ("miga", {"guidance_reach": "anchor"}), ("fifo", {})]
 )

@@ -6,6 +6,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -126,8 +127,10 @@ _CHANGING = threading.Lock()
 
 def turn(backbone: Backbone) -> threading.RLock:
     """Return what a thread holds while it uses a backbone that others may share: by turns, not at once."""
-    with _CHANGING:
-        return _TURNS.setdefault(backbone, threading.RLock())
+    own = threading.RLock()
+    with _CHANGING, suppress(TypeError):  # one of the user's own that is no key is not waited for
+        return _TURNS.setdefault(backbone, own)
+    return own
 
 
 class _EndedError(Exception):
