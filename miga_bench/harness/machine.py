@@ -20,7 +20,8 @@ def started() -> str | None:
     """Return what all processes share that run on this machine since it was started, and nobody else has.
 
     Unlike its name, which changes on a laptop with the network, and ``/etc/machine-id``, which machines that
-    start from one image may share. None where the system has no such thing.
+    start from one image may share; only copies of a running virtual machine share this, too. Containers have
+    that of the kernel below them, as they have its locks. None where the system has no such thing.
     """
     with suppress(OSError):
         return BOOT.read_text(encoding="ascii").strip() or None
