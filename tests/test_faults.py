@@ -345,7 +345,7 @@ def test_a_clock_that_jumps_changes_no_duration(tmp_path, monkeypatch):
     hours = iter([0.0, -5e4, 3e4] * 9999)
     real = time.time
     monkeypatch.setattr(runs, "datetime", Jumping)
-    monkeypatch.setattr("miga_bench.harness.generate.datetime", Jumping)
+    monkeypatch.setattr("miga_bench.harness.video.datetime", Jumping)
     monkeypatch.setattr("miga_bench.harness.locks.datetime", Jumping)
     monkeypatch.setattr(time, "time", lambda: real() + next(hours))
     began = time.monotonic()
