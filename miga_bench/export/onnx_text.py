@@ -33,6 +33,9 @@ class OnnxText(PromptText):
     As in PyTorch, a large one is loaded for prompts that are new, its embeddings are kept on disk, and it
     leaves memory behind every ``encode``. One for which memory runs out goes on on the CPU, and a line says so.
 
+    Attributes:
+        keep: Whether a large one stays in memory after use; may be set at any time.
+
     Args:
         sidecar: The encoder's.
         open_session: Loads its graph on a device; its files were held against their hashes.
@@ -53,6 +56,7 @@ class OnnxText(PromptText):
         device: str = "cpu",
     ) -> None:
         self.sidecar, self._open, self._device = sidecar, open_session, device
+        self.keep = False
         self.length, self._unknown = int(facts.text["length"]), facts.text["unknown"]
         path = folder / "tokenizer.json"
         try:
@@ -101,11 +105,11 @@ class OnnxText(PromptText):
     @property
     def _comes_and_goes(self) -> bool:
         """Whether the encoder is loaded for prompts that are new, and leaves memory behind them."""
-        return self._cache is not None
+        return self._cache is not None and not self.keep
 
     def _leave(self) -> None:
         """Drop an encoder that is not to stay."""
-        if self._cache is not None:
+        if self._comes_and_goes:
             self._session = None
 
     def _embed(self, prompt: str, tokens: list[int]) -> Tensor:

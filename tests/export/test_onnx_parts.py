@@ -87,6 +87,10 @@ def test_a_large_encoder_leaves_and_its_embeddings_stay(monkeypatch, cache):
     assert len(loads) == 1
     backbone.encode(["a blue square"])
     assert (len(loads), backbone.text.loaded) == (2, False)
+    backbone.text.keep = True
+    for text in ("a red star", "a green star"):
+        backbone.encode([text])
+    assert (len(loads), backbone.text.loaded) == (3, True)
     again = opened(embedded_wan())  # another process
     monkeypatch.setattr(again.text, "_open", lambda at: pytest.fail("the encoder was loaded"))
     assert torch.equal(again.encode(PROMPTS), plain)
