@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -375,3 +376,17 @@ def test_embeddings_not_used_for_longest_make_room(tmp_path):
     assert [path.exists() for path in paths] == [True, False, False, True]
     EmbeddingCache(tmp_path, most=1).save(paths[1], row)
     assert [path.exists() for path in paths] == [False, True, False, False]
+
+
+def test_embeddings_that_cannot_go_end_no_video(tmp_path, monkeypatch):
+    """Breaks if another user's files in a shared cache end a run that wants room."""
+
+    def refused(path, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    cache, row = EmbeddingCache(tmp_path, most=1), torch.zeros(2, 4)
+    paths = [cache.path("model", [number], 8, row.dtype) for number in range(2)]
+    cache.save(paths[0], row)
+    monkeypatch.setattr(Path, "unlink", refused)
+    cache.save(paths[1], row)
+    assert all(path.exists() for path in paths)

@@ -69,5 +69,6 @@ class EmbeddingCache:
             if too_many <= 0:
                 return
             if path != newest:
-                path.unlink(missing_ok=True)
-                too_many -= size
+                with suppress(OSError):  # of another user
+                    path.unlink(missing_ok=True)
+                    too_many -= size

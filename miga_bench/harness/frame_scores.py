@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import re
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -115,9 +114,7 @@ class FrameScores(ItemScorer):
         if self._shown == "neighbors" and seen < 2:
             return Found({self.label: None}, {self.label: "a single frame has no neighbor"})
         value = _number(self._metric.compute(), self._path)
-        self._metric.reset()
-        if not math.isfinite(value):
-            return Found({self.label: None}, {self.label: "not finite"})
+        self._metric.reset()  # what it keeps of the frames
         return Found({self.label: value})
 
     def _update(self, frames: Tensor, last: Tensor | None, seen: int, item: Item) -> None:

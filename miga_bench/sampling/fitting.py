@@ -2,7 +2,7 @@
 
 How many rows fit is an estimate on a GPU, and another program may take memory meanwhile. Rows do not depend
 on each other, so a call that fails is repeated in halves, and no later call with rows of this shape is
-larger, in this video or the next ones by the same denoiser; every eighth video tries twice as many again, for
+larger, in this video or the next ones by the same denoiser; every ninth video tries twice as many again, for
 whoever took the memory may be gone. The results are those of the whole call to float
 tolerance, as with any other batch (see ``reflection.py``). Processes that share a call each do so with their
 own rows.
@@ -40,7 +40,9 @@ def ran_out_elsewhere(device: str, texts: bool) -> DoesNotFitError:
 
 # What holds the memory of denoisers that share it: a network of VideoCrafter2, a session, an engine.
 _HOLDS = ("network", "session", "loaded")
-RETRIED = 8  # videos; a call that fails once more costs little of so many
+RETRIED = (
+    8  # videos before one that tries more; a call that fails once more costs little of so many
+)
 
 
 @dataclass
