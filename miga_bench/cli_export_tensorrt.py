@@ -32,6 +32,17 @@ the export holds with PyTorch's float32 answer; one that is off by more than 1e-
 (bf16) of the largest value is not kept (exit code 1). That input has a window's latents, or the fewest where
 windows are long (2): an engine without a profile that takes as many is not compared."""
 
+# options that an engine which is there cannot follow any more, and their attributes
+_OF_BUILDING = {
+    "--profile": "profiles",
+    "--compute-capability": "capabilities",
+    "--library": "library",
+    "--builder-level": "builder_level",
+    "--weight-streaming": "weight_streaming",
+    "--refittable": "refittable",
+    "--force": "force",
+}
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options to the parser."""
@@ -61,7 +72,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--builder-level",
         metavar="N",
         type=int,
-        default=3,
         help="how long to search for fast kernels, 0 to 5 (3)",
     )
     parser.add_argument(
@@ -88,11 +98,13 @@ def run(args: argparse.Namespace) -> int:
         UserError: Wrong input; nothing was built.
         ExportError: The library could not build.
     """
-    if args.refit and (args.profiles or args.capabilities or args.refittable):
-        raise UserError(
-            "--refit takes profiles and compute capability from the engine: leave --profile, "
-            "--compute-capability and --refittable out"
-        )
+    if args.refit:
+        values = {option: getattr(args, name) for option, name in _OF_BUILDING.items()}
+        given = [o for o, v in values.items() if v not in (None, []) and v is not False]
+        if given:
+            raise UserError(
+                f"--refit builds nothing, the engine stays what it is: leave {', '.join(given)} out"
+            )
     from rich.console import Console
 
     from miga_bench.export.tensorrt.build import Options, build
@@ -108,8 +120,8 @@ def run(args: argparse.Namespace) -> int:
                 capabilities=args.capabilities,
                 weight_streaming=args.weight_streaming,
                 refittable=args.refittable,
-                level=args.builder_level,
                 force=args.force,
+                **({} if args.builder_level is None else {"level": args.builder_level}),
             )
             engines = build(args.folder, load(args.library), options, status.update)
     for engine in engines:

@@ -145,6 +145,18 @@ def test_prompts_within_one_latent_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("prompts", "rule"),
+    [
+        ([], "the first prompt is missing: give one that begins at frame 0"),
+        ([PromptAt("a", 50)], "the first prompt begins at frame 50: give one"),
+    ],
+)
+def test_a_video_that_begins_without_a_prompt_is_refused(tmp_path, prompts, rule):
+    with pytest.raises(UserError, match=rule):
+        request(tmp_path, prompts=prompts).check()
+
+
+@pytest.mark.parametrize(
     ("then", "rule"),
     [(20, "one prompt"), (21, "after the last of 21 frames"), (200, "after the last of 21 frames")],
 )

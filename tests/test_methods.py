@@ -57,6 +57,23 @@ def make(backbone, method, length, **changes):
     return METHODS[method](settings).sample(backbone, prompts, noise, length)
 
 
+@pytest.mark.parametrize(
+    ("method", "change"),
+    [
+        ("miga", {"reflection": "contineous"}),
+        ("miga", {"guidance_reach": "chunk"}),
+        ("freelong", {"blend": "low_pass"}),
+        ("scaling-noise", {"proposal": "noises"}),
+    ],
+)
+def test_a_word_that_is_no_choice_is_refused_in_settings_made_by_hand(wan, method, change):
+    """Breaks if a misspelled word is silently the last of the choices."""
+    settings = dataclasses.replace(resolve(method, wan, overrides=FEW[method]), **change)
+    ((name, word),) = change.items()
+    with pytest.raises(UserError, match=f"{name} is '{word}': it must be one of"):
+        estimate_windows(METHODS[method](settings), wan, 8)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", ["wan", "videocrafter2"])
 def test_every_method_runs_on_every_family(method, family, request):

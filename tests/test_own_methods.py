@@ -65,6 +65,18 @@ class OddSettings(CommonSettings):
     sizes: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class SwitchSettings(CommonSettings):
+    """Has switches of words of its own, one of a name that ours has, too."""
+
+    tide: Literal["on", "off"] = "on"
+    reflection: Literal["on", "off"] = "off"
+
+
+class Switch(Waves, Sampler[SwitchSettings]):
+    """Is switched on and off."""
+
+
 class Odd(Waves, Sampler[OddSettings]):
     """Cannot be had from YAML."""
 
@@ -125,6 +137,13 @@ def test_a_score_of_ones_own_says_which_way_is_better(tmp_path, capsys):
     assert (measure.title, measure.unit, measure.better) == ("weight", "g", "lower")
     assert measure.number(9.0) == "9.0"
     assert caption_of(read_results(tmp_path / "run"), measure.group) == "Other scores"
+
+
+def test_words_of_its_own_are_taken_as_they_are():
+    """Breaks if YAML's off, which is false, is no off, or a word of ours takes the place of its own."""
+    asked = {"tide": False, "reflection": "on"}
+    settings = resolve("test_own_methods.Switch", WAN, overrides=asked)
+    assert (settings.tide, settings.reflection) == ("off", "on")
 
 
 def test_its_videos_are_known_by_its_code(tmp_path, monkeypatch, capsys):

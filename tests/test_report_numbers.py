@@ -9,7 +9,6 @@ from test_report import ARMS, SUBJECT, fill, made, row_of
 from miga_bench.harness.report.comparisons import _verdict, compare
 from miga_bench.harness.report.measures import measure_of
 from miga_bench.harness.report.plots import _bar
-from miga_bench.harness.report.tables import interval, signed
 from miga_bench.harness.results import read_results
 from miga_bench.harness.tracking.facts import facts
 from miga_bench.metrics.statistics import Estimate
@@ -30,7 +29,7 @@ from miga_bench.metrics.statistics import Estimate
 def test_a_printed_interval_bears_out_its_verdict(value, low, high, shown):
     """Breaks if a path that is shorter by 0.002 to 0.008 is printed as "+0.00 to -0.01"."""
     path = measure_of("world/path")
-    assert signed(path, value, low, high, 8) == shown
+    assert path.signed(value, low, high, 8) == shown
     if _verdict(path, low, high, 8) == "moves less":
         assert all(number.startswith("-") for number in shown[1].split(" to "))
 
@@ -83,7 +82,7 @@ def test_a_mean_share_is_printed_within_what_it_can_be(tmp_path, capsys):
     (told,) = made(capsys, run.close(), "-o", tmp_path / "out", "--prompts-shown", "0")["runs"]
     assert told["arms"]["miga"]["dynamic_degree"]["high"] > 1.04  # the statistic stays as it is
     found = told["arms"]["miga"]["dynamic_degree"]
-    cut = {label: interval(measure_of(label), found["low"], found["high"], 20) for label in labels}
+    cut = {label: measure_of(label).interval(found["low"], found["high"], 20) for label in labels}
     assert cut == {
         "dynamic_degree": "75.59 to 100.00",
         "world/asked_color": "75.6 to 100.0",

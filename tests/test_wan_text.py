@@ -197,6 +197,15 @@ def test_the_encoder_stays_only_if_told_to(tokenizer, keep):
     assert not text.loaded
 
 
+def test_the_encoder_leaves_after_an_error_too(tokenizer, monkeypatch):
+    """Breaks if gigabytes stay in memory behind a prompt that could not be read."""
+    text = make_text(tokenizer, Loads(), keep=False)
+    monkeypatch.setattr(text, "_rows", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
+    with pytest.raises(ValueError, match="broken"):
+        text.encode(PROMPTS)
+    assert not text.loaded
+
+
 def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
     """Breaks if MIGA_BENCH_CACHE is ignored."""
     monkeypatch.setenv("MIGA_BENCH_CACHE", str(tmp_path))

@@ -38,7 +38,6 @@ class EncoderText(PromptText):
         longest: The family's text length.
         length: Rows of every embedding: the family's text length, or what a shorter tokenizer gives.
         tokenizer: As transformers reads it, which knows the text length and the marks.
-        keep: Whether the encoder stays in memory after use; may be set at any time.
         plain: What spells, ``tokenizer.json`` as released; None where there is none, and transformers'
             tokenizer spells. That one is built anew for some classes, which changes rare characters' tokens.
 
@@ -48,7 +47,7 @@ class EncoderText(PromptText):
         dtype: The encoder's type.
         identity: Names encoder and tokenizer in the cache; asked only if there is a cache.
         cache: Where embeddings are kept, None for nowhere.
-        keep: See the attribute.
+        keep: Whether the encoder stays in memory after use.
     """
 
     longest: ClassVar[int]
@@ -93,12 +92,14 @@ class EncoderText(PromptText):
 
     def unload(self) -> None:
         """Drop the encoder; a later prompt loads it again."""
+        if self._encoder is None:
+            return
         self._encoder = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def spell(self, text: str) -> list[int]:
-        """Return a cleaned text's tokens with the end mark, however many they are."""
+        """Return a cleaned text's tokens with all marks, however many they are."""
         tokens: list[int]
         if self.plain is None:
             # transformers would warn of a long one
@@ -155,31 +156,6 @@ class EncoderText(PromptText):
         if token is None and model.get("unk_token") is not None:
             token = self.plain.token_to_id(model["unk_token"])
         return token
-
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Return embeddings ``[len(prompts), length, D]`` on the CPU, zero past each prompt's end.
-
-        Each prompt goes through the encoder on its own, so that its embedding does not depend on
-        its neighbors.
-        """
-        cleaned = [clean_prompt(prompt) for prompt in prompts]
-        tokens = {prompt: self.tokens(prompt) for prompt in cleaned}
-        rows = {prompt: self._embed(prompt, ids) for prompt, ids in tokens.items()}
-        self._leave()
-        padded = [rows[prompt] for prompt in cleaned]
-        return torch.stack(
-            [torch.nn.functional.pad(r, (0, 0, 0, self.length - len(r))) for r in padded]
-        )
-
-    @property
-    def _comes_and_goes(self) -> bool:
-        """Whether the encoder is loaded for prompts that are new, and leaves memory behind them."""
-        return self._cache is not None and not self.keep
-
-    def _leave(self) -> None:
-        """Drop an encoder that is not to stay."""
-        if self.loaded and not self.keep:
-            self.unload()
 
     def _embed(self, prompt: str, tokens: list[int]) -> Tensor:
         """Return ``[tokens, D]`` from disk or from the encoder."""

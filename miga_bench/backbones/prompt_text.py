@@ -6,12 +6,15 @@ import html
 import re
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import ftfy
+import torch
 from torch import Tensor
+from torch.nn import functional
 
+from miga_bench.backbones.embedding_cache import EmbeddingCache
 from miga_bench.errors import UserError
 
 
@@ -26,9 +29,12 @@ class PromptText(ABC):
 
     Attributes:
         length: Rows of every embedding: how many tokens the model reads.
+        keep: Whether the encoder stays in memory after use; may be set at any time.
     """
 
     length: int
+    keep: bool
+    _cache: EmbeddingCache | None
 
     @property
     @abstractmethod
@@ -40,21 +46,34 @@ class PromptText(ABC):
         """Return a cleaned text's tokens with all marks, however many they are."""
 
     @abstractmethod
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Return embeddings ``[len(prompts), length, D]``, each prompt on its own."""
+    def unload(self) -> None:
+        """Drop the encoder; a later prompt loads it again."""
 
     @abstractmethod
     def _embed(self, prompt: str, tokens: list[int]) -> Tensor:
-        """Return a cleaned prompt's embedding from wherever it is, and keep it there."""
+        """Return a cleaned prompt's embedding ``[up to length, D]`` from wherever it is, and keep it there."""
 
-    @property
-    @abstractmethod
-    def _comes_and_goes(self) -> bool:
-        """Whether the encoder is loaded for prompts that are new, and leaves memory behind them."""
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Return embeddings ``[len(prompts), length, D]`` on the CPU, zero past each prompt's end.
 
-    @abstractmethod
-    def _leave(self) -> None:
-        """Drop an encoder that is not to stay."""
+        Each prompt goes through the encoder on its own, so that its embedding does not depend on
+        its neighbors.
+        """
+        cleaned = [clean_prompt(prompt) for prompt in prompts]
+        spoken = {prompt: self.tokens(prompt) for prompt in cleaned}
+        with self._leaving():
+            rows = {prompt: self._embed(prompt, tokens) for prompt, tokens in spoken.items()}
+        ends = {prompt: (0, 0, 0, self.length - len(row)) for prompt, row in rows.items()}
+        return torch.stack([functional.pad(rows[prompt], ends[prompt]) for prompt in cleaned])
+
+    @contextmanager
+    def _leaving(self) -> Iterator[None]:
+        """Drop an encoder that is not to stay, also after an error."""
+        try:
+            yield
+        finally:
+            if not self.keep:
+                self.unload()
 
     def tokens(self, prompt: str) -> list[int]:
         """Return a cleaned prompt's tokens.
@@ -97,11 +116,9 @@ class PromptText(ABC):
 
     def encode_ahead(self, prompts: Sequence[str]) -> None:
         """Put embeddings that are not in the cache there, with the encoder loaded once for all."""
-        if not self._comes_and_goes:
+        if self._cache is None or self.keep:
             return
-        try:
+        with self._leaving():
             for prompt in dict.fromkeys(map(clean_prompt, prompts)):
                 with suppress(UserError):  # one that is too long is told where it is wanted
                     self._embed(prompt, self.tokens(prompt))
-        finally:
-            self._leave()

@@ -114,10 +114,11 @@ def join_defaults(
         UserError: There is no such default.
     """
     side = root / SIDE_FILE
-    joined = {**found, **(read_json(side) if side.exists() else {})}
-    joined.update({key: value for key, value in changes.items() if value is not None})
+    asked = {key: value for key, value in changes.items() if value is not None}
+    filed = {**found, **(read_json(side) if side.exists() else {})}
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    unknown = [key for key in joined if key not in known]
-    if unknown:
-        raise UserError(f"{side}: unknown {', '.join(unknown)}; there are {', '.join(known)}")
-    return kind(**joined)
+    for where, names in (("the backbone's options", asked), (f"{side}", filed)):
+        unknown = [key for key in names if key not in known]
+        if unknown:
+            raise UserError(f"{where}: unknown {', '.join(unknown)}; there are {', '.join(known)}")
+    return kind(**{**filed, **asked})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from miga_bench.backbones.checkpoint import BIG_ENCODER, fingerprint_of
 from miga_bench.backbones.embedding_cache import EmbeddingCache
 from miga_bench.backbones.memory import tell_crowded
-from miga_bench.backbones.prompt_text import PromptText, clean_prompt
+from miga_bench.backbones.prompt_text import PromptText
 from miga_bench.errors import UserError, is_out_of_memory
 from miga_bench.export.facts import ExportFacts
 from miga_bench.export.session import Session
@@ -32,9 +32,6 @@ class OnnxText(PromptText):
 
     As in PyTorch, a large one is loaded for prompts that are new, its embeddings are kept on disk, and it
     leaves memory behind every ``encode``. One for which memory runs out goes on on the CPU, and a line says so.
-
-    Attributes:
-        keep: Whether a large one stays in memory after use; may be set at any time.
 
     Args:
         sidecar: The encoder's.
@@ -56,7 +53,6 @@ class OnnxText(PromptText):
         device: str = "cpu",
     ) -> None:
         self.sidecar, self._open, self._device = sidecar, open_session, device
-        self.keep = False
         self.length, self._unknown = int(facts.text["length"]), facts.text["unknown"]
         path = folder / "tokenizer.json"
         try:
@@ -71,7 +67,8 @@ class OnnxText(PromptText):
         size = sum((sidecar.folder / name).stat().st_size for name in sidecar.sha256)
         self._session: Session | None = None
         self._known: OrderedDict[str, Tensor] = OrderedDict()  # by prompt, the last used last
-        self._cache = EmbeddingCache(cache_folder("text")) if size >= BIG_ENCODER else None
+        self.keep = size < BIG_ENCODER
+        self._cache = None if self.keep else EmbeddingCache(cache_folder("text"))
         self._identity = f"{sidecar.identity} {fingerprint_of([path], folder)}"
         if self._cache is None:
             self._at_work(lambda session: None)
@@ -92,28 +89,12 @@ class OnnxText(PromptText):
         tokens: list[int] = self._tokenizer.encode(text).ids
         return tokens
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Return embeddings ``[len(prompts), length, D]``, each prompt on its own."""
-        cleaned = [clean_prompt(prompt) for prompt in prompts]
-        spoken = {prompt: self.tokens(prompt) for prompt in cleaned}
-        try:
-            rows = {prompt: self._embed(prompt, tokens) for prompt, tokens in spoken.items()}
-        finally:
-            self._leave()
-        return torch.stack([rows[prompt] for prompt in cleaned])
-
-    @property
-    def _comes_and_goes(self) -> bool:
-        """Whether the encoder is loaded for prompts that are new, and leaves memory behind them."""
-        return self._cache is not None and not self.keep
-
-    def _leave(self) -> None:
-        """Drop an encoder that is not to stay."""
-        if self._comes_and_goes:
-            self._session = None
+    def unload(self) -> None:
+        """Drop the encoder; a later prompt loads it again."""
+        self._session = None
 
     def _embed(self, prompt: str, tokens: list[int]) -> Tensor:
-        """Return ``[length, D]`` from memory, from disk, or from the encoder."""
+        """Return ``[up to length, D]`` from memory, from disk, or from the encoder."""
         if self._cache is None:
             if prompt not in self._known:
                 self._known[prompt] = self._run(tokens)
@@ -128,7 +109,7 @@ class OnnxText(PromptText):
             if "mask" in self.sidecar.inputs:
                 row = row[: len(tokens)]  # the rest is zero
             self._cache.save(path, row)
-        return torch.nn.functional.pad(row, (0, 0, 0, self.length - len(row)))
+        return row
 
     def _run(self, tokens: list[int]) -> Tensor:
         missing = self.length - len(tokens)

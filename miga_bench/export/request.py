@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -104,6 +105,12 @@ class OnnxRequest:
                 raise UserError(f"{option} {size}: it must be at least {least}")
         if self.lora is not None and not self.lora.is_file():
             raise UserError(f"--lora {self.lora}: there is no such file")
+        if not math.isfinite(self.lora_scale):
+            raise UserError(f"--lora-scale {self.lora_scale:g}: it must be a finite number")
+        if self.lora is None and self.lora_scale != 1:
+            raise UserError(
+                f"--lora-scale {self.lora_scale:g} is for --lora: give one, or leave it out"
+            )
         check_output(self.output, self.overwrite)
 
 

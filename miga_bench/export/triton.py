@@ -46,6 +46,10 @@ def export_triton(
     """
     sidecar = Sidecar.read(folder, "denoiser")
     sidecar.check()
+    if sidecar.precision == "bf16":
+        raise UserError(
+            f"{folder} is in bf16, of which ONNX Runtime lacks operators: export in fp16 for a server"
+        )
     name = name or re.sub(r"[^\w.-]+", "-", str(sidecar.backbone["name"])).strip("-.")
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(f"--name {name!r}: it must be made of letters, digits, '-', '_' and '.'")

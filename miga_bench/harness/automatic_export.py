@@ -93,10 +93,11 @@ def _pays(backbone: Any, sampler: Sampler[Any], latents: int | None) -> bool:
     ):
         return False
     settings = sampler.settings
-    if not sampler.endless or settings.cache or getattr(settings, "guidance_cut", False):
+    if settings.cache or getattr(settings, "guidance_cut", False):
         return False  # what changes the network's inside
     # a latent takes an evaluation at least, so that more of them need not be walked through
-    return estimate(sampler, backbone, min(latents, least), batch=1).nfe >= least
+    found = estimate(sampler, backbone, min(latents, least), batch=1)
+    return found.nfe >= least and not any(call.attention for call in found.calls)
 
 
 def _identity(backbone: Any) -> str:

@@ -278,30 +278,29 @@ def tables(document: Document) -> Iterator[Table]:
         shown = Table("score", "first", "other", "difference", "", "at equal motion", title=title)
         for label, one in found["differences"].items():
             measure = measure_of(label)
-            equal = one["equal"]
             shown.add_row(
                 escape(f"{measure.title}, {measure.unit}".rstrip(", ")),
                 measure.number(one["first"]),
                 measure.number(one["other"]),
-                _interval(measure, one),
+                _interval(measure, one, one["prompts"]),
                 one["verdict"],
-                _at_equal_motion(measure, equal, one["n"]) if equal else "",
+                _at_equal_motion(measure, one),
             )
         yield shown
 
 
-def _at_equal_motion(measure: Measure, equal: Mapping[str, Any], pairs: int) -> str:
+def _at_equal_motion(measure: Measure, found: Mapping[str, Any]) -> str:
+    equal = found["equal"]
+    if not equal:
+        return ""
     told: str = equal["verdict"]
-    if equal["n"] < pairs:
+    if equal["n"] < found["n"]:
         told += f", n = {equal['n']}"
-    return told if equal["difference"] is None else f"{_interval(measure, equal)}: {told}"
+    if equal["difference"] is None:
+        return told
+    return f"{_interval(measure, equal, found['prompts'])}: {told}"
 
 
-def _interval(measure: Measure, found: Mapping[str, Any]) -> str:
-    low, high = found["low"], found["high"]
-    finer = measure.finer(low, high)
-    text = measure.number(found["difference"], True, finer)
-    if low is None or high is None:
-        return text
-    ends = (measure.number(end, True, finer) for end in (low, high))
-    return f"{text} ({' to '.join(ends)})"
+def _interval(measure: Measure, found: Mapping[str, Any], prompts: int) -> str:
+    text, ends = measure.signed(found["difference"], found["low"], found["high"], prompts)
+    return f"{text} ({ends})" if ends else text

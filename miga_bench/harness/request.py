@@ -143,7 +143,7 @@ def check_characters(text: str, where: str, spaces: str = "\t\n\r") -> None:
 
 
 def check_prompts(prompts: Sequence[PromptAt], frames: int | None, option: str = "--then") -> None:
-    """Refuse prompts that are empty, too long, hold control characters, or are not in order within ``frames``.
+    """Refuse prompts that are missing, empty, too long, hold control characters, or out of order.
 
     Args:
         prompts: The texts over the video.
@@ -153,6 +153,9 @@ def check_prompts(prompts: Sequence[PromptAt], frames: int | None, option: str =
     Raises:
         UserError: What is wrong, the rule, what to do.
     """
+    if not prompts or prompts[0].frame != 0:
+        begins = f"begins at frame {prompts[0].frame}" if prompts else "is missing"
+        raise UserError(f"the first prompt {begins}: give one that begins at frame 0")
     for prompt in prompts:
         if not prompt.text.strip():
             raise UserError("the prompt is empty: describe the video in words")

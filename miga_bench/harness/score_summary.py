@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from miga_bench.errors import UserError, counted
 from miga_bench.harness.clusters import OVER, clusters
+from miga_bench.harness.report.measures import measure_of
 from miga_bench.metrics.base import Terms, VideoScore
 from miga_bench.metrics.long import LongVideo, long_score
 from miga_bench.metrics.networks.base import Network, plain
-from miga_bench.metrics.statistics import SURE_FROM, Estimate, estimate
-from miga_bench.metrics.suites import OVERALL, WITHIN_ONE, overall_label
+from miga_bench.metrics.statistics import Estimate, estimate
+from miga_bench.metrics.suites import OVERALL, overall_label
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -190,18 +191,12 @@ def table(document: Row) -> Table:
     shown.add_section()
     found = [document["scores"][name] for name in labels]
     shown.add_row("all", *[_percent(one["mean"]) for one in found], style="bold")
-    shown.add_row("95 % interval", *map(_interval, labels, found))
+    ends = [
+        measure_of(label).interval(one["low"], one["high"], one["clusters"]) or NO_VALUE
+        for label, one in zip(labels, found, strict=True)
+    ]
+    shown.add_row("95 % interval", *ends)
     return shown
-
-
-def _interval(label: str, found: Row) -> str:
-    """Return an interval as the table prints it, by the rules of reports' tables."""
-    if found["low"] is None or found["clusters"] < SURE_FROM:
-        return NO_VALUE
-    low, high = found["low"], found["high"]
-    if label.partition("[")[0] in WITHIN_ONE:
-        low, high = max(low, 0.0), min(high, 1.0)
-    return f"{100 * low:.2f} .. {100 * high:.2f}"
 
 
 def unscored(document: Row) -> list[str]:

@@ -131,7 +131,9 @@ class _Hollow(Backbone):
         fps: float | None = None,
     ) -> Backbone:
         real = self._real.reading(grid, rescale, fps)
-        return _Hollow(real, self._batch, self.team.size if self.team else 1, self._calls)
+        made = _Hollow(real, self._batch, self.team.size if self.team else 1, self._calls)
+        made._attention = self._attention  # of the one network that all readings share
+        return made
 
     def attending(self, attention: FrameAttention) -> AbstractContextManager[None]:
         self._real.attending(attention)  # never entered: only to hear of a refusal early

@@ -70,10 +70,10 @@ def preset_values(method: str, family: str, preset: str, default: str) -> Values
     Raises:
         UserError: The preset is unknown, or has no settings for this method and family.
     """
-    names = {*PRESETS, "anchored"}
-    if preset not in names:
-        raise UserError(f"unknown preset {preset!r}: {near(preset, names)}")
-    table = PRESETS[default if preset == "anchored" else preset]
+    named = default if preset == "anchored" else preset
+    if named not in PRESETS:
+        raise UserError(f"unknown preset {named!r}: {near(named, {*PRESETS, 'anchored'})}")
+    table = PRESETS[named]
     if family not in table or method not in table[family]:
         raise UserError(
             f"preset {preset!r} has no settings for {method} on the {family} family; it has "
@@ -108,9 +108,11 @@ def _parse(name: str, value: object, kind: Any) -> Any:
     choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
     word = text.strip().lower()
     if choices:
-        if name == "reflection":
-            word = {"on": "continuous", "true": "continuous", "false": "off"}.get(word, word)
         known = {str(choice).lower(): choice for choice in choices}
+        if word not in known:  # YAML reads on and off as true and false
+            word = {"true": "on", "false": "off"}.get(word, word)
+        if (name, word) == ("reflection", "on") and word not in known:
+            word = "continuous"
         if word not in known:
             raise UserError(
                 f"{name} is {text[:40]!r}: it must be one of {', '.join(map(str, choices))}"

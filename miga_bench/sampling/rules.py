@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import typing
 
 from miga_bench.backbones.base import Backbone
 from miga_bench.errors import UserError
@@ -100,3 +101,10 @@ def check_common(s: CommonSettings, length: int | None) -> None:
         f"cache is {s.cache}: it must be a finite number of at least 0 (0 turns it off)",
     )
     require(length is None or length >= 1, f"{length} latents asked for: at least 1 must be")
+    for name, kind in typing.get_type_hints(type(s)).items():
+        if typing.get_origin(kind) is typing.Literal:
+            value, choices = getattr(s, name), typing.get_args(kind)
+            require(
+                value in choices,
+                f"{name} is {value!r}: it must be one of {', '.join(map(str, choices))}",
+            )

@@ -64,6 +64,21 @@ def test_what_changes_the_networks_inside_stays_with_pytorch(wan, exports, chang
     assert not exports
 
 
+class Attends(METHODS["fifo"]):
+    """A method of the user's own that is endless, and changes the attention."""
+
+    def stream(self, backbone, *arguments):
+        with backbone.attending(lambda query, key, value, site: value):
+            yield from super().stream(backbone, *arguments)
+
+
+def test_a_method_of_ones_own_that_changes_the_attention_stays_with_pytorch(wan, exports):
+    """Breaks if minutes go into an export that then refuses the method."""
+    sampler = Attends(resolve("fifo", wan, overrides={"steps": "21"}))
+    assert automatic_export.faster(wan, sampler, LONG) is wan
+    assert not exports
+
+
 def cut(folder):
     graph = folder / "vae_decoder_step.onnx"
     graph.write_bytes(graph.read_bytes()[:1000])

@@ -385,6 +385,8 @@ def test_a_full_disk_leaves_nothing(tmp_path):
         (["tiny-wam", "-o", "out"], "did you mean tiny-wan?"),
         (["/nowhere", "-o", "out"], "no such folder"),
         (["tiny-wan", "-o", "out", "--opset", "17"], "not supported: there are 23 for TensorRT"),
+        (["tiny-wan", "-o", "out", "--lora-scale", "0.5"], "--lora-scale 0.5 is for --lora: give"),
+        (["tiny-wan", "-o", "out", "--lora-scale", "nan"], "it must be a finite number"),
         (["tiny-wan", "-o", "out", "--precision", "int8"], "exported in fp32, fp16, bf16"),
         (["tiny-wan", "-o", "out", "--dynamic", "height"], "--dynamic height"),
         (["tiny-wan", "-o", "out", "--parts", "unet"], "--parts unet"),

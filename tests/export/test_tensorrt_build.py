@@ -436,8 +436,9 @@ def test_measured_times_are_kept_for_the_next_build(tmp_path):
 
 def test_the_command_says_what_is_wrong(rtx, export, capsys):
     command = ["export", "tensorrt", str(export.folder)]
-    assert main([*command, "--refit", "x.engine", "--refittable"]) == 2
-    assert "leave --profile, --compute-capability and --refittable out" in capsys.readouterr().err
+    for option in ("--refittable", "--builder-level=0", "--library=tensorrt", "--force"):
+        assert main([*command, "--refit", "x.engine", option]) == 2
+        assert f"leave {option.partition('=')[0]} out" in capsys.readouterr().err
     assert main([*command, "--refit", "x.engine"]) == 2
     assert "--refit x.engine is missing" in capsys.readouterr().err
     assert main(["export", "tensorrt", "nowhere", "--compute-capability", "8.9"]) == 2

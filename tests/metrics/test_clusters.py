@@ -66,6 +66,6 @@ def test_the_table_prints_no_share_above_100():
     document["scores"] = {"dynamic_degree[raft]": found, "overall_consistency[clip]": found}
     shown = table(document)
     assert [list(column.cells)[-1] for column in shown.columns[1:]] == [
-        "40.00 .. 100.00",
-        "40.00 .. 126.00",
+        "40.00 to 100.00",
+        "40.00 to 126.00",
     ]

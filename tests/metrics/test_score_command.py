@@ -106,11 +106,11 @@ def test_a_video_without_any_score_is_said_and_counted(folder, capsys):
     assert (found["n"], found["dropped"], found["videos"]) == (2, 1, 3)
     assert "miga-bench: one.mp4 has no score: " in err
     assert "95 % interval" in err
-    assert " .. " not in err
+    assert " to " not in err
     (folder / "one.mp4").unlink()
     write(folder / "third.mp4", moving(speed=4))
     assert main(["score", str(folder), "-o", str(output), *options]) == 0
-    assert " .. " in capsys.readouterr().err
+    assert " to " in capsys.readouterr().err
 
 
 def test_several_processes_give_the_same(folder):

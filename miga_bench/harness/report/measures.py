@@ -8,7 +8,7 @@ from typing import Literal
 
 from miga_bench.harness.results import Results, Row
 from miga_bench.harness.scorers import Told
-from miga_bench.metrics.statistics import Estimate, mean_of_means
+from miga_bench.metrics.statistics import SURE_FROM, Estimate, mean_of_means
 from miga_bench.metrics.suites import DIMENSIONS, WITHIN_ONE
 
 Better = Literal["higher", "lower"] | None
@@ -92,6 +92,25 @@ class Measure:
         decides = min(abs(low), abs(high)) * self.factor
         enough = (more for more in range(FINEST) if round(decides, self.digits + more))
         return next(enough, FINEST)
+
+    def interval(self, low: float | None, high: float | None, prompts: int) -> str:
+        """Return a mean's interval as tables print it, cut where the score cannot be; none is an empty text.
+
+        That of two prompts is no more than wide: it begins below what the score can be and ends above it.
+        """
+        if low is None or high is None or prompts < SURE_FROM:
+            return ""
+        return " to ".join(self.number(end) for end in self.within(low, high))
+
+    def signed(
+        self, value: float | None, low: float | None, high: float | None, prompts: int
+    ) -> tuple[str, str]:
+        """Return a difference and its interval, which may be empty; digits bear out the verdict."""
+        if low is None or high is None or prompts < SURE_FROM:
+            return self.number(value, sign=True), ""
+        finer = self.finer(low, high)
+        shown, start, end = (self.number(one, sign=True, finer=finer) for one in (value, low, high))
+        return shown, f"{start} to {end}"
 
 
 def _vbench(name: str, meaning: str, better: Better = "higher") -> Measure:

@@ -164,7 +164,7 @@ def time_plot(
             sure = [
                 (f, *measure.within(e.low, e.high))
                 for f, e in points
-                if e.low is not None and e.high is not None and e.clusters > 2
+                if e.low is not None and e.high is not None and e.clusters >= SURE_FROM
             ]
             if sure:
                 x, low, high = zip(*sure, strict=True)
@@ -273,7 +273,8 @@ def forest_plot(
             marker = {BETTER: "^", WORSE: "v"}.get(found.verdict, "o")
             middle = found.difference * measure.factor
             reaches.append(middle)
-            if found.low is not None and found.high is not None and found.prompts > 2:
+            sure = found.prompts >= SURE_FROM
+            if sure and found.low is not None and found.high is not None:
                 ends = [found.low * measure.factor, found.high * measure.factor]
                 reaches += ends
                 axes.plot(ends, [place, place], color=color, linewidth=1.8, solid_capstyle="butt")

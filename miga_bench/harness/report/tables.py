@@ -26,7 +26,7 @@ from miga_bench.harness.report.measures import (
 from miga_bench.harness.report.published import PublishedTable
 from miga_bench.harness.report.scoring import NO_QUALITY, lacks_quality
 from miga_bench.harness.results import Results
-from miga_bench.metrics.statistics import SURE_FROM, Estimate
+from miga_bench.metrics.statistics import Estimate
 
 GROUPS = {
     "vbench": "VBench's scores",
@@ -121,33 +121,11 @@ def _arm_row(
     cells = [Cell(arm), Cell(f"{len(done)} ({prompts})")]
     for measure in columns:
         found = mean_of(run, arm, labels[measure.label])
-        parts = [interval(measure, found.low, found.high, found.clusters)]
+        parts = [measure.interval(found.low, found.high, found.clusters)]
         if found.n != len(done):
             parts.append(f"n = {found.n}")
         cells.append(Cell(measure.number(found.mean), "\n".join(part for part in parts if part)))
     return cells
-
-
-def interval(measure: Measure, low: float | None, high: float | None, prompts: int) -> str:
-    """Return a mean's interval as tables print it, cut where the score cannot be; none is an empty text.
-
-    That of two prompts is no more than wide: it begins below what the score can be and ends above it.
-    """
-    if low is None or high is None or prompts < SURE_FROM:
-        return ""
-    return " to ".join(measure.number(end) for end in measure.within(low, high))
-
-
-def signed(
-    measure: Measure, value: float | None, low: float | None, high: float | None, prompts: int
-) -> tuple[str, str]:
-    """Return a difference and its interval, which may be empty, with digits enough to bear out a verdict."""
-    if low is None or high is None or prompts < SURE_FROM:
-        return measure.number(value, sign=True), ""
-    shown, start, end = (
-        measure.number(one, sign=True, finer=measure.finer(low, high)) for one in (value, low, high)
-    )
-    return shown, f"{start} to {end}"
 
 
 def _difference_group(
@@ -173,7 +151,7 @@ def _difference_group(
             low, high = (
                 end - off if alike and end is not None else None for end in (found.low, found.high)
             )
-            shown, detail = signed(measure, found.mean - off, low, high, found.clusters)
+            shown, detail = measure.signed(found.mean - off, low, high, found.clusters)
             cells.append(Cell(shown, detail, "" if alike else "quiet"))
         rows.append([Cell(arm), Cell(""), *cells])
     # the paper's numbers come without an error of their own
@@ -196,7 +174,7 @@ def verdict_table(
         measure = of_measure[0].measure
         cells = [Cell(measure.title, _unit(measure))]
         for found in of_measure:
-            numbers = signed(measure, found.difference, found.low, found.high, found.prompts)
+            numbers = measure.signed(found.difference, found.low, found.high, found.prompts)
             detail = _lines(*numbers, at_equal_motion(found))
             cells.append(Cell(found.verdict, detail, _TONES.get(found.verdict, "quiet")))
         rows.append(cells)
@@ -258,13 +236,13 @@ def difference_table(comparisons: Sequence[Comparison], caption: str) -> Table:
         if equal is not None and equal.difference is None:
             at_equal = Cell(equal.verdict, _pairs_in_line(found), "quiet")
         elif equal is not None:
-            numbers = signed(measure, equal.difference, equal.low, equal.high, found.prompts)
+            numbers = measure.signed(equal.difference, equal.low, equal.high, found.prompts)
             at_equal = Cell(numbers[0], _lines(numbers[1], _pairs_in_line(found)))
         detail = f"{found.dropped} without a score" if found.dropped else ""
         rows.append(
             [
                 Cell(measure.title, measure.unit),
-                Cell(*signed(measure, found.difference, found.low, found.high, found.prompts)),
+                Cell(*measure.signed(found.difference, found.low, found.high, found.prompts)),
                 Cell(f"{found.n} ({found.prompts})", detail),
                 Cell(f"{found.wins} / {found.losses}"),
                 Cell(_p(found.p) if found.n else MINUS),
@@ -296,8 +274,7 @@ def claim_table(findings: Sequence[Finding], caption: str) -> Table:
                 Cell(found.claim.text, measure.title),
                 Cell(found.verdict, at_equal_motion(compared), _TONES.get(found.verdict, "quiet")),
                 Cell(
-                    *signed(
-                        measure,
+                    *measure.signed(
                         compared.difference,
                         compared.low,
                         compared.high,
