@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 NO_VALUE = "-"
+NOT_FINITE = "NaN or infinity came of it"
 ROUNDING = 1e-9  # what summing in another order leaves of a mean of scores
 _NO_INTERVAL = {
     "low": None,
@@ -54,6 +56,7 @@ def summary(
     """
     if all(row["reason"] for row in rows):
         raise UserError(f"no video could be scored; the first: {rows[0]['reason']}")
+    rows = [_finite(row) for row in rows]
     sums = [
         _of_clips(score, rows, reading, plan.development) if plan.long else _of_videos(score, rows)
         for score in scores
@@ -78,6 +81,17 @@ def summary(
     if plan.long:
         document |= {"reading": reading, "development": plan.development}
     return document
+
+
+def _finite(row: Row) -> Row:
+    """Return a row with a reason in place of what is not finite: it would spoil every mean that it enters."""
+    scores = {}
+    for name, found in row["scores"].items():
+        numbers = [found.get(key) for key in ("value", "fast")]
+        numbers += [*found.get("terms", ()), *found.get("clips", ())]
+        known = all(number is None or math.isfinite(number) for number in numbers)
+        scores[name] = found if known else {"value": None, "reason": NOT_FINITE}
+    return {**row, "scores": scores}
 
 
 def _video(row: Row) -> Row:
@@ -122,15 +136,19 @@ def _of_clips(
             found["fast"] if development else None,
         )
         for row in rows
-        if (found := row["scores"].get(score.name))
+        if (found := row["scores"].get(score.name)) and found.get("clips")
     }
-    whole = long_score(list(videos.values()), score.name, reading, development)
-    values = dict(zip(videos, (video.score for video in whole.videos), strict=True))
+    values: dict[str, float] = {}
+    total: float | None = None
+    if videos:
+        whole = long_score(list(videos.values()), score.name, reading, development)
+        values = dict(zip(videos, (video.score for video in whole.videos), strict=True))
+        total = whole.total
     prompts = {row["video"]: cluster for row, cluster in zip(rows, _clusters(rows), strict=True)}
     found = estimate(list(values.values()), [prompts[name] for name in values])
     document = _document(score, found, len(rows), values)
     # the interval is of the mean over videos, which is the score in the exact reading
-    document |= {"mean": whole.total, "aggregate": "clip" if reading == "reference" else "video"}
+    document |= {"mean": total, "aggregate": "clip" if reading == "reference" else "video"}
     if reading == "reference":
         document |= _NO_INTERVAL
     return document, values
@@ -209,6 +227,20 @@ def unscored(document: Row) -> list[str]:
         if isinstance(why, str):
             lines.append(why)
     return lines
+
+
+def without_some(document: Row) -> list[str]:
+    """Return a line for each reason why a video that has other scores lacks one, with how many lack it."""
+    lacking: dict[str, list[str]] = defaultdict(list)
+    for video in document["videos"]:
+        if any(value is not None for value in video["scores"].values()):
+            for name, reason in (video["reason"] or {}).items():
+                told = reason if reason.startswith(name) else f"{name}: {reason}"
+                lacking[told].append(video["video"])
+    return [
+        f"{names[0] if len(names) == 1 else counted(len(names), 'video')}: no {told}"
+        for told, names in lacking.items()
+    ]
 
 
 def _percent(value: float | None) -> str:

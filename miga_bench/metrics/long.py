@@ -163,15 +163,18 @@ class LongVideo:
 
     Attributes:
         name: File name without ``.mp4``.
-        clips: In-clip score of each clip, in order, one float per clip: 1,800 for an hour.
+        clips: In-clip score of each clip, in order, one float per clip: 1,800 for an hour. None
+            where the video has no such score.
         clip_frames: Frames of each of its clips.
         fast: Raw fast score; None for a video of one clip, and for dimensions without a fast branch.
+        reason: Why the video has no such score; None where it has one.
     """
 
     name: str
     clips: tuple[float, ...]
     clip_frames: int
     fast: float | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -227,7 +230,7 @@ def long_score(
     scale of the scores is kept.
 
     Args:
-        videos: Measurements, one entry per video.
+        videos: Measurements, one entry per video that has such a score.
         dimension: Name of the dimension as VBench writes it.
         reading: ``exact`` or ``reference``.
         development: As for ``fuse``. Without it no fast scores are needed.

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from test_video_scores import SmallEncoder, video
 
 from miga_bench.errors import UserError
-from miga_bench.metrics import SubjectConsistency
+from miga_bench.metrics import SubjectConsistency, TemporalFlickering
 from miga_bench.metrics.functional.consistency import feature_consistency
 from miga_bench.metrics.long import (
     ClipStream,
@@ -137,6 +137,30 @@ def test_a_video_is_measured_clip_by_clip_and_by_the_first_frames_of_all():
     long.extend(frames[:3])
     alone = long.end("b")["subject_consistency"]
     assert (len(alone.clips), alone.clip_frames, alone.fast) == (1, 3, None)
+
+
+class Refuses(TemporalFlickering):
+    """Has no value of any video."""
+
+    def refusal(self):
+        return super().refusal() or "too small"
+
+
+def test_a_dimension_that_cannot_score_a_long_video_leaves_the_others():
+    encoder = SmallEncoder()
+    long = LongVideos([Refuses(), SubjectConsistency(encoder)], {}, 4)
+    for _ in range(2):
+        long.extend(video(10))
+        found = long.end("a")
+        assert found["temporal_flickering"] == LongVideo("a", (), 4, reason="too small")
+        assert len(found["subject_consistency"].clips) == 3
+        assert found["subject_consistency"].reason is None
+    alone = LongVideos([Refuses()], {}, 4)
+    alone.extend(video(10))
+    with pytest.raises(UserError, match=r"^too small$"):
+        alone.end("a")
+    with pytest.raises(UserError, match="no frames"):
+        LongVideos([TemporalFlickering()], {}, 4).end("a")
 
 
 # Mapping and fusing
