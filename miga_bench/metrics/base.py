@@ -56,6 +56,9 @@ class Terms(NamedTuple):
 class VideoScore(Metric):
     """A score of videos in [0, 1] by whatever evidence a subclass draws from the frames.
 
+    A video that comes twice under one ``video_id``, as where a ``DistributedSampler`` fills up its
+    shares, is two clips of it: ``aggregate`` counts it once where it is ``video``, else twice.
+
     Args:
         aggregate: How values become one number. ``video``: the mean over videos (of each the mean
             over its clips). ``clip``: the mean over clips, as VBench-Long's files have it.
