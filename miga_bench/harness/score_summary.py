@@ -130,7 +130,7 @@ def _of_clips(
     """Sum up a dimension of VBench-Long; also each video's fused score."""
     videos = {
         row["video"]: LongVideo(
-            Path(row["video"]).stem,
+            row["video"].removesuffix(".mp4"),
             tuple(found["clips"]),
             found["length"],
             found["fast"] if development else None,

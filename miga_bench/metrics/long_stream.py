@@ -21,7 +21,8 @@ class LongVideos:
         scores: The dimensions, each scoring a clip as if it were a video.
         fast: Encoders of the fast branch, by the names of their dimensions.
         length: Frames of a clip, from ``clip_length``.
-        fps: Frames per second, for scores that depend on it.
+        fps: Frames per second, for scores that depend on it; whole ones count, for the original writes clips at
+            that rate and reads it back.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class LongVideos:
     ) -> None:
         self.scores = list(scores)
         self.fast = dict(fast)
-        self.length, self.fps = length, fps
+        self.length, self.fps = length, None if fps is None else int(fps)
         self.begin()
 
     def begin(self, prompt: str | None = None) -> None:

@@ -68,6 +68,20 @@ def test_long_videos_without_a_score_are_dropped_with_a_reason(reading):
     assert none["scores"]["subject_consistency[tiny]"]["mean"] is None
 
 
+def test_videos_of_one_name_in_two_folders_keep_their_own_fast_scores():
+    rows = [
+        row(f"{name}/a.mp4", subject_consistency=clips(0.5, 0.5, fast=fast))
+        for name, fast in (("old_er", 0.7), ("new_er", 0.9))
+    ]
+    plan = Plan(True, "tiny", ("subject_consistency",))
+    exact, reference = (
+        summary(rows, plan, [SubjectConsistency()], reading) for reading in ("exact", "reference")
+    )
+    assert reference["videos"] == exact["videos"]
+    first, second = (video["scores"]["subject_consistency[tiny]"] for video in exact["videos"])
+    assert first < second
+
+
 def test_videos_too_small_for_a_network_get_a_line_and_their_other_scores(
     tmp_path, monkeypatch, capsys
 ):
