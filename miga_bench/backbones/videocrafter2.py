@@ -171,14 +171,6 @@ class VideoCrafter2Backbone(LoadedBackbone):
         """Return DDIM with this model's share of fresh noise."""
         return DDIM(schedule, self.defaults.eta)
 
-    def latents_for(self, frames: int) -> int:
-        """Return how many latents decode to ``frames`` frames: as many."""
-        return frames
-
-    def frames_of(self, latents: int) -> int:
-        """Return how many frames ``latents`` latents decode to: as many."""
-        return latents
-
     @property
     def can_cut(self) -> bool:
         """Whether the denoiser takes ``cut=N``: ours does, an engine does not."""
