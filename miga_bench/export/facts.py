@@ -69,7 +69,7 @@ class ExportFacts:
                 f"{folder} is no export: {FACTS} is missing; make one by miga-bench export onnx"
             ) from None
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{path} cannot be used ({error}): export again") from None
+            raise UserError(f"{path} cannot be used ({error}): export again") from error
 
     @property
     def preset(self) -> str:
