@@ -164,8 +164,9 @@ def test_a_model_that_is_none_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"cannot load the judge .* Qwen2\.5-VL") as error:
         QwenJudge(tmp_path, device="cpu")
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="dtype is 'int'"):
-        QwenJudge(tmp_path, dtype="int")
+    for dtype in ("int", "float64"):
+        with pytest.raises(UserError, match=f"dtype is '{dtype}'; it must be one of bfloat16"):
+            QwenJudge(tmp_path, dtype=dtype)
 
 
 def test_the_whole_way_over_http(server, folder, tmp_path):
