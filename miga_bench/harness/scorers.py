@@ -200,15 +200,12 @@ class SuiteScores(ItemScorer):
 
         (source,) = find_videos([video])
         source = replace(source, prompt=" / ".join(item.wanted))
-        row = score_video(source, self.plan, self._device)
+        row = score_video(source, self.plan, self._device, self._scores)
         if row["reason"]:
             raise UserError(row["reason"])
-        scores = self._scores
-        for one in scores:
-            one.reset()
-        labels = {score.name: score.label for score in scores}
+        labels = {score.name: score.label for score in self._scores}
         row |= {"video": source.name, "prompt": source.prompt}
-        (shown,) = summary([row], self.plan, scores)["videos"]
+        (shown,) = summary([row], self.plan, self._scores)["videos"]
         reasons = shown["reason"] or {}
         return Found(
             shown["scores"],
