@@ -45,6 +45,11 @@ _QUESTIONS = {
 }
 
 
+def understands(question: str) -> bool:
+    """Whether the judge has an answer to a question."""
+    return any(re.fullmatch(pattern, question) for pattern in _QUESTIONS.values())
+
+
 @dataclass(frozen=True)
 class _Seen:
     """What N frames show: names by attribute, N each, None where there is none; and a sound field."""
