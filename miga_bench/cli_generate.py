@@ -111,8 +111,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--dtype",
         metavar="NAME",
-        help="float32, bfloat16 or float16, or fp32, bf16, fp16 (float32 on a CPU; on a GPU bfloat16, if it"
-        " has that)",
+        help="float32, bfloat16 or float16, or fp32, bf16, fp16 (float32 on a CPU; on a GPU bfloat16 for Wan,"
+        " if it has that, and float16 for VideoCrafter2)",
     )
     model.add_argument(
         "--offload", action="store_true", help="keep only the part in use on the GPU"

@@ -109,7 +109,8 @@ def _add_narratives(group: Any) -> None:
     group.add_argument(
         "--judge",
         metavar="NAME",
-        help="reader (for tiny), an OpenAI-compatible server's URL, or a Qwen2.5-VL folder or Hub name",
+        help="reader (the default, for stories of the embedded world), an OpenAI-compatible server's URL, or a"
+        " Qwen2.5-VL folder or Hub name",
     )
     group.add_argument("--judge-model", metavar="NAME", help="the model's name on the server")
     group.add_argument("--tna", metavar="N", type=int, action="append", help="only N atoms")
@@ -131,6 +132,7 @@ def _add_narratives(group: Any) -> None:
 def _narratives(args: argparse.Namespace) -> tuple[Document, list[str]]:
     """Ask a judge of each story; return what ``_scores`` does."""
     from miga_bench.harness.score_narrlv import NarrativeRequest, score_narratives, show
+    from miga_bench.harness.stories import READER, StoryOptions
 
     if len(args.videos) != 1:
         raise UserError(
@@ -141,19 +143,22 @@ def _narratives(args: argparse.Namespace) -> tuple[Document, list[str]]:
         raise UserError(
             f"--device is given {len(devices)} times: --suite narrlv asks one judge on one device"
         )
-    request = NarrativeRequest(
-        videos=args.videos[0],
+    stories = StoryOptions(
         narratives=args.narratives or "tiny",
-        judge=args.judge,
+        judge=args.judge or READER,
         judge_model=args.judge_model,
-        tna=args.tna,
-        factors=args.factor,
         quality=args.quality,
         variant=args.variant or "code",
         collapse=args.collapse or "mean",
+        device=devices[0],
+    )
+    request = NarrativeRequest(
+        videos=args.videos[0],
+        stories=stories,
+        tna=args.tna,
+        factors=args.factor,
         partial=args.partial,
         output=args.output,
-        device=devices[0],
         overwrite=args.force,
     )
     request.check()

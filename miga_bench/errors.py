@@ -140,6 +140,8 @@ def plainly(main: Callable[[], int | None]) -> int:
 _NO_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
+    "Cannot allocate memory",  # the system's ENOMEM, of files that are mapped, too
+    "MPS backend out of memory",
     "Failed to allocate memory for requested buffer",
     "CUDA error: out of memory",
     "CUDA failure 2: out of memory",  # ONNX Runtime

@@ -78,12 +78,6 @@ class AnalyticBackbone(Backbone):
     def solver(self, schedule: Schedule) -> Solver:
         return UniPC(schedule) if self.family == "wan" else DDIM(schedule)
 
-    def latents_for(self, frames: int) -> int:
-        return frames
-
-    def frames_of(self, latents: int) -> int:
-        return latents
-
     @property
     def device(self) -> str:
         return "cpu"

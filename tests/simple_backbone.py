@@ -23,7 +23,7 @@ class SimpleBackbone(AnalyticBackbone):
 
     def __init__(self, poison_at=None):
         super().__init__("wan", window=6)
-        self.name, self.preset = "tiny-simple", "tiny"
+        self.name, self.preset, self.frames_per_latent = "tiny-simple", "tiny", 4
         self.calls, self.poison_at, self.clean_denoiser = 0, poison_at, self.denoiser
         self.denoiser = self._denoise
 
@@ -37,9 +37,3 @@ class SimpleBackbone(AnalyticBackbone):
 
     def decoder(self):
         return SimpleDecoder()
-
-    def latents_for(self, frames):
-        return 1 + -(-(frames - 1) // 4)
-
-    def frames_of(self, latents):
-        return 1 + 4 * (latents - 1)

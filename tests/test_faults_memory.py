@@ -8,6 +8,7 @@ import torch
 from simple_backbone import SimpleBackbone, SimpleDecoder
 from test_generate import SMALL, request
 
+from miga_bench.backbones.memory import free_bytes
 from miga_bench.cli import main
 from miga_bench.errors import DoesNotFitError, Notice, is_out_of_memory
 from miga_bench.harness import generate as page
@@ -163,6 +164,22 @@ def test_memory_that_runs_out_for_the_texts_is_one_line(tmp_path, monkeypatch):
     assert "MIGA_BENCH_CACHE" in str(error.value)
     assert "--height" not in str(error.value), "which no text encoder minds"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_do_not_fit_are_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("miga_bench.backbones.wan.load_wan", lambda *_, **__: ERRORS["gpu"]())
+    assert main(["generate", "a red circle", "-o", str(tmp_path / "a.mp4")]) == 1
+    said = capsys.readouterr().err
+    assert "out of memory while tiny-wan was loaded" in said
+    assert said.endswith("by --offload (model.offload)\n")
+
+
+def test_an_apple_gpu_takes_no_more_than_it_has(monkeypatch):
+    """Breaks if a Mac is given eight windows of a large model, whatever its memory."""
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 5 << 30)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 2 << 30)
+    assert free_bytes(torch.device("mps")) == 3 << 30
+    assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GiB)"))
 
 
 def test_each_process_of_a_team_makes_its_own_rows_fit():

@@ -45,12 +45,6 @@ class SmallWan(Backbone):
     def solver(self, schedule):
         return UniPC(schedule)
 
-    def latents_for(self, frames):
-        return frames
-
-    def frames_of(self, latents):
-        return latents
-
 
 @pytest.mark.parametrize(("reach", "zigzag"), [("chunks", 2), ("head", 2), ("chunks", 4)])
 def test_plain_loop_and_sampler_make_the_same_latents(reach, zigzag):

@@ -324,6 +324,7 @@ def test_a_prompt_that_is_too_long_is_refused_or_cut_where_it_can_be_seen(capsys
     ("trainer", "model", "expected"),
     [
         ({}, {}, {"precision": "bf16-true"}),
+        ({}, {"backbone": "videocrafter2"}, {"precision": "16-true"}),
         ({"precision": "32-true"}, {}, {}),
         ({"accelerator": "cpu"}, {}, {}),
         ({"accelerator": "gpu"}, {"denoiser": "compile"}, {"precision": "bf16-true"}),

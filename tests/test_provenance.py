@@ -114,10 +114,16 @@ def test_what_torch_does_not_see_of_a_gpu_is_not_told_as_all_of_it(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype"),
-    [((9, 0), torch.bfloat16), ((8, 0), torch.bfloat16), ((7, 5), torch.float16)],
+    ("family", "capability", "dtype"),
+    [
+        ("wan", (9, 0), torch.bfloat16),
+        ("wan", (8, 0), torch.bfloat16),
+        ("wan", (7, 5), torch.float16),
+        ("videocrafter2", (9, 0), torch.float16),
+    ],
 )
-def test_a_gpu_without_bfloat16_takes_float16(monkeypatch, capability, dtype):
+def test_a_gpu_takes_the_familys_half_precision(monkeypatch, family, capability, dtype):
+    """Breaks if a GPU emulates bfloat16, or VideoCrafter2's guidance magnifies its rounding."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: capability)
-    assert pick_dtype(None, torch.device("cuda:0")) == dtype
-    assert pick_dtype(None, torch.device("cpu")) == torch.float32
+    assert pick_dtype(None, torch.device("cuda:0"), family) == dtype
+    assert pick_dtype(None, torch.device("cpu"), family) == torch.float32

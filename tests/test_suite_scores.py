@@ -1,5 +1,6 @@
 """Suites of scores of a run: clip by clip by VBench-Long, and two that would give numbers of one label."""
 
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,9 +10,9 @@ from run_workers import configuration
 from test_scorers import Counting, item_of, write
 
 from miga_bench.cli import main
-from miga_bench.errors import Notice
+from miga_bench.errors import Notice, UserError
 from miga_bench.harness.request import PromptAt
-from miga_bench.harness.scorers import SuiteScores, WorldScores
+from miga_bench.harness.scorers import SuiteScores, WorldScores, narrowed
 
 
 @pytest.mark.parametrize(
@@ -68,3 +69,31 @@ def test_labels_are_those_of_the_numbers():
         scorer.use(backbone)
     assert "temporal_flickering" in tiny.labels() & long.labels()
     assert not WorldScores().labels() & tiny.labels()
+
+
+@pytest.mark.parametrize("suite", ["tiny", "vbench-long"])
+def test_one_set_of_scores_serves_all_videos_and_none_of_before_counts(
+    tmp_path, monkeypatch, suite
+):
+    """Breaks if networks lie in memory twice, or if a video's scores are those of two videos."""
+    backbone: Any = SimpleNamespace(device="cpu")
+
+    def made():
+        scorer = SuiteScores(suite, ["temporal_flickering", "motion_smoothness"], networks="tiny")
+        scorer.use(backbone)
+        return scorer
+
+    videos = [write(tmp_path / f"{n}.mp4", torch.rand(20 + n, 3, 16, 16)) for n in range(2)]
+    videos.append(write(tmp_path / "short.mp4", torch.rand(1, 3, 16, 16)))
+    items = [item_of([PromptAt("a")], frames) for frames in (20, 21, 1)]
+    alone = [made().score(*one) for one in list(zip(videos, items, strict=True))[:2]]
+    scorer = made()
+    for module in ("miga_bench.metrics.suites", "miga_bench.harness.score"):
+        monkeypatch.setattr(f"{module}.make_scores", lambda *_: pytest.fail("makes another set"))
+    (own,) = narrowed([scorer], ["temporal_flickering"])
+    for n in (0, 1, 0):
+        assert scorer.score(videos[n], items[n]) == alone[n]
+        flicker = own.score(videos[n], items[n]).scores["temporal_flickering"]
+        assert flicker == alone[n].scores["temporal_flickering"]
+        with suppress(UserError):  # by clips it cannot be scored at all
+            scorer.score(videos[2], items[2])

@@ -121,6 +121,18 @@ def test_bfloat16_follows_the_stock_forward(half, inputs):
     assert error < 0.01
 
 
+def test_bfloat16_is_nearer_to_float32_than_the_stock_forward(half, denoiser, inputs):
+    """Breaks if the sum of all layers is rounded after each, which guidance then magnifies."""
+    latents, timesteps, text = inputs
+    with torch.no_grad():
+        exact = denoiser(latents, timesteps, text)
+        stock = half(
+            latents.bfloat16(), timesteps.repeat_interleave(TOKENS, 1), text.bfloat16()
+        ).sample
+        ours = WanDenoiser(half)(latents, timesteps, text)
+    assert (ours - exact).norm() < 0.75 * (stock.float() - exact).norm()
+
+
 def test_close_timesteps_stay_apart_in_bfloat16(half, inputs):
     """Breaks if timesteps are rounded to bfloat16, which takes 999 and 1000 for one."""
     denoiser, (latents, timesteps, text) = WanDenoiser(half), inputs

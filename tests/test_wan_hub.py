@@ -122,6 +122,16 @@ def test_of_a_repository_in_both_layouts_one_is_fetched(hub, folder, tmp_path):
     assert "transformer/diffusion_pytorch_model.safetensors" in there.fetched
 
 
+def test_a_model_of_two_denoisers_is_refused_before_it_is_fetched(hub, folder):
+    """Breaks if tens of gigabytes come first."""
+    (folder / "model_index.json").write_text(json.dumps({"boundary_ratio": 0.875}))
+    there = hub(folder)
+    assert "is of a Wan2.2 model" in refusal(
+        lambda: load_backbone("Wan-AI/Wan2.2-T2V-A14B-Diffusers")
+    )
+    assert set(there.fetched) == {"model_index.json", "transformer/config.json"}
+
+
 def test_all_files_are_of_one_commit(hub, folder):
     """Breaks if an encoder that was published later joins a denoiser loaded before."""
     there = hub(folder)

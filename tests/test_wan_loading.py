@@ -237,6 +237,29 @@ def test_checkpoints_in_the_old_format_load(original):
     assert same_weights(find_source(root).vae(torch.float32, CPU), vae)
 
 
+def test_a_checkpoint_that_memory_or_file_system_refuses_is_not_damaged(original, monkeypatch):
+    """Breaks if a user fetches 10 GB again because memory was short, or a file system maps no files."""
+    path, load = original[0] / ORIGINAL_VAE, torch.load
+
+    def no_map(*args, mmap, **options):
+        if mmap:
+            raise RuntimeError("unable to mmap 9 bytes from file: No such device (19)")
+        return load(*args, **options)
+
+    monkeypatch.setattr(torch, "load", no_map)
+    assert checkpoint.read_pickle(path).keys() == load(path, weights_only=True).keys()
+    for error in (MemoryError(), OSError(12, "Cannot allocate memory")):
+        monkeypatch.setattr(torch, "load", lambda *args, error=error, **options: raised(error))
+        with pytest.raises(type(error)):
+            checkpoint.read_pickle(path)
+    monkeypatch.setattr(torch, "load", lambda *args, **options: raised(ValueError("bad magic")))
+    assert "damaged (ValueError: bad magic)" in refusal(lambda: checkpoint.read_pickle(path))
+
+
+def raised(error):
+    raise error
+
+
 def test_checkpoints_of_something_else_are_refused(original):
     """Breaks if a table of other things than tensors is taken for weights."""
     torch.save({"step": 3}, original[0] / ORIGINAL_VAE)
@@ -331,6 +354,24 @@ def test_folders_without_a_model(tmp_path):
     assert "holds no Wan2.1 model" in refusal(lambda: load_wan(tmp_path))
     (tmp_path / "file").write_text("")
     assert "is a file" in refusal(lambda: load_wan(tmp_path / "file"))
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        {"transformer_2": ["diffusers", "WanTransformer3DModel"]},
+        {"boundary_ratio": 0.875},
+        {"expand_timesteps": True},
+    ],
+)
+def test_a_model_of_two_denoisers_is_refused(folder, index):
+    """Breaks if all levels of a Wan2.2 model are silently denoised by one of its two experts."""
+    plain = {"transformer_2": [None, None], "boundary_ratio": None, "expand_timesteps": False}
+    path = folder / "model_index.json"
+    path.write_text(json.dumps(plain))
+    find_source(folder)
+    path.write_text(json.dumps(plain | index))
+    assert "is of a Wan2.2 model" in refusal(lambda: find_source(folder))
 
 
 def test_damaged_json(folder):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from miga_bench.errors import UserError, near
+from miga_bench.errors import DoesNotFitError, UserError, is_out_of_memory, near
 
 if TYPE_CHECKING:
     from miga_bench.backbones.base import Backbone
@@ -84,8 +84,8 @@ def load_backbone(
         name_or_path: A name in ``BACKBONES``, a folder with a diffusers pipeline or the original
             checkpoint files, VideoCrafter2's checkpoint, or ``organization/repository``.
         device: As torch names it; by default the GPU if there is one.
-        dtype: Of the denoiser, for example ``bf16``; by default bfloat16 on a GPU
-            (float16 on one older than Ampere), else float32.
+        dtype: Of the denoiser, for example ``bf16``; by default float32 on a CPU, on a GPU
+            bfloat16 for Wan (float16 on one older than Ampere) and float16 for VideoCrafter2.
         offload: Bring networks to the GPU only while they are used.
         **changes: What the family's loader takes besides, for example ``height`` and ``width``.
 
@@ -136,14 +136,17 @@ def _load(
         from miga_bench.backbones.wan import load_wan as load
 
     given = {key: value for key, value in changes.items() if value is not None}
-    backbone = load(
-        entry.where,
-        name=name,
-        device=device,
-        dtype=dtype,
-        offload=offload,
-        **{**entry.changes, **given},
-    )
+    options = {"device": device, "dtype": dtype, "offload": offload, **entry.changes, **given}
+    try:
+        backbone = load(entry.where, name=name, **options)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:160]
+        raise DoesNotFitError(
+            f"out of memory while {name} was loaded ({reason}): free some, or keep only the part in use on"
+            " the GPU by --offload (model.offload)"
+        ) from error
     backbone.preset = entry.preset
     return backbone
 

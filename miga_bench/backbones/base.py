@@ -158,6 +158,7 @@ class Backbone(ABC):
         window: Latents of one short clip, the number the denoiser was trained on.
         latent_shape: Channels, height and width of one latent.
         frame_rate: Frames per second of the decoded video.
+        frames_per_latent: Frames that every latent but the first decodes to; the first makes one.
         denoiser: The network behind the ``Denoiser`` interface.
         text: The text side, which knows how long a prompt may be; None knows of no limit.
         team: The processes that denoise together; None is this one alone.
@@ -177,6 +178,7 @@ class Backbone(ABC):
     window: int
     latent_shape: LatentShape
     frame_rate: float
+    frames_per_latent: int = 1
     denoiser: Denoiser
     text: PromptText | None = None
     team: Team | None = None
@@ -230,13 +232,13 @@ class Backbone(ABC):
     def solver(self, schedule: Schedule) -> Solver:
         """Return the family's per-frame solver on that schedule."""
 
-    @abstractmethod
     def latents_for(self, frames: int) -> int:
         """Return how many latents decode to at least ``frames`` frames."""
+        return 1 + -(-(frames - 1) // self.frames_per_latent)
 
-    @abstractmethod
     def frames_of(self, latents: int) -> int:
         """Return how many frames ``latents`` latents decode to."""
+        return 1 + (latents - 1) * self.frames_per_latent if latents else 0
 
     def reading(
         self,

@@ -13,6 +13,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from miga_bench.errors import UserError
+from miga_bench.errors import UserError, is_out_of_memory, told
 
 BIG_ENCODER = 1 << 30  # bytes on disk from which a text encoder does not stay loaded
 
@@ -108,10 +109,14 @@ def read_pickle(path: Path) -> Any:
         UserError: The file is missing, damaged, or carries code.
     """
     damaged = f"{path} is truncated or damaged; fetch it again"
+    load = partial(torch.load, path, map_location="cpu", weights_only=True)
     try:
-        return torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        try:
+            return load(mmap=zipfile.is_zipfile(path))
+        except RuntimeError as error:
+            if "unable to mmap" not in str(error):
+                raise
+        return load(mmap=False)  # some file systems map nothing
     except FileNotFoundError:
         raise UserError(f"{path} is missing: fetch it, or give the folder that has it") from None
     except PermissionError as error:
@@ -124,8 +129,11 @@ def read_pickle(path: Path) -> Any:
             f"{path} is refused: it carries code ({code[1]}), not only weights; "
             "use a safetensors file or a checkpoint of plain tensors"
         ) from None
-    except Exception:  # a reader that is led astray by its input fails in any way
-        raise UserError(damaged) from None
+    except Exception as error:  # a reader that is led astray by its input fails in any way
+        if is_out_of_memory(error):
+            raise
+        reason = " ".join(told(error).split())[:160]
+        raise UserError(f"{path} is truncated or damaged ({reason}); fetch it again") from None
 
 
 def _closed(path: Path, error: OSError) -> UserError:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from miga_bench.backbones.embedding_cache import EmbeddingCache
-from miga_bench.backbones.memory import tell_crowded
+from miga_bench.backbones.memory import give_back, tell_crowded
 from miga_bench.backbones.prompt_text import PromptText, clean_prompt
 from miga_bench.errors import UserError, is_out_of_memory
 
@@ -95,8 +95,7 @@ class EncoderText(PromptText):
         if self._encoder is None:
             return
         self._encoder = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back()
 
     def spell(self, text: str) -> list[int]:
         """Return a cleaned text's tokens with all marks, however many they are."""

@@ -11,11 +11,11 @@ from miga_bench.backbones import BACKBONES
 from miga_bench.errors import UserError
 from miga_bench.offline import downloads_off
 
-# family -> the files that it needs, each under any of its names
 _WEIGHTS = (
     "{0}/diffusion_pytorch_model.safetensors",
     "{0}/diffusion_pytorch_model.safetensors.index.json",
 )
+# family -> the files that it needs, each under any of its names
 FILES: dict[str, tuple[tuple[str, ...], ...]] = {
     "wan": (
         ("model_index.json",),

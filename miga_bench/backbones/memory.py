@@ -36,8 +36,8 @@ def window_bytes(tokens: int, width: int, feed_forward: int, element: int) -> in
 def attention_bytes(tokens: int, width: int, element: int, copies: float) -> int:
     """Estimate the memory of one row in self-attention that a method has taken over.
 
-    Residual, normalized input, query, key, value and output in the network's type, and what the
-    method holds besides. Attention itself is computed in tiles.
+    Residual in float32, normalized input, query, key, value and output in the network's type, and
+    what the method holds besides. Attention itself is computed in tiles.
 
     Args:
         tokens: Tokens of the clip.
@@ -45,7 +45,7 @@ def attention_bytes(tokens: int, width: int, element: int, copies: float) -> int
         element: Bytes of one number in the network's type.
         copies: The method's own tensors of an output's shape, in float32.
     """
-    return int(tokens * width * (6 * element + 4 * copies))
+    return int(tokens * width * (4 + 5 * element + 4 * copies))
 
 
 MEMORY = Path("/proc/meminfo")
@@ -58,6 +58,8 @@ def free_bytes(device: torch.device) -> int | None:
     On a CPU: what the system says is available, or less where a control group allows less; None where
     that cannot be read.
     """
+    if device.type == "mps":  # shared with the system, which says how much of it is a GPU's to use
+        return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -100,10 +102,17 @@ def default_batch(backbone: Backbone) -> int:
     return max(1, min(most, int(HEADROOM * free / (2 * (row or 1)))))
 
 
-def tell_crowded(device: torch.device) -> None:
-    """Say that texts are encoded in main memory, and give back what the device still holds of the encoder."""
+def give_back() -> None:
+    """Give back what torch holds of GPUs' memory and does not use."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+def tell_crowded(device: torch.device) -> None:
+    """Say that texts are encoded in main memory, and give back what the device still holds of the encoder."""
+    give_back()
     warnings.warn(
         f"out of memory on {device} for the text encoder: it runs on the CPU, which takes longer",
         Notice,

@@ -171,14 +171,6 @@ class VideoCrafter2Backbone(LoadedBackbone):
         """Return DDIM with this model's share of fresh noise."""
         return DDIM(schedule, self.defaults.eta)
 
-    def latents_for(self, frames: int) -> int:
-        """Return how many latents decode to ``frames`` frames: as many."""
-        return frames
-
-    def frames_of(self, latents: int) -> int:
-        """Return how many frames ``latents`` latents decode to: as many."""
-        return latents
-
     @property
     def can_cut(self) -> bool:
         """Whether the denoiser takes ``cut=N``: ours does, an engine does not."""
@@ -244,7 +236,7 @@ def load_videocrafter2(
             repository on the Hub that holds either.
         name: What to call it; by default ``where``.
         device: Where to run, by default the GPU if there is one.
-        dtype: Of the denoiser, a name in ``residence.DTYPES`` or a torch type; by default bfloat16
+        dtype: Of the denoiser, a name in ``residence.DTYPES`` or a torch type; by default float16
             on a GPU, float32 on a CPU. The embeddings of time and frame rate stay float32.
         offload: Keep the networks in main memory and bring one at a time to the device.
         **changes: Fields of ``VideoCrafterDefaults`` to use instead of the model's own; None is
@@ -254,7 +246,7 @@ def load_videocrafter2(
         UserError: Nothing usable is there, or an argument is wrong.
     """
     place = pick_device(device)
-    kind = pick_dtype(dtype, place)
+    kind = pick_dtype(dtype, place, "videocrafter2")
     source = open_source(where)
     with torch.inference_mode(mode=False):
         return VideoCrafter2Backbone(

@@ -88,6 +88,7 @@ class WanBackbone(LoadedBackbone):
         self.source, self._residence, self._dtype = source, residence, dtype
         transformer = source.transformer(dtype, residence.home)
         self.vae = source.vae(torch.float32, residence.home)
+        self.frames_per_latent = temporal_factor(self.vae)
         self.text = make_text(source, residence, dtype)
         self.denoiser = WanDenoiser(transformer).eval()
         self.check_channels(self.denoiser.transformer.config, self.vae.config.z_dim)
@@ -147,14 +148,6 @@ class WanBackbone(LoadedBackbone):
     def solver(self, schedule: Schedule) -> Solver:
         """Return UniPC of order 2, one history per slot."""
         return UniPC(schedule)
-
-    def latents_for(self, frames: int) -> int:
-        """Return how many latents decode to at least ``frames`` frames."""
-        return -(-(frames - 1) // temporal_factor(self.vae)) + 1
-
-    def frames_of(self, latents: int) -> int:
-        """Return how many frames ``latents`` latents decode to."""
-        return (latents - 1) * temporal_factor(self.vae) + 1 if latents else 0
 
     def clip_bytes(self, frames: int, copies: float = 0.0) -> int:
         """Return about how much memory one row of a denoiser call takes; see ``Backbone``."""

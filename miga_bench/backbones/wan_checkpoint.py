@@ -37,6 +37,7 @@ from miga_bench.backbones.checkpoint import (
 from miga_bench.errors import UserError
 
 ORIGINAL_TRANSFORMER = "diffusion_pytorch_model.safetensors"
+INDEX = "model_index.json"  # of diffusers' layout
 ORIGINAL_VAE = "Wan2.1_VAE.pth"
 ORIGINAL_TEXT = "models_t5_umt5-xxl-enc-bf16.pth"
 ORIGINAL_TOKENIZER = "google/umt5-xxl"
@@ -49,6 +50,21 @@ PUBLISHED_SHIFT = 3.0
 EMBEDDING, EMBEDDING_ALIAS = "shared.weight", "encoder.embed_tokens.weight"
 
 
+def check_index(root: Path) -> None:
+    """Refuse a pipeline whose levels are not all one denoiser's, as Wan2.2's are.
+
+    Raises:
+        UserError: It is one, or its index cannot be read.
+    """
+    index = read_json(root / INDEX) if (root / INDEX).exists() else {}
+    second = any(index.get("transformer_2") or ())
+    if second or index.get("boundary_ratio") is not None or index.get("expand_timesteps"):
+        raise UserError(
+            f"{root / INDEX} is of a Wan2.2 model, whose levels have denoisers of their own or whose first"
+            " frame has a level of its own: give a text-to-video model of Wan2.1"
+        )
+
+
 def find_source(root: Path) -> WanSource:
     """Tell the layout of a folder.
 
@@ -59,7 +75,8 @@ def find_source(root: Path) -> WanSource:
         raise UserError(f"no such folder: {root}")
     if not root.is_dir():
         raise UserError(f"{root} is a file; give the folder that holds the model")
-    if (root / "transformer").is_dir() or (root / "model_index.json").exists():
+    if (root / "transformer").is_dir() or (root / INDEX).exists():
+        check_index(root)
         return DiffusersFolder(root)
     marks = (
         ORIGINAL_VAE,

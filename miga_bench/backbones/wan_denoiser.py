@@ -141,7 +141,8 @@ class WanNetwork(nn.Module):
 
         patches = net.patch_embedding(latents.to(dtype))  # [B, d, F, H/2, W/2]
         rows, columns = patches.shape[3:]
-        hidden = patches.flatten(2).transpose(1, 2).contiguous()
+        # as the authors do: rounded after every block, the sum would lose what guidance then magnifies
+        hidden = patches.flatten(2).transpose(1, 2).contiguous().float()
         embedded, modulation, context, _ = net.condition_embedder(
             timesteps.flatten(), text.to(dtype), None, timestep_seq_len=frames
         )
@@ -156,7 +157,8 @@ class WanNetwork(nn.Module):
         # [B, F, 2, d] -> two of [B, F, 1, d]
         shift, scale = (net.scale_shift_table[:, None] + embedded[:, :, None]).chunk(2, dim=2)
         hidden = self._modulate(net.norm_out, hidden, shift, scale, frames)
-        out = net.proj_out(hidden)  # [B, F * L, 2 * 2 * C]
+        head = net.proj_out
+        out = nnf.linear(hidden, head.weight.float(), head.bias.float())  # [B, F * L, 2 * 2 * C]
         out = out.unflatten(1, (frames, rows, columns))
         out = out.unflatten(4, (patch_height, patch_width, -1)).permute(0, 6, 1, 2, 4, 3, 5)
         return out.flatten(5, 6).flatten(3, 4).to(latents.dtype)
@@ -166,15 +168,15 @@ class WanNetwork(nn.Module):
         norm: nn.Module, hidden: Tensor, shift: Tensor, scale: Tensor, frames: int
     ) -> Tensor:
         """Normalize ``[B, F * L, d]`` in float32, then scale and shift each frame by its own."""
-        normed = norm(hidden.float()).unflatten(1, (frames, -1))
-        return torch.addcmul(shift, normed, 1 + scale).flatten(1, 2).type_as(hidden)
+        normed = norm(hidden).unflatten(1, (frames, -1))
+        return torch.addcmul(shift, normed, 1 + scale).flatten(1, 2)
 
     @staticmethod
     def _add_gated(hidden: Tensor, update: Tensor, gate: Tensor, frames: int) -> Tensor:
         """Add ``update`` ``[B, F * L, d]``, weighted per frame by ``gate`` ``[B, F, 1, d]``."""
-        wide = hidden.float().unflatten(1, (frames, -1))
+        wide = hidden.unflatten(1, (frames, -1))
         update = update.float().unflatten(1, (frames, -1))
-        return torch.addcmul(wide, update, gate).flatten(1, 2).type_as(hidden)
+        return torch.addcmul(wide, update, gate).flatten(1, 2)
 
     def _blocks(self, blocks: Iterable[Any], hidden: Tensor, call: _Call) -> Tensor:
         """Take ``[B, F * L, d]`` through blocks."""
@@ -197,18 +199,19 @@ class WanNetwork(nn.Module):
         return shortcut(by_frame(before), by_frame(after), rest).flatten(1, 2)
 
     def _block(self, block: Any, hidden: Tensor, call: _Call) -> Tensor:
-        frames = call.frames
+        """Take float32 ``[B, F * L, d]`` through a block, whose layers see it in the context's type."""
+        frames, dtype = call.frames, call.context.dtype
         table = block.scale_shift_table[:, None] + call.modulation
         shift, scale, gate, shift_ff, scale_ff, gate_ff = table.chunk(6, dim=2)
 
-        normed = self._modulate(block.norm1, hidden, shift, scale, frames)
+        normed = self._modulate(block.norm1, hidden, shift, scale, frames).to(dtype)
         attended = _attend(block.attn1, normed, normed, call.rotary, call.instead)
         hidden = self._add_gated(hidden, attended, gate, frames)
 
-        normed = block.norm2(hidden.float()).type_as(hidden)
+        normed = block.norm2(hidden).to(dtype)
         hidden = hidden + _attend(block.attn2, normed, call.context, None)
 
-        normed = self._modulate(block.norm3, hidden, shift_ff, scale_ff, frames)
+        normed = self._modulate(block.norm3, hidden, shift_ff, scale_ff, frames).to(dtype)
         return self._add_gated(hidden, block.ffn(normed), gate_ff, frames)
 
 

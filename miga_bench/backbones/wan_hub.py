@@ -12,12 +12,14 @@ from transformers import UMT5EncoderModel
 
 from miga_bench.backbones.hub_files import cannot_fetch, download
 from miga_bench.backbones.wan_checkpoint import (
+    INDEX,
     ORIGINAL_TEXT,
     ORIGINAL_TOKENIZER,
     ORIGINAL_TRANSFORMER,
     ORIGINAL_VAE,
     DiffusersFolder,
     WanSource,
+    check_index,
     find_source,
 )
 from miga_bench.errors import UserError
@@ -41,7 +43,8 @@ class HubSource(WanSource):
         self.repository = repository
         root = download(repository, (), MARKS)
         super().__init__(root)
-        if any((root / name).exists() for name in ("model_index.json", MARKS[0])):
+        if any((root / name).exists() for name in (INDEX, MARKS[0])):
+            check_index(root)  # before gigabytes are fetched
             self._fetch(*MODEL_PARTS)
         else:
             stem = ORIGINAL_TRANSFORMER.partition(".")[0]  # one file, or shards with an index

@@ -66,6 +66,7 @@ class ExportedBackbone(Backbone):
         self.name, self.family, self.window = facts.name, facts.family, facts.window
         self.latent_shape = LatentShape(*facts.latent_shape)
         self.frame_rate, self.negative_prompt = facts.frame_rate, facts.negative_prompt
+        self.frames_per_latent = facts.frames_per_latent
         self.weights_hash, self.preset = facts.weights_hash, facts.preset
         self._device = _device(choice, device)
         self._answers = dict(facts.defaults or {})
@@ -224,17 +225,6 @@ class ExportedBackbone(Backbone):
         if self.family == "wan":
             return UniPC(schedule)
         return DDIM(schedule, self._answers["eta"])
-
-    def latents_for(self, frames: int) -> int:
-        """Return how many latents decode to at least ``frames`` frames."""
-        each = self.facts.frames_per_latent
-        return -(-(frames - 1) // each) + 1 if self.family == "wan" else frames
-
-    def frames_of(self, latents: int) -> int:
-        """Return how many frames ``latents`` latents decode to."""
-        if self.family != "wan":
-            return latents
-        return (latents - 1) * self.facts.frames_per_latent + 1 if latents else 0
 
     def reading(
         self,

@@ -27,7 +27,7 @@ class ExportFacts:
         negative_prompt: What guidance steers away from.
         text: ``length`` in tokens, and the ``unknown`` token.
         row_flops: ``a, b, c``: a row of F latents takes ``a + b F + c F^2`` operations.
-        frames_per_latent: Frames of every latent but, on Wan, the first.
+        frames_per_latent: Frames that every latent but the first decodes to.
         rotary: On Wan: width of a head, and patch.
         flow_shift: On Wan: of the schedule.
         row_bytes: About what a row of a window takes in a denoiser call, by ``Backbone.clip_bytes``; None in
@@ -69,7 +69,7 @@ class ExportFacts:
                 f"{folder} is no export: {FACTS} is missing; make one by miga-bench export onnx"
             ) from None
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{path} cannot be used ({error}): export again") from None
+            raise UserError(f"{path} cannot be used ({error}): export again") from error
 
     @property
     def preset(self) -> str:

@@ -219,18 +219,17 @@ def facts(backbone: Any) -> dict[str, Any]:
         "text": {"length": text.length, "unknown": text.unknown},
         "row_flops": flops_polynomial(backbone),
         "row_bytes": backbone.clip_bytes(backbone.window),
+        "frames_per_latent": backbone.frames_per_latent,
     }
     if backbone.family == "wan":
         rotary = backbone.denoiser.rotary
         dims = rotary.height_dim + rotary.width_dim + rotary.frame_dim
         known["rotary"] = {"head_dim": dims, "patch": list(rotary.patch)}
         known["flow_shift"] = backbone.flow_shift
-        known["frames_per_latent"] = backbone.frames_of(2) - backbone.frames_of(1)
     else:
         defaults = backbone.defaults
         names = ("fps", "fps_range", "grid", "rescale", "eta")
         known["defaults"] = {name: getattr(defaults, name) for name in names}
-        known["frames_per_latent"] = 1
     return known
 
 

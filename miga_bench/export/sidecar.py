@@ -173,7 +173,7 @@ class Sidecar:
             sidecar = cls(folder, **content)
             sidecar._check_names()
         except (TypeError, KeyError, AttributeError, ValueError) as error:
-            raise UserError(f"{path} is not an export's record ({error}): {again}") from None
+            raise UserError(f"{path} is not an export's record ({error}): {again}") from error
         if sidecar.graph != graph:
             raise UserError(f"{path} is the record of a {sidecar.graph}, not of a {graph}: {again}")
         return sidecar

@@ -122,10 +122,10 @@ def read_scored(path: Path) -> Scored:
         AttributeError,
         ArithmeticError,
         RecursionError,
-    ):
+    ) as error:
         raise UserError(
             f"{path} is no scores file: give what miga-bench score -o FILE.json has written"
-        ) from None
+        ) from error
     if not rows:
         raise UserError(f"{path} has no video with a score: score its videos again")
     return Scored(path, way, networks, rows)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from typing import Any, Literal
 
 import torch
@@ -14,19 +13,20 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 
 from miga_bench.backbones import one_spelling
 from miga_bench.backbones.base import Backbone
-from miga_bench.errors import Notice, UserError, placed
+from miga_bench.errors import UserError, placed
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.export.opening import compile_denoiser, open_model
 from miga_bench.harness import frame_scores as _frame_scores  # noqa: F401 - for its short name in YAML
 from miga_bench.harness.arms import ArmPlan, as_text, expand, method_name
 from miga_bench.harness.generate import kind_of
+from miga_bench.harness.itemize import Texts, itemize
 from miga_bench.harness.items import Item
 from miga_bench.harness.made_of import made_of
 from miga_bench.harness.prompt_lists import Wish
 from miga_bench.harness.ranks import agree, on_every_rank, same_everywhere
-from miga_bench.harness.request import check_characters, check_prompts
+from miga_bench.harness.request import check_characters
 from miga_bench.harness.scorers import ItemScorer
-from miga_bench.harness.video import Video, length, negative_prompt, prompt_starts
+from miga_bench.harness.video import Video, negative_prompt, prompt_starts
 from miga_bench.harness.writer import Making, RunWriter
 from miga_bench.sampling import resolve
 from miga_bench.sampling.base import Sampler
@@ -221,106 +221,36 @@ class LongVideoModule(LightningModule):
             "denoiser": None if own == "torch" else own,
             "configuration_hash": self.backbone.configuration_hash,
         }
+        texts = Texts(self.backbone, self._cuts)
         out = {}
-        readings: dict[str, str] = {}
-        unchanged: dict[str, None] = {}
         for arm, sampler in self.samplers.items():
-            how: dict[str, Any] = {
-                "method": self._arms[arm].method,
+            method = self._arms[arm].method
+            how = {
+                **common,
+                "method": method,
                 "settings": asdict(sampler.settings),
-                "code_hash": code_hash(self._arms[arm].method),
+                "code_hash": code_hash(method),
             }
-            for wish in wishes:
-                wanted = wish.texts_for(one_prompt=sampler.at_once)
-                read = tuple(
-                    replace(p, text=self._readable(wish.id, p.text, readings)) for p in wanted
-                )
-                negative = (
-                    self._negative_prompt if wish.negative_prompt is None else wish.negative_prompt
-                )
-                against = negative_prompt(negative, self.backbone)
-                if against:
-                    against = self._readable(wish.id, against, readings)
-                for seed in wish.seeds or seeds:
-                    item = Item(
-                        **common,
-                        **how,
-                        prompts=wanted,
-                        negative_prompt=against,
-                        seed=seed,
-                        frames=wish.frames or frames or 0,
-                        dimensions=wish.dimensions,
-                    )
-                    item = item.with_texts(read, [prompt.text for prompt in wanted])
-                    item = self._with_length(wish.id, item, sampler, beside_others=bool(arm))
-                    name = f"{wish.id}-{seed}"
-                    out[f"{arm}/{name}" if arm else name] = item
-                    self._arm_of[item.key] = arm
-                    if len(item.prompts) < len(read) and read[1].frame < item.frames:
-                        unchanged[wish.id] = None
-        self._tell_cuts(readings, list(unchanged))
+            for name, item in itemize(
+                wishes,
+                seeds,
+                sampler,
+                texts,
+                how,
+                frames=frames,
+                negative=self._negative_prompt,
+                beside_others=bool(arm),
+            ):
+                out[f"{arm}/{name}" if arm else name] = item
+                self._arm_of[item.key] = arm
+        if self.trainer.is_global_zero:  # what all ranks know is this one's to tell
+            texts.tell()
         return out
-
-    def _readable(self, wish: str, text: str, known: dict[str, str]) -> str:
-        """Return a text of a wish as the model reads it, and keep it by text."""
-        if text not in known:
-            known[text] = read = self.backbone.beginning(text)
-            if read != text and not self._cuts:
-                raise UserError(
-                    f"prompt {wish}: {text[:40]!r}... is longer than {self.backbone.name} reads, which ends"
-                    f" behind {read[-40:]!r}: shorten it, or cut it there by --model.long_prompts cut"
-                )
-        return known[text]
-
-    def _tell_cuts(self, known: Mapping[str, str], unchanged: Sequence[str]) -> None:
-        if not self._tells:
-            return
-        cuts = [read for text, read in known.items() if read != text]
-        if cuts:
-            warnings.warn(
-                f"{len(cuts)} of {len(known)} texts are longer than {self.backbone.name} reads and are cut, the"
-                f" first behind {cuts[0][-40:]!r}; what was told is in each video's manifest",
-                Notice,
-                stacklevel=2,
-            )
-        if unchanged:
-            first, more = unchanged[0], len(unchanged) - 1
-            which = f"prompts {first} and {more} more change" if more else f"prompt {first} changes"
-            warnings.warn(
-                f"{which} within the clip that short makes, which cannot change on the way: it shows the first"
-                " text",
-                Notice,
-                stacklevel=2,
-            )
 
     @property
     def _trainer_precision(self) -> object:
         trainer: Any = self.trainer
         return trainer.precision
-
-    @property
-    def _tells(self) -> bool:
-        """Whether what all ranks know is this one's to tell."""
-        trainer: Any = self.trainer
-        return bool(trainer.is_global_zero)
-
-    def _with_length(
-        self, name: str, item: Item, sampler: Sampler[Any], beside_others: bool
-    ) -> Item:
-        """Return the item with its number of frames.
-
-        A short clip beside longer ones is cut, not refused: to the model's clip, told the first prompt. What it
-        should show is still all of them, and it is scored by that.
-        """
-        frames = length(item.request(), sampler, self.backbone)
-        assert frames is not None
-        if beside_others and sampler.one_clip:
-            frames = min(frames, self.backbone.frames_of(self.backbone.window))
-            item = item.with_texts(item.prompts[:1], item.wanted)
-        with placed(f"prompt {name}"):
-            check_prompts(item.prompts, frames, option="then")
-            prompt_starts(item.prompts, self.backbone, option="then")
-        return replace(item, frames=frames)
 
     @torch.inference_mode()
     def _size(self) -> tuple[int, int]:

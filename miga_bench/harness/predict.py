@@ -15,6 +15,7 @@ import yaml  # type: ignore[import-untyped]
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from miga_bench.backbones import entry_of
 from miga_bench.backbones.residence import pick_dtype
 from miga_bench.errors import FailedError, LostError, Notice, UserError, gpu_is_lost, in_print
 from miga_bench.export.choice import DenoiserChoice
@@ -85,7 +86,7 @@ def usual_precision(config: Any) -> dict[str, str]:
     on_gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     if trainer.precision is not None or not named or not on_gpu:
         return {}
-    kind = pick_dtype(None, torch.device("cuda"))
+    kind = pick_dtype(None, torch.device("cuda"), entry_of(model.backbone).family)
     return {"precision": "bf16-true" if kind == torch.bfloat16 else "16-true"}
 
 

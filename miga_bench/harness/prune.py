@@ -120,7 +120,7 @@ def _named_by(files: list[Path]) -> set[str]:
             raise UserError(
                 f"{path} cannot be read ({' '.join(str(error).split())}), and may name any item: nothing is"
                 " deleted; mend that run, or move its folder away"
-            ) from None
+            ) from error
     return named
 
 

@@ -40,7 +40,7 @@ class GenerateRequest:
     Attributes:
         prompts: The texts over the video, the first from frame 0.
         output: The mp4; the contact sheet and the record lie beside it (.png, .json).
-        method: A name that ``miga-bench list methods`` shows.
+        method: A name that ``miga-bench list methods`` shows, or the import path of a sampler of one's own.
         backbone: A name, a hub id or a folder.
         frames: Video frames to make; None is the method's default length.
         endless: Go on until stopped.

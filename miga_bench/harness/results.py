@@ -196,7 +196,7 @@ def read_results(
         problem = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise UserError(
             f"{path} cannot be read ({problem}): is it a run's? if so, make the run under another name"
-        ) from None
+        ) from error
     return Results(
         folder,
         document["name"],

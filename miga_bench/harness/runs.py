@@ -212,7 +212,7 @@ class Run:
             raise UserError(
                 f"{path} cannot be read ({error}), and says what the run is made of: choose another"
                 " run.name (finished videos are found again), or put a copy of it back"
-            ) from None
+            ) from error
         changes = differences(before, made_of)
         if changes:
             more = f"; and {len(changes) - MOST_SHOWN} more" if len(changes) > MOST_SHOWN else ""

@@ -27,6 +27,7 @@ from miga_bench.metrics.suites import fast_encoders, make_scores, scoring_device
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from miga_bench.metrics.base import VideoScore
     from miga_bench.metrics.long import LongVideo
 
 Row = dict[str, Any]
@@ -65,7 +66,7 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
     with open(request.journal, "a", encoding="utf-8") as journal:
         if not journal.tell():
             _write_line(journal, {"plan": asdict(plan), "version": __version__})
-        for source, row in _score_all(waiting, plan, devices):
+        for source, row in _score_all(waiting, plan, devices, scores):
             row = {"key": keys[source.name], **row}
             if not row.pop("passing"):
                 _write_line(journal, sealed(row))
@@ -187,12 +188,12 @@ def _write_line(file: Any, row: Mapping[str, Any]) -> None:
 
 
 def _score_all(
-    sources: Sequence[Source], plan: Plan, devices: Sequence[str]
+    sources: Sequence[Source], plan: Plan, devices: Sequence[str], scores: Sequence[VideoScore]
 ) -> Iterator[tuple[Source, Row]]:
-    """Score videos, one process per device if there are several."""
+    """Score videos, one process per device if there are several; else by the scores, which are on the first."""
     if len(devices) == 1 or len(sources) < 2:
         for source in sources:
-            yield source, score_video(source, plan, devices[0])
+            yield source, score_video(source, plan, devices[0], scores)
         return
     queue = multiprocessing.get_context("spawn").SimpleQueue()
     for device in devices:
@@ -212,20 +213,26 @@ def _take_device(queue: Any) -> None:
 
 
 def _score_on_mine(source: Source, plan: Plan) -> Row:
-    return score_video(source, plan, _mine)
+    return score_video(source, plan, _mine, _workers_scores(plan, _mine))
 
 
 @cache
-def _scores(plan: Plan, device: str) -> list[Any]:
+def _workers_scores(plan: Plan, device: str) -> list[VideoScore]:
+    """Return the scores of this process, which ends with the scoring, for all videos that it is given."""
     return make_scores(plan.dimensions, plan.networks, device)
 
 
-def score_video(source: Source, plan: Plan, device: str) -> Row:
+def score_video(source: Source, plan: Plan, device: str, scores: Sequence[VideoScore]) -> Row:
     """Return one video's values, or why it has none; see ``_whole`` and ``_by_clips``.
 
     ``passing`` tells that the reason may not lie in the video, for example if memory ran out.
+
+    Args:
+        source: The video.
+        plan: What to measure.
+        device: Where the scores are.
+        scores: Of the plan's dimensions; what they hold of other videos is forgotten.
     """
-    scores = _scores(plan, device)
     try:
         found = (_by_clips if plan.long else _whole)(source, plan, device, scores)
         return {"frames": found.pop("frames"), "scores": found, "reason": None, "passing": False}
@@ -244,7 +251,7 @@ def _on_device(source: Source, device: str) -> Iterator[Tensor]:
         yield piece.to(device)
 
 
-def _whole(source: Source, plan: Plan, device: str, scores: Sequence[Any]) -> Row:
+def _whole(source: Source, plan: Plan, device: str, scores: Sequence[VideoScore]) -> Row:
     """Score a whole video: of each dimension the terms, and the score over video time."""
     for one in scores:
         one.reset()
@@ -266,7 +273,7 @@ def _whole(source: Source, plan: Plan, device: str, scores: Sequence[Any]) -> Ro
     return row
 
 
-def _by_clips(source: Source, plan: Plan, device: str, scores: Sequence[Any]) -> Row:
+def _by_clips(source: Source, plan: Plan, device: str, scores: Sequence[VideoScore]) -> Row:
     """Score a video as VBench-Long does: of each dimension the clips, where they lie, and the fast score."""
     from miga_bench.metrics.long import clip_length
     from miga_bench.metrics.long_stream import LongVideos

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from miga_bench.errors import UserError
 from miga_bench.harness.request import check_writable
-from miga_bench.harness.stories import open_suite
+from miga_bench.harness.stories import StoryOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,35 +26,23 @@ class NarrativeRequest:
 
     Attributes:
         videos: The folder that holds ``SUITE_FILE/CLASS_INDEX_PROMPT.mp4``, as the original lays it out.
-        narratives: ``tiny``, ``natural`` (ours), ``release`` (fetched), or a suite's folder or file.
-        judge: ``reader`` (of the embedded world), the URL of an OpenAI-compatible server, or a folder
-            or Hub name of Qwen2.5-VL. None is ``reader`` for ``tiny``.
-        judge_model: The model's name on the server.
+        stories: Which stories, who judges them, and by which formulas. A quality that is given is given of
+            every video, by the item's key.
         tna: Numbers of narrative atoms; None is all.
         factors: Factors; None is all.
-        quality: File of Q-Align's scores; None leaves their terms out.
-        variant: ``code`` or ``paper``.
-        collapse: How three numbers become one: ``mean``, ``fid``, ``cov`` or ``coh``.
         partial: Score the videos that are there, and say how many are not.
         output: The JSON to write; the answers lie beside it (.answers.jsonl).
         seed: Of the answers.
-        device: Of a judge in this process.
         overwrite: Replace scores that exist; answers are kept in any case.
     """
 
     videos: Path
-    narratives: str = "tiny"
-    judge: str | None = None
-    judge_model: str | None = None
+    stories: StoryOptions = StoryOptions()  # noqa: RUF009 - it is frozen
     tna: Sequence[int] | None = None
     factors: Sequence[str] | None = None
-    quality: Path | None = None
-    variant: str = "code"
-    collapse: str = "mean"
     partial: bool = False
     output: Path = Path("scores.json")
     seed: int = 0
-    device: str = "auto"
     overwrite: bool = False
 
     @property
@@ -80,34 +68,7 @@ class NarrativeRequest:
                 f"{self.output} exists: add --force to replace it, or choose another -o"
             )
         check_writable(self.output.parent)
-        if self.judge is None and self.narratives != "tiny":
-            raise UserError(
-                "--judge is missing: give a server's URL with --judge-model NAME, or a folder or Hub name "
-                "of Qwen2.5-VL"
-            )
-        if (self._is_server() or None) != (self.judge_model and True):
-            raise UserError("--judge URL and --judge-model NAME go together: give both or neither")
-
-    def _is_server(self) -> bool:
-        return (self.judge or "").startswith(("http://", "https://"))
-
-    def open_judge(self) -> Any:
-        """Return the judge.
-
-        Raises:
-            UserError: It cannot be loaded.
-        """
-        if self.judge in (None, "reader"):
-            from miga_bench.backbones.tiny.judge import ReaderJudge
-
-            return ReaderJudge()
-        if self._is_server():
-            from miga_bench.metrics.narrlv import ServerJudge
-
-            return ServerJudge(str(self.judge), str(self.judge_model))
-        from miga_bench.metrics.narrlv.qwen import QwenJudge
-
-        return QwenJudge(str(self.judge), device=self.device)
+        self.stories.check()
 
 
 class FileVideo:
@@ -176,39 +137,25 @@ def score_narratives(
     """
     from miga_bench.harness.files import write_json
     from miga_bench.harness.provenance import versions
-    from miga_bench.metrics.narrlv import answers_to, ask, read_answers, score_video, summarize
-    from miga_bench.metrics.narrlv.scorer import VOTES
+    from miga_bench.metrics.narrlv import ask, read_answers, summarize
 
     request.check()
-    suite = _suite(request)
-    suite, missing = _with_videos(suite, request)
-    quality = _quality(request, suite)
-    judge = request.open_judge()
-    # the reader does not draw its answers: one is enough
-    votes = 1 if request.judge in (None, "reader") else VOTES
+    stories = request.stories
+    suite, missing, quality = _material(request)
+    judge = stories.open_judge()
     asked = ask(
         suite,
         judge,
         lambda item: FileVideo(item.video(request.videos)),
         request.answers,
-        votes=votes,
+        votes=stories.answers_each,
         seed=request.seed,
     )
     for one in asked:
         progress(one.done, one.total, one.slot.item)
     provenance, answers = read_answers(request.answers)
-    variant: Any = request.variant
-    scores = [
-        score_video(
-            item,
-            answers_to(item, answers, votes),
-            quality=quality.get(item.key),
-            variant=variant,
-        )
-        for item in suite.items
-    ]
-    collapse: Any = request.collapse
-    summary = summarize(scores, collapse=collapse, variant=variant)
+    scores = [stories.score(item, answers, quality.get(item.key)) for item in suite.items]
+    summary = summarize(scores, collapse=stories.collapse, variant=stories.variant)
     document = {
         "suite": "narrlv",
         "narratives": suite.source,
@@ -224,17 +171,23 @@ def score_narratives(
     return document
 
 
-def _suite(request: NarrativeRequest) -> Suite:
-    suite = open_suite(request.narratives)
-    if request.tna is None and request.factors is None:
-        return suite
-    return suite.select(request.factors, request.tna)
+def _material(request: NarrativeRequest) -> tuple[Suite, list[str], dict[str, float]]:
+    """Return the stories to score, the keys of those without a video, and the videos' qualities."""
+    from miga_bench.metrics.narrlv import check_rated, read_quality
+
+    suite = request.stories.open_suite()
+    if request.tna is not None or request.factors is not None:
+        suite = suite.select(request.factors, request.tna)
+    file = request.stories.quality
+    quality = {} if file is None else read_quality(file, suite)
+    suite, missing = _with_videos(suite, request)
+    if file is not None:
+        check_rated(file, quality, {item.key: item.key for item in suite.items})
+    return suite, missing, quality
 
 
 def _with_videos(suite: Suite, request: NarrativeRequest) -> tuple[Suite, list[str]]:
     """Return the suite without the items whose videos are missing, and those items' keys."""
-    from dataclasses import replace
-
     there = [item.video(request.videos).is_file() for item in suite.items]
     missing: list[Story] = [i for i, here in zip(suite.items, there, strict=True) if not here]
     if not missing:
@@ -247,12 +200,6 @@ def _with_videos(suite: Suite, request: NarrativeRequest) -> tuple[Suite, list[s
         )
     kept = tuple(item for item, here in zip(suite.items, there, strict=True) if here)
     return replace(suite, items=kept), [item.key for item in missing]
-
-
-def _quality(request: NarrativeRequest, suite: Suite) -> dict[str, float]:
-    from miga_bench.metrics.narrlv import read_quality
-
-    return {} if request.quality is None else read_quality(request.quality, suite)
 
 
 def show(document: dict[str, Any]) -> None:

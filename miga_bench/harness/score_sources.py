@@ -25,7 +25,7 @@ from miga_bench.media import count_frames, read_video, to_tensor
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 PIECE = 32  # frames read before they are scored
-LONGEST_NAME = 200
+LONGEST_REASON = 200  # characters of another library's error that a message repeats
 
 
 class TruncatedError(Exception):
@@ -305,4 +305,4 @@ def _pixels(shape: Sequence[int]) -> str:
 
 def _plain(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error)
-    return " ".join(str(text).split()).lower()[:LONGEST_NAME]
+    return " ".join(str(text).split()).lower()[:LONGEST_REASON]

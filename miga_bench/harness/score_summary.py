@@ -47,7 +47,7 @@ def summary(
     Args:
         rows: Of each video its name, prompt and values.
         plan: How they were scored.
-        scores: Of the plan's dimensions, without videos; they take these in.
+        scores: Of the plan's dimensions; they take these videos in and forget all others.
         reading: Of VBench-Long; see ``long_score``.
         fast: Encoders of VBench-Long's clip-to-clip scores, by dimension.
 
@@ -57,6 +57,8 @@ def summary(
     if all(row["reason"] for row in rows):
         raise UserError(f"no video could be scored; the first: {rows[0]['reason']}")
     rows = [_finite(row) for row in rows]
+    for score in scores:
+        score.reset()
     sums = [
         _of_clips(score, rows, reading, plan.development) if plan.long else _of_videos(score, rows)
         for score in scores

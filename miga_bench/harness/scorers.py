@@ -200,15 +200,12 @@ class SuiteScores(ItemScorer):
 
         (source,) = find_videos([video])
         source = replace(source, prompt=" / ".join(item.wanted))
-        row = score_video(source, self.plan, self._device)
+        row = score_video(source, self.plan, self._device, self._scores)
         if row["reason"]:
             raise UserError(row["reason"])
-        scores = self._scores
-        for one in scores:
-            one.reset()
-        labels = {score.name: score.label for score in scores}
+        labels = {score.name: score.label for score in self._scores}
         row |= {"video": source.name, "prompt": source.prompt}
-        (shown,) = summary([row], self.plan, scores)["videos"]
+        (shown,) = summary([row], self.plan, self._scores)["videos"]
         reasons = shown["reason"] or {}
         return Found(
             shown["scores"],
@@ -316,69 +313,56 @@ class StoryScores(ItemScorer):
         device: str = "auto",
         quality: str | None = None,
     ) -> None:
-        from miga_bench.harness.stories import open_suite
+        from miga_bench.harness.stories import StoryOptions
         from miga_bench.metrics.narrlv.quality import read_quality
-        from miga_bench.metrics.narrlv.scorer import VOTES
 
-        _check_choice("variant", variant, ("code", "paper"))
-        _check_choice("collapse", collapse, ("mean", "fid", "cov", "coh"))
-        if judge.startswith(("http://", "https://")) != (judge_model is not None):
-            raise UserError(
-                "metrics: a judge's URL and judge_model go together: give both or neither"
-            )
-        if judge == "reader" and narratives in ("natural", "release"):
-            raise UserError(
-                f"metrics: the reader judges stories of the embedded world, not {narratives}: give judge"
-            )
-        if votes is not None and votes < 1:
-            raise UserError(f"metrics: votes is {votes}: each question is asked at least once")
-        if votes is not None and votes > VOTES:
-            raise UserError(f"metrics: votes is {votes}: NarrLV counts {VOTES} answers at most")
-        if quality is not None and variant == "paper":
-            raise UserError(
-                f"metrics: quality is {quality}: the variant paper has no term for it, code does"
-            )
-        self._quality = None if quality is None else read_quality(quality)
-        self._quality_file = quality
-        self._suite = open_suite(narratives)
+        formulas: Any = {"variant": variant, "collapse": collapse}
+        self._options = StoryOptions(
+            narratives,
+            judge,
+            judge_model,
+            None if quality is None else Path(quality),
+            **formulas,
+            votes=votes,
+            device=device,
+        )
+        self._options.check()
+        self._quality = {} if quality is None else read_quality(quality)
+        self._suite = self._options.open_suite()
         self._stories: Mapping[Sequence[str], Any] = {
             texts: story
             for story in self._suite.items
             for texts in ((story.prompt,), tuple(story.segments))
         }
-        self._narratives, self._judge_name, self._judge_model = narratives, judge, judge_model
-        self._variant, self._collapse = variant, collapse
-        self._votes = votes or (1 if judge == "reader" else VOTES)
-        self._device = device
         self._judge: Any = None
         self._refusal: str | None = None
 
     def use(self, backbone: Backbone) -> None:
         """Say now whether the judge can be had; one with weights is loaded when a video asks for it."""
-        if self._judge_name == "reader" or self._judge_model is not None:
+        if not self._options.judge_has_weights:
             self._judge = self._open_judge()
             return
         from miga_bench.metrics.narrlv.qwen import check_model
 
-        check_model(self._judge_name, self._device)
+        check_model(self._options.judge, self._options.device)
 
     def identity(self) -> dict[str, Any]:
         """Return the suite, the judge and the formulas."""
         return {
             "scorer": self.name,
-            "suite": self._narratives,
+            "suite": self._options.narratives,
             "stories": self._suite.digest,
-            "judge": self._judge_name,
-            "judge_model": self._judge_model,
-            "votes": self._votes,
-            "variant": self._variant,
-            "collapse": self._collapse,
+            "judge": self._options.judge,
+            "judge_model": self._options.judge_model,
+            "votes": self._options.answers_each,
+            "variant": self._options.variant,
+            "collapse": self._options.collapse,
             **self._rated(),
         }
 
     def _rated(self) -> dict[str, str]:
         """Return the hash of what the videos' qualities are; nothing without, as before there were any."""
-        if self._quality is None:
+        if self._options.quality is None:
             return {}
         told = json.dumps(self._quality, sort_keys=True)
         return {"quality": hashlib.sha256(told.encode()).hexdigest()}
@@ -391,36 +375,30 @@ class StoryScores(ItemScorer):
         """Ask the judge about the video; a judge that is down is asked for the rest by the same command."""
         from miga_bench.harness.score_narrlv import FileVideo
         from miga_bench.metrics.narrlv import (
-            answers_to,
             ask,
+            check_rated,
             collapse_to,
             provenance_of,
             read_answers,
-            score_video,
         )
 
         story = self._stories.get(item.wanted)
         if story is None:
             return Found()
-        quality = None if self._quality is None else self._quality.get(item.key)
-        if self._quality is not None and quality is None:
-            raise UserError(
-                f"{self._quality_file} has no quality of items/{item.key}, which tells {story.key}: rate the"
-                " first frame of its video"
-            )
+        if self._options.quality is not None:
+            called = f"items/{item.key}, which tells {story.key}"
+            check_rated(self._options.quality, self._quality, {item.key: called})
         if self._judge is None:
             self._judge = self._open_judge()
         one: Any = replace(self._suite, items=(story,))
         judge: Any = self._judge
-        answers = self._answers(video, provenance_of(one, judge, self._votes))
-        for _ in ask(one, judge, lambda _: FileVideo(video), answers, votes=self._votes):
+        votes, collapse = self._options.answers_each, self._options.collapse
+        answers = self._answers(video, provenance_of(one, judge, votes))
+        for _ in ask(one, judge, lambda _: FileVideo(video), answers, votes=votes):
             pass
         _, told = read_answers(answers)
-        variant: Any = self._variant
-        answered = answers_to(story, told, self._votes)
-        found = score_video(story, answered, quality=quality, variant=variant)
+        found = self._options.score(story, told, self._quality.get(item.key))
         cell = f"tna{story.tna}_{SHORT[story.factor]}"
-        collapse: Any = self._collapse
         one_number = collapse_to(found.fid, found.cov, found.coh, collapse, story.tna)
         values = {f"narrlv/{n}": getattr(found, n) for n in ("fid", "cov", "coh")}
         scores = {**values, f"narrlv/{cell}": one_number}
@@ -439,17 +417,12 @@ class StoryScores(ItemScorer):
         Raises:
             UserError: It cannot be loaded; after the first time as one that was reported.
         """
-        from miga_bench.harness.score_narrlv import NarrativeRequest
-
         if self._refusal is not None:
             again = UserError(f"the judge could not be loaded before: {self._refusal}")
             again.reported = True
             raise again
-        request = NarrativeRequest(
-            Path(), self._narratives, self._judge_name, self._judge_model, device=self._device
-        )
         try:
-            return request.open_judge()
+            return self._options.open_judge()
         except Exception as error:  # memory that runs out, too
             self._refusal = str(error)
             raise
@@ -480,11 +453,6 @@ class StoryScores(ItemScorer):
             except UserError:
                 path.unlink()
         return path
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError(f"metrics: unknown {name} {value!r}: there are {', '.join(choices)}")
 
 
 # factor -> its column in the paper's table

@@ -37,7 +37,15 @@ class Anchors:
 
     def of(self, segment: int) -> Tensor:
         """Return the anchors of a prompt, or of the prompt before as long as it has none."""
-        return self.sets[max((k for k in self.sets if k <= segment), default=min(self.sets))]
+        return self.sets[self._own(segment)]
+
+    def forget_before(self, segment: int) -> None:
+        """Drop what neither this prompt nor a later one takes."""
+        own = self._own(segment)
+        self.sets = {number: kept for number, kept in self.sets.items() if number >= own}
+
+    def _own(self, segment: int) -> int:
+        return max((k for k in self.sets if k <= segment), default=min(self.sets))
 
 
 @dataclass

@@ -59,28 +59,20 @@ def check_fifo(s: CommonSettings, backbone: Backbone, length: int | None) -> Non
     )
 
 
-def seed_queue(denoiser: WindowDenoiser, window: int, context: int) -> Queue:
+def seed_queue(denoiser: WindowDenoiser, window: int, context: int, clones: bool = True) -> Queue:
     """Return FIFO's first queue: clones of the opening clip's first frame, then the clip, up the levels.
+
+    Every frame is noised to one level above the frame before, the last to the top.
 
     Args:
         denoiser: Makes the opening clip.
         window: Latents of the opening clip.
         context: Clean slots before the front, read and never written.
+        clones: Without them the queue is the opening clip on the topmost levels, and no more.
     """
-    steps = denoiser.schedule.steps
-    frames = range(window - steps - context, window)
-    return _seeded(denoiser, window, frames)
-
-
-def growing_queue(denoiser: WindowDenoiser, window: int) -> Queue:
-    """Return ``seed_queue`` without its clones: the opening clip on the topmost levels."""
-    return _seeded(denoiser, window, range(window))
-
-
-def _seeded(denoiser: WindowDenoiser, window: int, frames: range) -> Queue:
-    """Return the noised opening clip, each frame one level above the frame before, the last at the top."""
-    opening = denoiser.denoise_clip(window)
-    levels = [max(0, denoiser.schedule.steps - window + 1 + frame) for frame in frames]
+    opening, steps = denoiser.denoise_clip(window), denoiser.schedule.steps
+    frames = range(window - steps - context if clones else 0, window)
+    levels = [max(0, steps - window + 1 + frame) for frame in frames]
     sources = torch.tensor([max(0, frame) for frame in frames])
     noise = denoiser.noise(list(frames), "seed")
     latents = denoiser.schedule.add_noise(opening[sources], levels, noise)
@@ -120,9 +112,7 @@ class Fifo(Sampler[FifoSettings]):
         context = window - window // 2 if s.lookahead else 0
         full = fifo_windows(context + s.steps, window, context)
         ending = [] if s.released else windows_of_last_passes(full, context)
-        queue = (
-            growing_queue(denoiser, window) if s.growth else seed_queue(denoiser, window, context)
-        )
+        queue = seed_queue(denoiser, window, context, clones=not s.growth)
         while length is None or cost.finished < length:
             # The slots before the front are context: what left the queue last, still clean.
             front = queue.levels.count(0)

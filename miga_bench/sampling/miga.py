@@ -60,7 +60,9 @@ class MigaSettings(CommonSettings):
         candidates: n_samp, tails drawn in a search.
         guidance_cut: Keep guidance frames from being temporal neighbors of the window's first frame in
             convolutions and norms (VideoCrafter2); they are still attended to.
-        released: Follow the released code of the backbone's family, quirks included.
+        released: Follow the released code of the backbone's family, quirks included. With another zigzag than
+            the release's, guidance frames still stand in the middle of their chunks, and one that does not
+            divide the window leaves out the rest of the opening clip, as here and not as there.
     """
 
     zigzag: int
@@ -235,7 +237,7 @@ class _Video:
     length: int | None
     opening: Tensor = field(init=False)
     queue: Queue = field(init=False)
-    clips: dict[int, list[tuple[int, Tensor]]] = field(default_factory=dict)
+    clip: list[tuple[int, Tensor]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         s, schedule = self.settings, self.denoiser.schedule
@@ -294,21 +296,24 @@ class _Video:
     def _reanchor(self, part: Queue) -> None:
         """Make a prompt's own anchors from the first window of clean latents made under it.
 
-        Until that window is complete, its windows keep the anchors of the prompt before.
+        Until that window is complete, its windows keep the anchors of the prompt before, so that a prompt of
+        less than a window never has its own.
         """
-        anchors = self.denoiser.anchors
+        anchors, segment = self.denoiser.anchors, self.denoiser.prompts.segment
         assert anchors is not None
         for latent, frame in zip(part.latents, part.frames, strict=True):
-            segment = self.denoiser.prompts.segment(frame)
-            if segment in anchors.sets:
+            own = segment(frame)
+            if own in anchors.sets:
                 continue
-            clip = self.clips.setdefault(segment, [])
-            clip.append((frame, latent))
-            if len(clip) == self.window:
-                frames = [frame for frame, _ in clip]
-                latents = torch.stack([latent for _, latent in clip])
-                anchors.sets[segment] = self._anchors_from(latents, frames)
-                del self.clips[segment]
+            if self.clip and segment(self.clip[0][0]) != own:
+                self.clip = []  # of a prompt that ended before its window was complete
+            self.clip.append((frame, latent))
+            if len(self.clip) == self.window:
+                frames = [frame for frame, _ in self.clip]
+                latents = torch.stack([latent for _, latent in self.clip])
+                anchors.sets[own] = self._anchors_from(latents, frames)
+                self.clip = []
+        anchors.forget_before(segment(part.frames[-1]))
 
     def _open(self) -> None:
         """Make the opening clip, and seed queue and anchors with it."""

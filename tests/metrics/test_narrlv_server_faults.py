@@ -108,6 +108,63 @@ def test_a_server_that_goes_down_is_gone_on_with(tmp_path, how):
     assert sorted(answers.values()) == ["No"] * len(rest) + ["Yes"] * 3
 
 
+def refusing(asked, status, said):
+    """A server that takes no ``repetition_penalty``, and says so in these words."""
+
+    def answer(request):
+        asked.append(json.loads(request.content))
+        if "repetition_penalty" in asked[-1]:
+            return httpx.Response(status, json={"detail": said})
+        return httpx.Response(200, json=good("Yes"))
+
+    return answer
+
+
+def test_transformers_serve_is_told_the_penalty_by_its_name(tmp_path):
+    """Breaks if its refusal ends the scoring, is met at every question, or changes how a file goes on."""
+    path, asked = tmp_path / "a.jsonl", []
+    server = refusing(asked, 422, "Unexpected fields in the request: {'repetition_penalty'}")
+
+    def videos(item):
+        return TensorVideo(FRAMES)
+
+    list(ask(FEW, judge(server), videos, path))
+    assert len(asked) == 1 + len(slots(FEW.items[0]))
+    penalties = [one.get("frequency_penalty") for one in asked[1:]]
+    assert penalties == pytest.approx([0.05] * len(penalties))
+    assert list(ask(FEW, judge(server), videos, path)) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (400, "Unrecognized request argument supplied: repetition_penalty"),
+        (422, "Unexpected keys in the request: {'repetition_penalty'}"),  # which adds no 1
+        (422, "Unexpected fields in the request: {'seed'}"),
+    ],
+)
+def test_no_other_server_gets_another_penalty(status, said):
+    asked = []
+    with pytest.raises(UserError, match=r"check .* that the server takes repetition_penalty"):
+        judge(refusing(asked, status, said))(FRAMES, "Is it?", 0)
+    assert len(asked) == 1
+
+
+def test_a_server_that_takes_neither_penalty_is_asked_twice():
+    asked = []
+
+    def answer(request):
+        asked.append(json.loads(request.content))
+        (name,) = {"repetition_penalty", "frequency_penalty"} & set(asked[-1])
+        return httpx.Response(
+            422, json={"detail": f"Unexpected fields in the request: {{'{name}'}}"}
+        )
+
+    with pytest.raises(UserError, match=r"check .* that the server takes frequency_penalty"):
+        judge(answer)(FRAMES, "Is it?", 0)
+    assert len(asked) == 2
+
+
 def test_an_empty_answer_is_an_answer():
     assert judge(lambda r: httpx.Response(200, json=good("")))(FRAMES, "Is it?", 0) == ""
     assert judge(lambda r: httpx.Response(200, json=good(None)))(FRAMES, "Is it?", 0) == ""

@@ -21,7 +21,7 @@ import miga_bench.harness.score
 from miga_bench import __version__
 from miga_bench.cli import main
 from miga_bench.errors import Notice, UserError
-from miga_bench.harness.score import _scores, score, score_video
+from miga_bench.harness.score import score, score_video
 from miga_bench.harness.score_narrlv import FileVideo
 from miga_bench.harness.score_request import Plan, ScoreRequest
 from miga_bench.harness.score_sources import TruncatedError, find_videos, with_prompts
@@ -160,14 +160,12 @@ class Agrees(VideoTextEncoder):
 
 def test_every_clip_of_a_long_video_is_held_against_the_videos_prompt(folder, monkeypatch):
     monkeypatch.setattr("miga_bench.metrics.suites.public_network", lambda *_: Agrees())
-    _scores.cache_clear()
     Agrees.texts.clear()
     video = write(folder / "long.mp4", moving(39))
     prompts = folder.parent / "prompts.json"
     prompts.write_text('{"long": "a square moves"}')
     names = ["overall_consistency", "temporal_flickering"]
     document = score(request(video, suite="vbench-long", dimensions=names, prompts=prompts))
-    _scores.cache_clear()
     (found,) = document["videos"]
     assert (found["reason"], Agrees.texts) == (None, ["a square moves"] * 3)
     assert found["scores"]["overall_consistency[agrees]"] == pytest.approx(0.5)
@@ -191,13 +189,10 @@ class Placed(VideoScore):
 
 
 @pytest.mark.parametrize("long", [False, True])
-def test_frames_are_scored_where_the_networks_are_and_are_one_tensor_for_all(
-    folder, monkeypatch, long
-):
+def test_frames_are_scored_where_the_networks_are_and_are_one_tensor_for_all(folder, long):
     names = ("temporal_flickering", "motion_smoothness")
     scores = [Placed(name) for name in names]
-    monkeypatch.setattr("miga_bench.harness.score._scores", lambda plan, device: scores)
-    row = score_video(find_videos([folder])[0], Plan(long, "tiny", names), "meta")
+    row = score_video(find_videos([folder])[0], Plan(long, "tiny", names), "meta", scores)
     assert (row["frames"], row["reason"]) == (12, None)
     first, second = (one.shown for one in scores)
     assert {frames.device.type for frames in first} == {"meta"}

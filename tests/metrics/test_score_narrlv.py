@@ -7,7 +7,9 @@ import pytest
 from narratives import parse_narrative, render_narrative
 
 from miga_bench.cli import main
+from miga_bench.errors import UserError
 from miga_bench.harness.score_narrlv import FileVideo, NarrativeRequest, score_narratives
+from miga_bench.harness.stories import StoryOptions
 from miga_bench.media import VideoWriter
 from miga_bench.metrics.narrlv import load_suite
 from miga_bench.prompts import STORIES
@@ -65,7 +67,10 @@ def test_missing_videos_are_said(videos, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--narratives", "natural"], "--judge is missing"),
+        (["--narratives", "natural"], "the reader judges stories of the embedded world"),
+        (["--narratives", str(STORIES["natural"])], "stories of the embedded world"),
+        (["--narratives", "release"], "the reader judges stories of the embedded world"),
+        (["--quality", "none.jsonl", "--variant", "paper"], "paper has no term for it"),
         (["--judge", "http://127.0.0.1:9/v1"], "go together"),
         (["--judge-model", "some"], "go together"),
         (["--narratives", "nowhere"], "no narrative suite at nowhere"),
@@ -83,13 +88,57 @@ def test_missing_videos_are_said(videos, tmp_path, capsys):
 )
 def test_wrong_input_is_one_line(videos, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
-    if "nowhere" in arguments:
-        arguments = [*arguments, "--judge", "reader"]
     assert main(["score", str(videos), "--suite", "narrlv", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "scores.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"variant": "papr"}, "variant is 'papr'; it must be one of code, paper"),
+        ({"collapse": "max"}, "collapse is 'max'; it must be one of mean"),
+        ({"votes": 0}, "votes is 0: each question is asked at least once"),
+        ({"votes": 6}, "votes is 6"),
+    ],
+)
+def test_what_only_python_can_give_is_refused_before_a_question(
+    videos, tmp_path, monkeypatch, wrong, message
+):
+    """Breaks if an option is looked at first when the answers, which may have been paid for, are scored."""
+    monkeypatch.setattr(StoryOptions, "open_judge", lambda self: pytest.fail("opens the judge"))
+    request = NarrativeRequest(videos, StoryOptions(**wrong), output=tmp_path / "a.json", **CHOSEN)
+    with pytest.raises(UserError, match=message):
+        request.check()
+    with pytest.raises(UserError, match=message):
+        score_narratives(request)
+
+
+def test_a_quality_is_given_of_every_video_or_of_none(videos, tmp_path, capsys):
+    """Breaks if a number is a mean over scores with the term and scores without it."""
+    keys = [
+        item.key for item in load_suite(STORIES["tiny"]).select(["target_attribute"], [2]).items
+    ]
+    rated, output = tmp_path / "rated.json", tmp_path / "scores.json"
+    command = ["score", str(videos), "--suite", "narrlv", "--tna", "2", "--partial"]
+    command += ["-o", str(output), "--quality", str(rated)]
+    rated.write_text(json.dumps(dict.fromkeys(keys[2:], 3)))
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert (
+        f"{rated} has no quality of {keys[0].strip()} and of 1 more: rate the first frame" in error
+    )
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["rated.json"]
+    # those of videos that are not there may be in it
+    lacking = load_suite(STORIES["tiny"]).select(["target_action"], [2]).items[0].key
+    rated.write_text(json.dumps(dict.fromkeys([*keys, lacking], 3)))
+    assert main(command) == 0
+    document = json.loads(output.read_text())
+    assert document["provenance"]["quality"] == "all"
+    assert document["scores"]["target_attribute"]["cov"] == pytest.approx((1 + 0.6) / 2)
 
 
 def test_a_files_frames_are_picked(videos):

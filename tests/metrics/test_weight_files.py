@@ -1,6 +1,7 @@
 """Where weights are found, that they are checked, and what is said when they cannot be had."""
 
 import hashlib
+import os
 import re
 import zipfile
 
@@ -77,6 +78,44 @@ def test_a_missing_file_is_downloaded_once_and_noted(cache, options):
     target.write_bytes(target.read_bytes() + b"more")
     with pytest.raises(UserError, match=r"net\.pth\.sha256"):
         read_weights(None, file)
+
+
+def test_a_downloaded_file_and_its_note_are_for_all_who_share_the_cache(cache):
+    """Breaks if the file keeps what a temporary one has: nobody but the first user could read it."""
+    before = os.umask(0o022)
+    try:
+        read_weights(None, served(cache, {"a": torch.ones(3)}))
+    finally:
+        os.umask(before)
+    folder = cache / "vbench/net_model"
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
+
+
+@pytest.mark.parametrize(
+    "left", [b"", b"\n", b"3f2a", b"\xff\xfe\x00", b"no hash at all", b"a" * 65, None]
+)
+def test_a_note_that_holds_no_hash_is_written_anew(cache, left):
+    """Breaks if what a kill or a full disk left of a note ends every later run."""
+    path, note = cache / "net.pth", cache / "net.pth.sha256"
+    path.write_bytes(b"abc")
+    file = WeightFile("Net", "net.pth", "url")
+    if left is not None:
+        note.write_bytes(left)
+    digest = check(path, file)
+    assert digest == hashlib.sha256(b"abc").hexdigest()
+    assert note.read_text() == f"{digest}  net.pth\n"
+    assert check(path, file) == digest
+    path.write_bytes(b"abcd")
+    with pytest.raises(UserError, match=r"not the one in net\.pth\.sha256"):
+        check(path, file)
+
+
+def test_a_note_that_cannot_be_read_or_written_stands_in_nobodys_way(cache):
+    path = cache / "net.pth"
+    path.write_bytes(b"abc")
+    (cache / "net.pth.sha256").mkdir()
+    assert check(path, WeightFile("Net", "net.pth", "url")) == hashlib.sha256(b"abc").hexdigest()
+    assert sorted(p.name for p in cache.iterdir()) == ["net.pth", "net.pth.sha256"]
 
 
 def test_a_download_with_another_hash_is_refused_and_leaves_nothing(cache):

@@ -26,7 +26,6 @@ from miga_bench.backbones.tiny.world import HUES, RADIUS, SIDE, heading
 from miga_bench.errors import UserError
 
 HOLD = 8  # frames: half a second, as long as the world's cross-fades
-OPENING = ("Scene Type", "Main Target Category", "Initial Scene Attributes", "Main Target Layout")
 _BAD_SHARE = 0.25  # of frames; cross-fades of a story told in 32 frames an atom stay below it
 _HUE_SLACK = 10.0  # degrees beyond a name's range
 _CHUNK = 256  # frames read at once
@@ -46,6 +45,11 @@ _QUESTIONS = {
 }
 
 
+def understands(question: str) -> bool:
+    """Whether the judge has an answer to a question."""
+    return any(re.fullmatch(pattern, question) for pattern in _QUESTIONS.values())
+
+
 @dataclass(frozen=True)
 class _Seen:
     """What N frames show: names by attribute, N each, None where there is none; and a sound field."""
@@ -63,8 +67,8 @@ class ReaderJudge:
         self._last: tuple[Tensor, _Seen] | None = None
 
     def frames(self, total: int, category: str) -> Sequence[int]:
-        """Return the first frame for what is asked of the opening, else all: motion needs neighbors."""
-        return [0] if category in OPENING else range(total)
+        """Return all frames, which are read once for all questions: motion needs neighbors."""
+        return range(total)
 
     def __call__(self, frames: Tensor, question: str, seed: int = 0) -> str:
         """Answer a question.

@@ -109,7 +109,7 @@ class Manifest:
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{path} is not the record of an engine ({error}): build it again with --force"
-            ) from None
+            ) from error
 
     def elsewhere(self, device: str, memory: int) -> str | None:
         """Say that it was built on another model of GPU than ``device`` of ``memory`` bytes, if it was.

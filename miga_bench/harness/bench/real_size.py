@@ -151,6 +151,7 @@ class RandomBackbone(Backbone):
         self.name, self.family, self.window = model.name, model.family, model.window
         self.latent_shape = latent_shape or model.latent_shape
         self.frame_rate = 16.0 if model.family == "wan" else 10.0
+        self.frames_per_latent = model.frames_per_latent
         self.network: Any = random_network(model.build, device, dtype, model.keep_float32)
         self.denoiser = self.fresh_denoiser()
 
@@ -189,14 +190,6 @@ class RandomBackbone(Backbone):
     def solver(self, schedule: Schedule) -> Solver:
         """Return the family's solver."""
         return UniPC(schedule) if self.family == "wan" else DDIM(schedule)
-
-    def latents_for(self, frames: int) -> int:
-        """Return how many latents decode to at least ``frames`` frames."""
-        return 1 + -(-(frames - 1) // self.model.frames_per_latent)
-
-    def frames_of(self, latents: int) -> int:
-        """Return how many frames ``latents`` latents decode to."""
-        return 1 + (latents - 1) * self.model.frames_per_latent if latents else 0
 
     @property
     def device(self) -> str:

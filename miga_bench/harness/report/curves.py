@@ -15,7 +15,7 @@ STEPS = 48  # points of a curve over time
 
 
 @dataclass(frozen=True)
-class Reflection:
+class ReflectionCurve:
     """What self-reflection saw in one video, pass by pass.
 
     Attributes:
@@ -29,7 +29,7 @@ class Reflection:
     accepted: Sequence[tuple[int, float]]
 
 
-def reflection_of(row: Row) -> Reflection:
+def reflection_of(row: Row) -> ReflectionCurve:
     """Read a video's passes."""
     seen: list[tuple[int, float]] = []
     rejected: list[tuple[int, float]] = []
@@ -41,7 +41,7 @@ def reflection_of(row: Row) -> Reflection:
         seen.append(point)
         if one.get("triggered"):
             (accepted if one.get("accepted") else rejected).append(point)
-    return Reflection(seen, rejected, accepted)
+    return ReflectionCurve(seen, rejected, accepted)
 
 
 def timed_measures(run: Results) -> list[Measure]:

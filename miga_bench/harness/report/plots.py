@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from miga_bench.harness.report.comparisons import BETTER, WORSE, Comparison
-from miga_bench.harness.report.curves import Reflection
+from miga_bench.harness.report.curves import ReflectionCurve
 from miga_bench.harness.report.document import Picture
 from miga_bench.harness.report.measures import Measure
 from miga_bench.metrics.statistics import SURE_FROM, Estimate
@@ -190,7 +190,7 @@ def _look(number: int) -> tuple[str, str]:
     return COLORS[number % len(COLORS)], STYLES[number // len(COLORS) % len(STYLES)]
 
 
-def reflection_plot(name: str, arm: str, told: Reflection) -> Picture:
+def reflection_plot(name: str, arm: str, told: ReflectionCurve) -> Picture:
     """Draw the similarity that self-reflection watched in one video, and where it searched."""
     with rc_context(LOOK):
         figure, axes = _empty(arm, 2.8)

@@ -87,7 +87,7 @@ def facts(results: Results, arm: Arm) -> ArmFacts:
     """Return what there is to say of an arm, from the run's folder."""
     rows = results.of(arm.name)
     done = [row for row in rows if row.status == "done"]
-    reflection = Reflection()
+    reflection = ReflectionCurves()
     cost = cost_of(results, arm.name, reflection.add)
     counts = {f"videos/{name}": float(sum(row.status == name for row in rows)) for name in STATES}
     metrics = {**_scores(results, rows), **_cost(cost), **counts}
@@ -193,14 +193,14 @@ def _drift(results: Results, arm: str) -> dict[str, Points]:
     return curves
 
 
-class Reflection:
+class ReflectionCurves:
     """Self-reflection over the judged passes, a mean over videos."""
 
     def __init__(self) -> None:
         self._curves = {name: Curve() for name in ("similarity", "triggered", "accepted")}
 
     def add(self, number: int, one: Pass) -> None:
-        """Count a judged pass, by its number in the video."""
+        """Count a judged pass, by its number among those of its video."""
         for name, curve in self._curves.items():
             curve.add(number, float(one[name]))
 

@@ -17,7 +17,7 @@ from miga_bench.metrics.narrlv.answers import (
     read_answers,
 )
 from miga_bench.metrics.narrlv.judge import Judge, Sampling, original_frames
-from miga_bench.metrics.narrlv.quality import read_quality
+from miga_bench.metrics.narrlv.quality import check_rated, read_quality
 from miga_bench.metrics.narrlv.release import fetch_release
 from miga_bench.metrics.narrlv.scorer import (
     Cell,
@@ -48,6 +48,7 @@ __all__ = [
     "Video",
     "answers_to",
     "ask",
+    "check_rated",
     "collapse_to",
     "fetch_release",
     "load_suite",

@@ -8,7 +8,7 @@ and runs with old versions only. Its values are read from a file, the one of the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,26 @@ def read_quality(path: str | Path, suite: Suite | None = None) -> dict[str, floa
             raise UserError(f"{path} rates {name!r}, which is no item of {suite.source}; remove it")
         found[keys[name]] = _checked(_value(value), f"{path}: quality of {name!r}")
     return found
+
+
+def check_rated(path: str | Path, rated: Mapping[str, float], videos: Mapping[str, str]) -> None:
+    """Refuse a file that lacks a video: with the term and without it scores are two kinds of numbers.
+
+    Args:
+        path: The file.
+        rated: What was read of it.
+        videos: Of each video that is scored its key there, and what to call it.
+
+    Raises:
+        UserError: One is not rated; names the first.
+    """
+    missing = [name for key, name in videos.items() if key not in rated]
+    if missing:
+        others = f" and of {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(
+            f"{path} has no quality of {missing[0]}{others}: rate the first frame of each video, or give no"
+            " quality"
+        )
 
 
 def _keys(suite: Suite) -> dict[str, str]:

@@ -20,14 +20,14 @@ import torch
 
 from miga_bench.errors import UserError
 from miga_bench.metrics.narrlv.judge import SUFFIX, SYSTEM, Sampling, first_line, original_frames
+from miga_bench.metrics.networks import preprocess
 from miga_bench.offline import downloads_off
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 RELEASED = "Qwen/Qwen2.5-VL-72B-Instruct"
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
+_PRECISIONS = ("bfloat16", "float16", "float32")
 _MIN_PIXELS, _MAX_PIXELS = 56 * 56, 16384 * 28 * 28
 _FPS = 10.0
 _TEXT, _VIDEO = 0, 2  # the model's names for what a token stands for
@@ -40,10 +40,10 @@ class QwenJudge:
         model: A local folder or a name on the Hugging Face Hub; the original's is `RELEASED`.
         sampling: How answers are drawn; what it does not name (top_k) is as the model's folder says.
         device: ``auto`` spreads the model over all GPUs (needs accelerate); or one device.
-        dtype: Precision of the weights, by torch's name.
+        dtype: Precision of the weights: ``bfloat16``, ``float16`` or ``float32``.
 
     Raises:
-        UserError: The model cannot be loaded.
+        UserError: The precision is another, or the model cannot be loaded.
     """
 
     concurrency = 1
@@ -60,15 +60,14 @@ class QwenJudge:
 
         self.sampling = sampling or Sampling()
         self.dtype = dtype
-        precision = getattr(torch, dtype, None)
-        if not isinstance(precision, torch.dtype) or not precision.is_floating_point:
-            raise UserError(f"dtype is {dtype!r}; it must be bfloat16, float16 or float32")
+        if dtype not in _PRECISIONS:
+            raise UserError(f"dtype is {dtype!r}; it must be one of {', '.join(_PRECISIONS)}")
         try:
             here = downloads_off() is not None
             self._tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=here)
             self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
                 model,
-                dtype=precision,
+                dtype=getattr(torch, dtype),
                 device_map="auto" if device == "auto" else None,
                 local_files_only=here,
             ).eval()
@@ -214,7 +213,7 @@ def patchify(
         flat = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
         pictures.append(flat.view(tall, wide, 3).permute(2, 0, 1))
     pictures += [pictures[-1]] * (-len(pictures) % tubelet)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (_MEAN, _STD))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in preprocess.CLIP)
     video = (torch.stack(pictures).float() / 255 - mean) / std
     t, h, w = len(video) // tubelet, tall // patch, wide // patch
     split = video.view(t, tubelet, 3, h // merge, merge, patch, w // merge, merge, patch)

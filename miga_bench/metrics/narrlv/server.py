@@ -2,8 +2,10 @@
 
 The frames travel as single pictures in data URLs, after the question. The original's judge is shown them as a
 video of 10 frames a second, as is ``QwenJudge``; the protocol has no part for that, and answers may be others.
-Servers name the repetition penalty differently, which is why it has a dialect: vLLM, SGLang and llama.cpp take
-``repetition_penalty``; ``transformers serve`` takes ``frequency_penalty`` and adds 1 to it.
+Servers name the repetition penalty differently: vLLM, SGLang and llama.cpp take ``repetition_penalty``;
+``transformers serve`` refuses that, takes ``frequency_penalty`` and adds 1 to it, and is known by the words of
+its refusal. Its older versions have other words, and do not add 1; elsewhere ``frequency_penalty`` is another
+penalty.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import base64
 import io
 import os
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from miga_bench.errors import JudgeDownError, UserError
 from miga_bench.metrics.narrlv.judge import (
@@ -25,7 +27,7 @@ from miga_bench.metrics.narrlv.judge import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-Dialect = Literal["vllm", "transformers"]
+_UNKNOWN_TO_TRANSFORMERS = "Unexpected fields in the request: "
 _JPEG_QUALITY = 95  # what the original's OpenCV writes by default
 
 
@@ -36,7 +38,6 @@ class ServerJudge:
         url: Base address, ending in ``/v1`` as a rule.
         model: Name of the model there.
         sampling: How answers are drawn.
-        dialect: How the server calls the repetition penalty.
         concurrency: Questions under way at once.
         timeout: Seconds to wait for one answer.
         retries: How often a failed request is repeated, waiting longer each time (the client's
@@ -54,16 +55,11 @@ class ServerJudge:
         model: str,
         *,
         sampling: Sampling | None = None,
-        dialect: Dialect = "vllm",
         concurrency: int = 8,
         timeout: float = 120.0,
         retries: int = 5,
         api_key: str | None = None,
     ) -> None:
-        if dialect not in get_args(Dialect):
-            raise UserError(
-                f"dialect is {dialect!r}; it must be one of {', '.join(get_args(Dialect))}"
-            )
         if concurrency < 1 or retries < 0 or timeout <= 0:
             raise UserError(
                 f"concurrency {concurrency}, timeout {timeout}, retries {retries}: they must be at "
@@ -78,7 +74,7 @@ class ServerJudge:
         self.url = url
         self.model = model
         self.sampling = sampling or Sampling()
-        self.dialect = dialect
+        self._penalty = {"repetition_penalty": self.sampling.repetition_penalty}
         self.concurrency = concurrency
         key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
         self._client = openai.OpenAI(
@@ -112,15 +108,7 @@ class ServerJudge:
             {"role": "user", "content": content},
         ]
         try:
-            reply = self._client.chat.completions.create(
-                model=self.model,
-                messages=messages,
-                seed=seed,
-                temperature=self.sampling.temperature,
-                top_p=self.sampling.top_p,
-                max_tokens=self.sampling.max_new_tokens,
-                extra_body=self._penalty(),
-            )
+            reply = self._send(messages, seed)
         except (
             openai.APIConnectionError,
             openai.RateLimitError,
@@ -133,11 +121,33 @@ class ServerJudge:
         except openai.APIError as error:
             raise UserError(
                 f"the judge at {self.url} refuses the request ({_said(error)}); check the model's "
-                f"name {self.model!r}, the key, and that the server takes {', '.join(self._penalty())}"
+                f"name {self.model!r}, the key, and that the server takes {', '.join(self._penalty)}"
             ) from None
         except ValueError as error:  # of JSON that is none
             raise self._nonsense(first_line(error)) from None
         return self._answer(reply)
+
+    def _send(self, messages: Any, seed: int) -> Any:
+        """Return the server's reply; the first refusal may tell that it calls the penalty otherwise."""
+        import openai
+
+        penalty = self._penalty
+        try:
+            return self._client.chat.completions.create(
+                model=self.model,
+                messages=messages,
+                seed=seed,
+                temperature=self.sampling.temperature,
+                top_p=self.sampling.top_p,
+                max_tokens=self.sampling.max_new_tokens,
+                extra_body=penalty,
+            )
+        except openai.UnprocessableEntityError as error:
+            _, _, unknown = error.response.text.partition(_UNKNOWN_TO_TRANSFORMERS)
+            if "repetition_penalty" not in penalty or "'repetition_penalty'" not in unknown:
+                raise
+        self._penalty = {"frequency_penalty": self.sampling.repetition_penalty - 1}
+        return self._send(messages, seed)
 
     def _answer(self, reply: Any) -> str:
         """Return what a reply says; one that says nothing is an answer, too.
@@ -160,18 +170,12 @@ class ServerJudge:
             " which ends in /v1 as a rule; answers so far are kept"
         )
 
-    def _penalty(self) -> dict[str, float]:
-        if self.dialect == "vllm":
-            return {"repetition_penalty": self.sampling.repetition_penalty}
-        return {"frequency_penalty": self.sampling.repetition_penalty - 1}
-
     def provenance(self) -> dict[str, Any]:
-        """Return address, model, dialect and sampling; not what only decides how fast answers come."""
+        """Return address, model and sampling; not what only decides how fast answers come."""
         return {
             "judge": "server",
             "url": self.url,
             "model": self.model,
-            "dialect": self.dialect,
             "images": f"jpeg {_JPEG_QUALITY}",
             "sampling": self.sampling.as_dict(),
             "suffix": SUFFIX,

@@ -13,8 +13,8 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from miga_bench.metrics.networks import preprocess
 from miga_bench.metrics.networks.base import FrameEncoder, Provenance
 
 SIDE = 64
@@ -80,23 +80,13 @@ class TinyEncoder(FrameEncoder):
     def embed(self, frames: Tensor) -> Tensor:
         """Return features ``[N, 128]`` of uint8 frames ``[N, 3, H, W]``, short side made 64."""
         pixels = frames.to(self.net.head.weight.device, torch.float32) / 255
-        return self.net(_short_side(pixels, SIDE))
+        return self.net(preprocess.short_side(pixels, SIDE, "bilinear"))
 
 
 @functools.cache
 def tiny_encoder() -> TinyEncoder:
     """Return the one embedded encoder that all scores share."""
     return TinyEncoder()
-
-
-def _short_side(pixels: Tensor, side: int) -> Tensor:
-    """Resize ``[N, 3, H, W]`` as VBench does: the short side to ``side``, the aspect kept."""
-    height, width = pixels.shape[-2:]
-    short = min(height, width)
-    if short == side:
-        return pixels
-    size = [int(side * length / short) for length in (height, width)]
-    return F.interpolate(pixels, size, mode="bilinear", align_corners=False)
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:

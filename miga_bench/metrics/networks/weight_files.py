@@ -13,12 +13,13 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import tempfile
+import re
 import urllib.request
+import uuid
 import warnings
 import zipfile
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
@@ -151,30 +152,36 @@ def places(file: WeightFile) -> list[Path]:
 def check(path: Path, file: WeightFile) -> str:
     """Return a file's SHA-256 after comparing it with what is known of it.
 
-    Where the publisher states none, the first use notes it beside the file.
+    Where the publisher states none, the first use notes it beside the file; so does one that finds the note
+    unreadable.
 
     Raises:
         UserError: It is another one.
     """
     digest = file_sha256(path)
     note = path.with_name(f"{path.name}.sha256")
-    if file.sha256:
-        known, source = file.sha256, "its publisher's"
-    elif note.is_file():
-        known, source = note.read_text(encoding="ascii").split()[0], f"the one in {note.name}"
-    else:
-        known, source = digest, ""
-        try:
-            note.write_text(f"{digest}  {path.name}\n", encoding="ascii")
-        except OSError:
-            # a cache that only others may write to is used all the same
-            return digest
-    if not digest.startswith(known):
+    known, source = file.sha256, "its publisher's"
+    if not known:
+        known, source = _noted(note), f"the one in {note.name}"
+    if not known:
+        # a cache that only others may write to is used all the same
+        with suppress(OSError), _in_place_of(note) as part:
+            part.write_text(f"{digest}  {path.name}\n", encoding="utf-8")
+    elif not digest.startswith(known):
         raise UserError(
             f"{path}: the SHA-256 is {digest[:12]}..., not {source} ({known[:12]}...); "
             f"delete the file and fetch it again from {file.url}"
         )
     return digest
+
+
+def _noted(note: Path) -> str:
+    """Return the SHA-256 that a note holds; nothing where there is no note, or one that was cut off."""
+    try:
+        found = re.match(r"\s*([0-9a-f]{64})\b", note.read_text(encoding="utf-8").lower())
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return found[1] if found else ""
 
 
 def file_sha256(path: Path) -> str:
@@ -252,22 +259,31 @@ def _numbers_allowed() -> Iterator[None]:
 
 def _download(file: WeightFile, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as part:
-        try:
-            with urllib.request.urlopen(file.url, timeout=30) as answer:
-                if file.member:
-                    with zipfile.ZipFile(io.BytesIO(answer.read())) as archive:
-                        part.write(archive.read(file.member))
-                else:
-                    while piece := answer.read(_PIECE):
-                        part.write(piece)
-            part.close()
-            if file.sha256:
-                check(Path(part.name), file)
-            os.replace(part.name, target)  # a file under its own name is whole
-        finally:
-            Path(part.name).unlink(missing_ok=True)
+    with _in_place_of(target) as part:
+        with urllib.request.urlopen(file.url, timeout=30) as answer, part.open("xb") as stream:
+            if file.member:
+                with zipfile.ZipFile(io.BytesIO(answer.read())) as archive:
+                    stream.write(archive.read(file.member))
+            else:
+                while piece := answer.read(_PIECE):
+                    stream.write(piece)
+        if file.sha256:
+            check(part, file)
     return target
+
+
+@contextmanager
+def _in_place_of(target: Path) -> Iterator[Path]:
+    """Give a name to write to that becomes the target's in the end: a file under its own name is whole.
+
+    Unlike those of ``tempfile``, the file is readable to whom the umask says: users share the cache.
+    """
+    part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
+    try:
+        yield part
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _missing(file: WeightFile, candidates: list[Path], reason: str) -> str:
