@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from miga_bench.errors import UserError, counted
 from miga_bench.harness.clusters import OVER, clusters
-from miga_bench.harness.report.measures import measure_of
 from miga_bench.metrics.base import Terms, VideoScore
 from miga_bench.metrics.long import LongVideo, long_score
 from miga_bench.metrics.networks.base import Network, plain
-from miga_bench.metrics.statistics import Estimate, estimate
-from miga_bench.metrics.suites import OVERALL, overall_label
+from miga_bench.metrics.statistics import SURE_FROM, Estimate, estimate
+from miga_bench.metrics.suites import OVERALL, WITHIN_ONE, overall_label
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -211,12 +210,18 @@ def table(document: Row) -> Table:
     shown.add_section()
     found = [document["scores"][name] for name in labels]
     shown.add_row("all", *[_percent(one["mean"]) for one in found], style="bold")
-    ends = [
-        measure_of(label).interval(one["low"], one["high"], one["clusters"]) or NO_VALUE
-        for label, one in zip(labels, found, strict=True)
-    ]
-    shown.add_row("95 % interval", *ends)
+    shown.add_row("95 % interval", *map(_interval, labels, found))
     return shown
+
+
+def _interval(label: str, found: Row) -> str:
+    """Return an interval as the table prints it; that of two clusters is no more than wide."""
+    low, high = found["low"], found["high"]
+    if low is None or found["clusters"] < SURE_FROM:
+        return NO_VALUE
+    if label.partition("[")[0] in WITHIN_ONE:
+        low, high = max(low, 0.0), min(high, 1.0)
+    return f"{100 * low:.2f} to {100 * high:.2f}"
 
 
 def unscored(document: Row) -> list[str]:

@@ -82,8 +82,9 @@ def test_videos_of_one_name_in_two_folders_keep_their_own_fast_scores():
     assert first < second
 
 
+@pytest.mark.parametrize("suite", ["vbench", "vbench-long"])
 def test_videos_too_small_for_a_network_get_a_line_and_their_other_scores(
-    tmp_path, monkeypatch, capsys
+    tmp_path, monkeypatch, capsys, suite
 ):
     """Breaks if the embedded worlds' videos get a number of AMT-S that is their brightness, or none of any."""
     monkeypatch.setattr("miga_bench.metrics.suites.public_network", lambda *_: Choosy())
@@ -91,7 +92,7 @@ def test_videos_too_small_for_a_network_get_a_line_and_their_other_scores(
         with VideoWriter(tmp_path / name, 8) as writer:
             writer.push(torch.full((9, 3, 16, 16), 90, dtype=torch.uint8))
     options = [part for name in NAMES for part in ("--dimension", name)]
-    output = ["-o", str(tmp_path / "scores.json"), "--suite", "vbench", "--quiet"]
+    output = ["-o", str(tmp_path / "scores.json"), "--suite", suite, "--quiet"]
     assert main(["score", str(tmp_path), *output, *options]) == 0
     printed, said = capsys.readouterr()
     (line,) = said.splitlines()
