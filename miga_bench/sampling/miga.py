@@ -56,7 +56,8 @@ class MigaSettings(CommonSettings):
             queue fills, as released).
         reflection_threshold: delta, the drop of similarity that starts a search.
         reflection_level: Level of the judged chunk.
-        reference_chunks: Chunks the judged one is compared with.
+        reference_chunks: Chunks the judged one is compared with, and all that a search sees before it: where
+            they and one more are less than a window, it sees shorter ones than the model was trained on.
         candidates: n_samp, tails drawn in a search.
         guidance_cut: Keep guidance frames from being temporal neighbors of the window's first frame in
             convolutions and norms (VideoCrafter2); they are still attended to.
