@@ -169,11 +169,9 @@ class SuiteScores(ItemScorer):
 
     def identity(self) -> dict[str, Any]:
         """Return the plan, and the networks with their weights' hashes."""
-        from miga_bench.metrics.networks.base import plain
+        from miga_bench.harness.score import networks_of
 
-        networks = {score.name: score.provenance()["networks"] for score in self._scores}
-        for name, encoder in self._fast.items():
-            networks[name] |= plain({"fast": encoder.provenance})
+        networks = networks_of(self._scores, self._fast)
         version = {"version": 2} if self.plan.long else {}  # since then with a curve over the clips
         return {"scorer": self.name, "plan": vars(self.plan), "networks": networks, **version}
 
