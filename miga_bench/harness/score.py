@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from miga_bench import __version__
 from miga_bench.errors import UserError, in_print
+from miga_bench.harness.differences import differences
 from miga_bench.harness.files import write_json
 from miga_bench.harness.pool import each_done
 from miga_bench.harness.provenance import hardware, versions
-from miga_bench.harness.runs import differences
 from miga_bench.harness.score_request import Plan, ScoreRequest
 from miga_bench.harness.score_sources import Source, TruncatedError, find_videos, with_prompts
 from miga_bench.harness.seals import opened, sealed

@@ -70,6 +70,7 @@ class NarrativeRequest:
             )
         check_writable(self.output.parent)
         self.stories.check()
+        self.stories.check_device()
 
 
 class FileVideo:

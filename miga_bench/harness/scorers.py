@@ -333,10 +333,12 @@ class StoryScores(ItemScorer):
             for texts in ((story.prompt,), tuple(story.segments))
         }
         self._judge: Any = None
+        self._judged_by: dict[str, Any] | None = None
         self._refusal: str | None = None
 
     def use(self, backbone: Backbone) -> None:
         """Say now whether the judge can be had; one with weights is loaded when a video asks for it."""
+        self._options.check_device()
         if not self._options.judge_has_weights:
             self._judge = self._open_judge()
             return
@@ -345,13 +347,16 @@ class StoryScores(ItemScorer):
         check_model(self._options.judge, self._options.device)
 
     def identity(self) -> dict[str, Any]:
-        """Return the suite, the judge and the formulas."""
+        """Return the suite, the judge with its files' hash, and the formulas."""
+        if self._judged_by is None:  # a large judge's files are not read again for every video
+            self._judged_by = self._options.judged_by()
         return {
             "scorer": self.name,
             "suite": self._options.narratives,
             "stories": self._suite.digest,
             "judge": self._options.judge,
             "judge_model": self._options.judge_model,
+            **({"judged_by": self._judged_by} if self._judged_by else {}),
             "votes": self._options.answers_each,
             "variant": self._options.variant,
             "collapse": self._options.collapse,

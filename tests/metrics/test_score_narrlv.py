@@ -140,6 +140,9 @@ def test_missing_videos_are_said(videos, tmp_path, capsys):
         (["--reading", "exact"], "--reading is not for --suite narrlv"),
         (["--in-clip-only"], "--in-clip-only is not for --suite narrlv"),
         (["--device", "cpu", "--device", "cpu"], "--device is given 2 times"),
+        (["--device", "cuda:99"], "device is cuda:99: the judge reader runs on the CPU"),
+        (["--device", "cuda:99", "--judge", "a/b"], "device cuda:99 is not there"),
+        (["--device", "gpu", "--judge", "a/b"], "unknown device 'gpu'"),
     ],
 )
 def test_wrong_input_is_one_line(videos, tmp_path, monkeypatch, capsys, arguments, message):
