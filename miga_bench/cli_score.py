@@ -220,12 +220,14 @@ def _scores(args: argparse.Namespace) -> tuple[Document, list[str]]:
     )
     request.check()
     from miga_bench.harness.score import score
-    from miga_bench.harness.score_summary import show, unscored
+    from miga_bench.harness.score_summary import show, unscored, without_some
 
     with _progress("scoring", args.quiet) as progress:
         document = score(request, progress)
     if not args.quiet:
         show(document)
+    for line in without_some(document):
+        say(line)
     return document, unscored(document)
 
 

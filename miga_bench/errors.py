@@ -84,7 +84,7 @@ class FailedError(RuntimeError):
 
 
 class NumericalError(FailedError):
-    """The denoiser returned NaN or infinity."""
+    """A network returned NaN or infinity."""
 
 
 class DoesNotFitError(FailedError):

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Protocol
 
 import av
+import numpy as np
 import torch
 from av.container import OutputContainer
 from av.error import FFmpegError
@@ -25,6 +26,8 @@ from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from miga_bench.errors import UserError
 
 INK = (32, 32, 32)
 PAPER = (250, 250, 250)
@@ -364,7 +367,19 @@ class SideBySide:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """Return a picture of any mode as uint8 ``[3, H, W]``."""
+    """Return a picture as uint8 ``[3, H, W]``; gray of 16 bits is scaled, which Pillow would cut off at 255.
+
+    Raises:
+        UserError: Its pixels have 32 bits, whole numbers or floats: nothing says which of them is white.
+    """
+    if image.mode.startswith("I;16"):
+        gray = torch.from_numpy(np.asarray(image).astype(np.int32))
+        return ((gray + 128) // 257).to(torch.uint8).expand(3, -1, -1)
+    if image.mode in ("I", "F"):
+        raise UserError(
+            f"pixels of 32 bits (mode {image.mode}), of which nothing says what is white: save the picture"
+            " with 8 or 16 bits"
+        )
     flat = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
     return flat.view(image.height, image.width, 3).permute(2, 0, 1)
 

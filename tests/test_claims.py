@@ -7,9 +7,12 @@ import pytest
 from report_runs import RunFolder
 from test_report import ARMS
 
+from miga_bench.harness.prompt_lists import read_wishes
 from miga_bench.harness.report.claims import OF_PROCESS, check_claims
+from miga_bench.harness.report.comparability import comparability
 from miga_bench.harness.report.comparisons import compare
 from miga_bench.harness.report.measures import measure_of, measures_of, value_of
+from miga_bench.harness.report.published import published_table
 from miga_bench.harness.report.section import CHANGING, gather, section
 from miga_bench.harness.report.tables import claim_table
 from miga_bench.harness.results import Arm, Results, Row, _changes, read_results
@@ -123,34 +126,47 @@ def test_claims_on_scores_are_of_runs_beside_their_own_table(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("suite", "frames", "shown"),
-    [("vbench-long", 128, True), ("vbench-long", 1000, False), ("vbench", 128, False)],
+    ("suite", "networks", "frames", "prompts", "shown"),
+    [
+        ("vbench-long", "vbench", 128, None, True),
+        ("vbench-long", "vbench", 1000, None, False),
+        ("vbench-long", "vbench", 128, 6, False),
+        ("vbench-long", "tiny", 128, None, False),
+        ("vbench", "vbench", 128, None, False),
+    ],
 )
-def test_the_papers_difference_is_marked_beside_other_lengths_and_scorers(suite, frames, shown):
-    """Breaks if the paper's of 128 frames passes for comparable to whole-video scores of 1,000."""
+def test_the_papers_difference_is_marked_where_scores_are_not_comparable(
+    suite, networks, frames, prompts, shown
+):
+    """Breaks if the paper's of 128 frames passes for comparable to scores of 1,000, or by other networks."""
+    label = SUBJECT.label if networks == "vbench" else f"{SUBJECT.label}[{networks}]"
+    texts = [wish.prompts[0].text for wish in read_wishes("vbench")][:prompts]
     arms = {name: Arm(name, name, {}, {}) for name in ("fifo", "miga")}
     rows = [
         Row(
             arm,
-            f"p{n}",
-            f"x {n}",
+            text,
+            text,
             0,
             "k",
             "done",
             Path(),
             frames,
             cost={"nfe": 9, "total_seconds": 1.0, "peak_memory_mib": {"process": 9.0}},
-            scores={SUBJECT.label: s},
+            scores={label: s},
             origin={"processes": 1},
         )
         for arm, s in (("fifo", 0.9), ("miga", 0.95))
-        for n in range(6)
+        for text in texts
     ]
-    scorers = [SuiteScores(suite).identity()]
+    scorers = [SuiteScores(suite, networks=networks).identity()]
     run = Results(Path(), "r", {}, {"backbone": "videocrafter2"}, arms, rows, {}, {}, scorers)
-    found = check_claims(run, [SUBJECT])
+    measure = measure_of(label)
+    found = check_claims(run, [measure])
     (subject,) = (f for f in found if f.claim.text == "MIGA keeps the subject better than FIFO")
     assert subject.alike == (["videocrafter2"] if shown else [])
+    said = comparability(run, published_table("table_1_vbench"), [measure])
+    assert said.startswith("Made as videocrafter2 was") == shown  # one rule for both
     rows = claim_table([subject], "Claims").groups[0].rows
     marked = "" if shown else ", not comparable"
     assert rows[0][-1].text == f"+4.74 (videocrafter2{marked})"

@@ -9,7 +9,11 @@ import pytest
 from miga_bench.backbones import BACKBONES
 from miga_bench.harness.arms import ArmPlan, as_text, expand
 from miga_bench.harness.prompt_lists import read_wishes
-from miga_bench.harness.report.comparability import comparability, why_not_comparable
+from miga_bench.harness.report.comparability import (
+    REENCODED,
+    comparability,
+    why_not_comparable,
+)
 from miga_bench.harness.report.measures import measure_of
 from miga_bench.harness.report.pictures import drift_curves
 from miga_bench.harness.report.published import published_tables
@@ -122,6 +126,28 @@ def test_our_own_choices_are_named_beside_what_the_paper_says():
     assert "re-noise" not in said.partition("code differs: ")[2]
 
 
+def test_what_vbench_does_otherwise_to_a_measure_is_named_where_the_measure_is_shown():
+    """Breaks if scores pass for made as the paper's without a word of its codec and its CLIP."""
+    run, table = run_of("table1"), published_tables()["table_1_vbench"]
+    told = {}
+    for label in ("temporal_flickering", "background_consistency", "aesthetic_quality"):
+        said = comparability(run, table, [measure_of(label)])
+        assert said.startswith("Made as wan2.1-1.3b was")
+        told[label] = said.partition("code differs: ")[2]
+    assert [REENCODED in said for said in told.values()] == [
+        True,
+        True,
+        False,
+    ]  # the last is in no table
+    half = "CLIP in float32, where VBench's is in float16 on a GPU (background consistency)"
+    assert [half in said for said in told.values()] == [False, True, False]
+    both = comparability(run, table, [measure_of("overall_score"), measure_of(label)])
+    assert "float16 on a GPU (overall score)" in both
+    tiny = comparability(run, table, [measure_of("background_consistency[tiny]")])
+    assert REENCODED in tiny
+    assert "float16" not in tiny
+
+
 def test_another_precision_than_the_authors_is_named():
     table = published_tables()["table_1_vbench"]
     own = shipped("table1", "videocrafter2")["trainer"]["precision"]
@@ -160,6 +186,10 @@ def test_another_suite_than_the_papers_is_named(scorer, why):
     [
         ({"suite": "natural"}, "the stories are of the suite natural, not NarrLV's"),
         ({"judge_model": None, "judge": "reader"}, "judged by reader, not Qwen2.5-VL-72B-Instruct"),
+        (
+            {"judge_model": f"{STORY['judge_model']}-AWQ"},
+            "judged by Qwen/Qwen2.5-VL-72B-Instruct-AWQ, not Qwen2.5-VL-72B-Instruct",
+        ),
         ({"votes": 1}, "answers to a question: 1, not 5"),
         ({"variant": "paper"}, "formulas of the variant paper, not code"),
         ({"collapse": "cov"}, "one number by cov, where the mean is taken for the paper's"),

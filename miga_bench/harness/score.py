@@ -327,6 +327,7 @@ def _by_clips(source: Source, plan: Plan, device: str, scores: Sequence[VideoSco
             "clips": v.clips,
             "length": v.clip_frames,
             "fast": v.fast,
+            "reason": v.reason,
             "series": _clip_series(v, frames),
         }
         for name, v in found.items()

@@ -19,7 +19,7 @@ from av.error import FFmpegError
 from PIL import Image
 from torch import Tensor
 
-from miga_bench.errors import Notice, UserError, close_names, did_you_mean
+from miga_bench.errors import Notice, UserError, close_names, did_you_mean, placed
 from miga_bench.media import count_frames, read_video, to_tensor
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif")
@@ -55,6 +55,7 @@ class Source:
 
         Raises:
             TruncatedError: It breaks off, or a frame is of another size; what came before was yielded.
+            UserError: A picture says not what is white.
         """
         waiting: list[Tensor] = []
         read = 0
@@ -88,8 +89,9 @@ class Source:
             yield from read_video(self.path)
             return
         for picture in pictures_of(self.path):
-            with Image.open(picture) as image:
-                yield to_tensor(image)
+            with Image.open(picture) as image, placed(picture.name):
+                frame = to_tensor(image)
+            yield frame
 
     def digest(self) -> str:
         """Return the SHA-256 of the content."""

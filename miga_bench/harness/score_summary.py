@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from miga_bench.errors import UserError, counted
 from miga_bench.harness.clusters import OVER, clusters
-from miga_bench.harness.report.measures import measure_of
 from miga_bench.metrics.base import Terms, VideoScore
 from miga_bench.metrics.long import LongVideo, long_score
 from miga_bench.metrics.networks.base import Network, plain
-from miga_bench.metrics.statistics import Estimate, estimate
-from miga_bench.metrics.suites import OVERALL, overall_label
+from miga_bench.metrics.statistics import SURE_FROM, Estimate, estimate
+from miga_bench.metrics.suites import OVERALL, WITHIN_ONE, overall_label
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 NO_VALUE = "-"
+NOT_FINITE = "NaN or infinity came of it"
 ROUNDING = 1e-9  # what summing in another order leaves of a mean of scores
 _NO_INTERVAL = {
     "low": None,
@@ -54,6 +55,7 @@ def summary(
     """
     if all(row["reason"] for row in rows):
         raise UserError(f"no video could be scored; the first: {rows[0]['reason']}")
+    rows = [_finite(row) for row in rows]
     for score in scores:
         score.reset()
     sums = [
@@ -80,6 +82,17 @@ def summary(
     if plan.long:
         document |= {"reading": reading, "development": plan.development}
     return document
+
+
+def _finite(row: Row) -> Row:
+    """Return a row with a reason in place of what is not finite: it would spoil every mean that it enters."""
+    scores = {}
+    for name, found in row["scores"].items():
+        numbers = [found.get(key) for key in ("value", "fast")]
+        numbers += [*found.get("terms", ()), *found.get("clips", ())]
+        known = all(number is None or math.isfinite(number) for number in numbers)
+        scores[name] = found if known else {"value": None, "reason": NOT_FINITE}
+    return {**row, "scores": scores}
 
 
 def _video(row: Row) -> Row:
@@ -118,21 +131,25 @@ def _of_clips(
     """Sum up a dimension of VBench-Long; also each video's fused score."""
     videos = {
         row["video"]: LongVideo(
-            Path(row["video"]).stem,
+            row["video"].removesuffix(".mp4"),
             tuple(found["clips"]),
             found["length"],
             found["fast"] if development else None,
         )
         for row in rows
-        if (found := row["scores"].get(score.name))
+        if (found := row["scores"].get(score.name)) and found.get("clips")
     }
-    whole = long_score(list(videos.values()), score.name, reading, development)
-    values = dict(zip(videos, (video.score for video in whole.videos), strict=True))
+    values: dict[str, float] = {}
+    total: float | None = None
+    if videos:
+        whole = long_score(list(videos.values()), score.name, reading, development)
+        values = dict(zip(videos, (video.score for video in whole.videos), strict=True))
+        total = whole.total
     prompts = {row["video"]: cluster for row, cluster in zip(rows, _clusters(rows), strict=True)}
     found = estimate(list(values.values()), [prompts[name] for name in values])
     document = _document(score, found, len(rows), values)
     # the interval is of the mean over videos, which is the score in the exact reading
-    document |= {"mean": whole.total, "aggregate": "clip" if reading == "reference" else "video"}
+    document |= {"mean": total, "aggregate": "clip" if reading == "reference" else "video"}
     if reading == "reference":
         document |= _NO_INTERVAL
     return document, values
@@ -193,12 +210,18 @@ def table(document: Row) -> Table:
     shown.add_section()
     found = [document["scores"][name] for name in labels]
     shown.add_row("all", *[_percent(one["mean"]) for one in found], style="bold")
-    ends = [
-        measure_of(label).interval(one["low"], one["high"], one["clusters"]) or NO_VALUE
-        for label, one in zip(labels, found, strict=True)
-    ]
-    shown.add_row("95 % interval", *ends)
+    shown.add_row("95 % interval", *map(_interval, labels, found))
     return shown
+
+
+def _interval(label: str, found: Row) -> str:
+    """Return an interval as the table prints it; that of two clusters is no more than wide."""
+    low, high = found["low"], found["high"]
+    if low is None or found["clusters"] < SURE_FROM:
+        return NO_VALUE
+    if label.partition("[")[0] in WITHIN_ONE:
+        low, high = max(low, 0.0), min(high, 1.0)
+    return f"{100 * low:.2f} to {100 * high:.2f}"
 
 
 def unscored(document: Row) -> list[str]:
@@ -211,6 +234,20 @@ def unscored(document: Row) -> list[str]:
         if isinstance(why, str):
             lines.append(why)
     return lines
+
+
+def without_some(document: Row) -> list[str]:
+    """Return a line for each reason why a video that has other scores lacks one, with how many lack it."""
+    lacking: dict[str, list[str]] = defaultdict(list)
+    for video in document["videos"]:
+        if any(value is not None for value in video["scores"].values()):
+            for name, reason in (video["reason"] or {}).items():
+                told = reason if reason.startswith(name) else f"{name}: {reason}"
+                lacking[told].append(video["video"])
+    return [
+        f"{names[0] if len(names) == 1 else counted(len(names), 'video')}: no {told}"
+        for told, names in lacking.items()
+    ]
 
 
 def _percent(value: float | None) -> str:

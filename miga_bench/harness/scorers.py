@@ -172,7 +172,9 @@ class SuiteScores(ItemScorer):
         from miga_bench.harness.score import networks_of
 
         networks = networks_of(self._scores, self._fast)
-        version = {"version": 2} if self.plan.long else {}  # since then with a curve over the clips
+        # since then whole frame rates of clips, and no number of frames too small for a network
+        changed = self.plan.long or self.plan.networks == "vbench"
+        version = {"version": 3} if changed else {}
         return {"scorer": self.name, "plan": vars(self.plan), "networks": networks, **version}
 
     def narrowed(self, dimensions: Sequence[str]) -> SuiteScores | None:

@@ -28,7 +28,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from miga_bench.errors import UserError
+from miga_bench.errors import NumericalError, UserError, counted
 from miga_bench.metrics.networks.base import Network, Provenance, check_frames, plain
 from miga_bench.metrics.series import Series
 from miga_bench.metrics.statistics import Estimate, estimate
@@ -55,6 +55,9 @@ class Terms(NamedTuple):
 
 class VideoScore(Metric):
     """A score of videos in [0, 1] by whatever evidence a subclass draws from the frames.
+
+    A video that comes twice under one ``video_id``, as where a ``DistributedSampler`` fills up its
+    shares, is two clips of it: ``aggregate`` counts it once where it is ``video``, else twice.
 
     Args:
         aggregate: How values become one number. ``video``: the mean over videos (of each the mean
@@ -149,7 +152,8 @@ class VideoScore(Metric):
             fps: Frames per second, for scores that depend on it.
 
         Raises:
-            UserError: It is no such tensor, or shorter than ``least_frames``.
+            UserError: It is no such tensor, or has no such score: it is shorter than
+                ``least_frames``, smaller than its network can judge, or that gives NaN or infinity.
         """
         self.begin(prompt, video_id, fps)
         self.extend(video)
@@ -185,8 +189,11 @@ class VideoScore(Metric):
             )
         self._size = size
         self._frames += len(frames)
-        if len(frames):
-            terms = self._terms(frames).to("cpu", torch.float64).tolist()
+        if len(frames) and not self._lost():
+            try:
+                terms = self._terms(frames).to("cpu", torch.float64).tolist()
+            except NumericalError:
+                terms = [math.nan]  # of which the end says why there is no score
             for term in terms:  # one by one: the sum does not depend on how the video is cut
                 self._sum += term
             self._count += len(terms)
@@ -196,19 +203,18 @@ class VideoScore(Metric):
         """End the video and return its score.
 
         Raises:
-            UserError: It has fewer frames than ``least_frames``; it leaves no trace.
+            UserError: It has no such score, see ``update``; it leaves no trace.
         """
         if self._open is None:
             raise RuntimeError(f"{self.label}: end() before begin()")
         (video, prompt), self._open = self._open, None
-        last = [] if self.too_short() else self._last_terms()
-        terms = Terms(self._sum + math.fsum(last), self._count + len(last))
+        if self.refusal() is None:
+            for term in self._last_terms():
+                self._sum, self._count = self._sum + term, self._count + 1
         self._forget()
-        if self.too_short():
-            raise UserError(
-                f"{self.label}: the video has {self._frames} frame{'s' * (self._frames != 1)}; "
-                f"it must have at least {self.least_frames}"
-            )
+        if (refusal := self.refusal()) is not None:
+            raise UserError(refusal)
+        terms = Terms(self._sum, self._count)
         self._add(terms, video, prompt)
         self.terms = terms
         return self._from_mean(terms.total / terms.number)
@@ -225,9 +231,31 @@ class VideoScore(Metric):
         self._computed = None
         self._update_count = max(1, self._update_count)
 
-    def too_short(self) -> bool:
-        """Tell whether the running video has fewer frames than ``least_frames`` so far."""
-        return self._frames < self.least_frames
+    def refusal(self) -> str | None:
+        """Return why the running video, as far as it is known, has no such score; None where it has one."""
+        if self._frames < self.least_frames:
+            return (
+                f"{self.label}: the video has {counted(self._frames, 'frame')}; "
+                f"it must have at least {self.least_frames}"
+            )
+        return self._lost()
+
+    def _lost(self) -> str | None:
+        """Return why the running video has no score whatever frames follow; None where it may have one."""
+        height, width = self._size or (math.inf, math.inf)
+        for network in self.networks().values():
+            if min(height, width) < network.least_side:
+                return (
+                    f"{self.label}: frames of {width}x{height} pixels are too small for "
+                    f"{network.provenance.network}, they must have {network.least_side} at least on both "
+                    "sides: leave this score out, or score larger videos"
+                )
+        if not math.isfinite(self._sum):
+            return (
+                f"{self.label}: NaN or infinity came out of its network: compute it on another device, or "
+                "fetch the weights anew"
+            )
+        return None
 
     def drop(self) -> None:
         """Drop the running video, if there is one; what ended before stays."""

@@ -18,8 +18,8 @@ class DynamicDegree(VideoScore):
     r"""Which share of videos moves: VBench's dynamic degree, 1 or 0 for each video.
 
     As input to ``update`` the score accepts ``video`` (:class:`~torch.Tensor`), uint8
-    ``[T, 3, H, W]`` with sides of 16 at least, and ``fps``; as output of ``compute`` it gives a
-    float64 scalar in [0, 1]. Two frames are held at a time. There is no default rate: another one
+    ``[T, 3, H, W]``, and ``fps``; as output of ``compute`` it gives a float64 scalar in [0, 1]. With
+    RAFT, sides have 121 pixels at least. Two frames are held at a time. There is no default rate: another one
     gives another stride and with it another score.
 
     Args:

@@ -162,16 +162,19 @@ class LongVideo:
     """What was measured on one video.
 
     Attributes:
-        name: File name without ``.mp4``.
-        clips: In-clip score of each clip, in order, one float per clip: 1,800 for an hour.
+        name: File name without ``.mp4``, after the folders that lead to it from where videos were looked for.
+        clips: In-clip score of each clip, in order, one float per clip: 1,800 for an hour. None
+            where the video has no such score.
         clip_frames: Frames of each of its clips.
         fast: Raw fast score; None for a video of one clip, and for dimensions without a fast branch.
+        reason: Why the video has no such score; None where it has one.
     """
 
     name: str
     clips: tuple[float, ...]
     clip_frames: int
     fast: float | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -212,9 +215,9 @@ def long_score(
 
     - Average: ``exact`` takes the mean over videos of the mean over their clips. ``reference`` takes
       the mean over all clips, so that longer videos weigh more.
-    - Names: ``reference`` looks the fast score up under the name cut at its first underscore. Where
-      that finds nothing, the score is the in-clip score alone; where it finds another video, that
-      video's fast score is fused. ``exact`` uses the video's own.
+    - Names: ``reference`` looks the fast score up under the file name cut at its first underscore.
+      Where that finds nothing, the score is the in-clip score alone; where it finds another video of
+      the same folder, that video's fast score is fused. ``exact`` uses the video's own.
     - No fast score at all, every video being a single clip: ``reference`` weighs subject consistency
       by pairs of frames (background consistency not). ``exact`` stays with the mean over videos. The
       original without its development flag divides by zero here; both readings give in-clip scores.
@@ -227,7 +230,7 @@ def long_score(
     scale of the scores is kept.
 
     Args:
-        videos: Measurements, one entry per video.
+        videos: Measurements, one entry per video that has such a score.
         dimension: Name of the dimension as VBench writes it.
         reading: ``exact`` or ``reference``.
         development: As for ``fuse``. Without it no fast scores are needed.
@@ -246,7 +249,7 @@ def long_score(
     fast = {video.name: video.fast for video in videos}
     scores, fused = [], []
     for video in videos:
-        raw = fast.get(video.name.split("_")[0]) if reading == "reference" else video.fast
+        raw = fast.get(_cut(video.name)) if reading == "reference" else video.fast
         mapped = None if raw is None or table is None else map_fast(raw, table)
         in_clip = math.fsum(video.clips) / len(video.clips)
         scores.append(
@@ -261,6 +264,12 @@ def long_score(
     else:
         total = math.fsum(fused) / len(fused)
     return LongScore(total, tuple(scores))
+
+
+def _cut(name: str) -> str:
+    """Return a name as the original shortens it; it sees one folder, so folders stay apart."""
+    folder, slash, own = name.rpartition("/")
+    return folder + slash + own.split("_")[0]
 
 
 def _check(video: LongVideo, has_fast_branch: bool, development: bool) -> None:

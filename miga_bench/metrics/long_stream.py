@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from miga_bench.errors import UserError
 from miga_bench.metrics.base import VideoScore
 from miga_bench.metrics.functional.consistency import ConsistencyState, _consistency_update
 from miga_bench.metrics.long import Clip, ClipStream, LongVideo
@@ -20,7 +21,8 @@ class LongVideos:
         scores: The dimensions, each scoring a clip as if it were a video.
         fast: Encoders of the fast branch, by the names of their dimensions.
         length: Frames of a clip, from ``clip_length``.
-        fps: Frames per second, for scores that depend on it.
+        fps: Frames per second, for scores that depend on it; whole ones count, for the original writes clips at
+            that rate and reads it back.
     """
 
     def __init__(
@@ -32,7 +34,7 @@ class LongVideos:
     ) -> None:
         self.scores = list(scores)
         self.fast = dict(fast)
-        self.length, self.fps = length, fps
+        self.length, self.fps = length, None if fps is None else int(fps)
         self.begin()
 
     def begin(self, prompt: str | None = None) -> None:
@@ -44,6 +46,7 @@ class LongVideos:
         self._prompt = prompt
         self._stream: ClipStream[Tensor] = ClipStream(self.length)
         self._clips: dict[str, list[float]] = {score.name: [] for score in self.scores}
+        self._reasons: dict[str, str] = {}
         self._fast: dict[str, _Fast] = {name: _Fast(net) for name, net in self.fast.items()}
 
     def extend(self, frames: Tensor) -> None:
@@ -62,20 +65,25 @@ class LongVideos:
         """End the video and return what was measured, by dimension.
 
         Args:
-            name: The video's, without a suffix.
+            name: As ``LongVideo`` has it.
 
         Raises:
-            UserError: The only clip is too short for a score.
+            UserError: No dimension has a score of it; the first one's reason.
         """
         clip = self._stream.finish()
         if clip is not None:
             self._score(clip)
         frames = min(self._stream.seen, self.length)
         found = {
-            dimension: LongVideo(name, tuple(clips), frames, self._fast_score(dimension, clips))
+            dimension: LongVideo(name, (), frames, reason=self._reasons[dimension])
+            if dimension in self._reasons
+            else LongVideo(name, tuple(clips), frames, self._fast_score(dimension, clips))
             for dimension, clips in self._clips.items()
         }
         self.begin()
+        if not any(video.clips for video in found.values()):
+            reasons = [video.reason for video in found.values() if video.reason is not None]
+            raise UserError(reasons[0] if reasons else "the video has no frames")
         return found
 
     def _fast_score(self, dimension: str, clips: Sequence[float]) -> float | None:
@@ -85,10 +93,15 @@ class LongVideos:
     def _score(self, clip: Clip[Tensor]) -> None:
         frames = torch.stack(clip.items)  # one tensor for all: encoders that are shared run once
         for score in self.scores:
+            if score.name in self._reasons:
+                continue
             score.reset()
             score.begin(self._prompt, fps=self.fps)
             score.extend(frames)
-            self._clips[score.name].append(score.end())
+            try:
+                self._clips[score.name].append(score.end())
+            except UserError as error:  # this dimension has none, the others may
+                self._reasons[score.name] = str(error)
         for fast in self._fast.values():
             fast.push(frames[:1])
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics.wrappers.abstract import WrapperMetric
 
+from miga_bench.errors import UserError
 from miga_bench.metrics.base import VideoScore
 from miga_bench.metrics.consistency import BackgroundConsistency, SubjectConsistency
 from miga_bench.metrics.flickering import TemporalFlickering
@@ -103,9 +104,9 @@ class OverallScore(WrapperMetric):
         """End the video and return its overall score; see ``VideoScore.end``.
 
         Raises:
-            UserError: It is too short for one of the four; it leaves no trace in any.
+            UserError: One of the four cannot score it; it leaves no trace in any.
         """
-        check_lengths(self._members())
+        check_all(self._members())
         return mean_of([score.end() for score in self._members()])
 
     def forward(
@@ -163,19 +164,18 @@ class OverallScore(WrapperMetric):
         return {"score": self.label, "scores": [score.provenance() for score in self._members()]}
 
 
-def check_lengths(scores: Sequence[VideoScore]) -> None:
-    """Check that the running video is long enough for all scores; if not, drop it from all.
+def check_all(scores: Sequence[VideoScore]) -> None:
+    """Check that all scores have a value of the running video; if not, drop it from all.
 
     Raises:
-        UserError: It is too short for one.
+        UserError: One has none.
     """
-    short = next((score for score in scores if score.too_short()), None)
-    if short is None:
+    refusals = [refusal for score in scores if (refusal := score.refusal()) is not None]
+    if not refusals:
         return
     for score in scores:
-        if score is not short:
-            score.drop()
-    short.end()
+        score.drop()
+    raise UserError(refusals[0])
 
 
 def mean_of(values: Sequence[float]) -> float:

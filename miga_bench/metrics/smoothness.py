@@ -17,7 +17,8 @@ class MotionSmoothness(VideoScore):
     .. math:: s = \frac{255 - \frac{1}{n} \sum_i \overline{|g(x_{2i}, x_{2i+2}) - x_{2i+1}|}}{255}
 
     As input to ``update`` the score accepts ``video`` (:class:`~torch.Tensor`), uint8
-    ``[T, 3, H, W]``, T >= 3; as output of ``compute`` it gives a float64 scalar in [0, 1].
+    ``[T, 3, H, W]``, T >= 3; as output of ``compute`` it gives a float64 scalar in [0, 1]. With
+    AMT-S, sides have 113 pixels at least.
 
     Args:
         interpolator: Predicts the frame halfway between two. Optical flow (OpenCV's DIS) if None,

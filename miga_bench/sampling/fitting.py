@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from miga_bench.backbones.base import Denoiser
-from miga_bench.backbones.memory import give_back
 from miga_bench.errors import DoesNotFitError, Notice, is_out_of_memory
 
 
@@ -124,7 +123,10 @@ class FittingDenoiser:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _shrink(self, rows: int, latents: Tensor) -> None:
-        give_back()
+        if latents.is_cuda:
+            torch.cuda.empty_cache()
+        elif latents.is_mps:
+            torch.mps.empty_cache()
         frames, height, width = latents.shape[2:]
         if rows == 1:
             raise DoesNotFitError(

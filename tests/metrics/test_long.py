@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from test_video_scores import SmallEncoder, video
 
 from miga_bench.errors import UserError
-from miga_bench.metrics import SubjectConsistency
+from miga_bench.metrics import SubjectConsistency, TemporalFlickering
+from miga_bench.metrics.dynamic import DynamicDegree
 from miga_bench.metrics.functional.consistency import feature_consistency
 from miga_bench.metrics.long import (
     ClipStream,
@@ -138,6 +139,47 @@ def test_a_video_is_measured_clip_by_clip_and_by_the_first_frames_of_all():
     long.extend(frames[:3])
     alone = long.end("b")["subject_consistency"]
     assert (len(alone.clips), alone.clip_frames, alone.fast) == (1, 3, None)
+
+
+class Refuses(TemporalFlickering):
+    """Has no value of any video."""
+
+    def refusal(self):
+        return super().refusal() or "too small"
+
+
+def test_a_dimension_that_cannot_score_a_long_video_leaves_the_others():
+    encoder = SmallEncoder()
+    long = LongVideos([Refuses(), SubjectConsistency(encoder)], {}, 4)
+    for _ in range(2):
+        long.extend(video(10))
+        found = long.end("a")
+        assert found["temporal_flickering"] == LongVideo("a", (), 4, reason="too small")
+        assert len(found["subject_consistency"].clips) == 3
+        assert found["subject_consistency"].reason is None
+    alone = LongVideos([Refuses()], {}, 4)
+    alone.extend(video(10))
+    with pytest.raises(UserError, match=r"^too small$"):
+        alone.end("a")
+    with pytest.raises(UserError, match="no frames"):
+        LongVideos([TemporalFlickering()], {}, 4).end("a")
+
+
+class Rates(DynamicDegree):
+    """Notes the rates it is told."""
+
+    def begin(self, prompt=None, video_id=None, fps=None):
+        self.told = fps
+        super().begin(prompt, video_id, fps)
+
+
+@pytest.mark.parametrize(("fps", "step"), [(20.5, 2), (28.9, 4), (24.0, 3)])
+def test_clips_are_of_the_whole_rate_that_the_original_writes_them_at(fps, step):
+    score = Rates()
+    long = LongVideos([score], {}, clip_length(fps), fps)
+    long.extend(video(3, size=8))
+    assert len(long.end("a")["dynamic_degree"].clips) == 1
+    assert (score.told, score._step) == (int(fps), step)
 
 
 # Mapping and fusing
@@ -335,6 +377,19 @@ def test_underscores_lose_the_fast_score_in_the_reference_only():
 def test_underscores_find_another_video_in_the_reference_only():
     exact, reference = readings("an underscore and a video of the cut name")
     assert reference.videos[1].mapped == exact.videos[0].mapped != exact.videos[1].mapped
+
+
+def test_the_reference_looks_names_up_in_their_own_folder():
+    """Breaks if one of two videos of a name gets the other's fast score."""
+    names = {"old/a": 0.7, "new/a": 0.9, "new_er/b_1": 0.6, "new_er/b": 0.8}
+    videos = [LongVideo(name, (0.5, 0.5), 16, fast) for name, fast in names.items()]
+    found = {
+        reading: [v.mapped for v in long_score(videos, "subject_consistency", reading).videos]
+        for reading in ("exact", "reference")
+    }
+    one, other, cut, whole = found["exact"]
+    assert len({one, other, cut, whole}) == 4
+    assert found["reference"] == [one, other, whole, whole]
 
 
 def test_suites_of_single_clips():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from formula import clip
 
-from miga_bench.errors import UserError
+from miga_bench.errors import NumericalError, UserError
 from miga_bench.metrics.dynamic import DynamicDegree
 from miga_bench.metrics.frame_quality import ImagingQuality
 from miga_bench.metrics.functional.agreement import middle_frames
@@ -85,6 +85,25 @@ def test_dynamic_degree_with_the_embedded_flow():
     assert score.compute() == 0
     score.update(torch.stack([still[0].roll(3 * t, -1) for t in range(8)]), fps=8)
     assert score.compute() == 0.5
+
+
+class Lost(Brightness):
+    """Gives NaN at one pixel."""
+
+    def flow(self, first, second):
+        flow = super().flow(first, second)
+        flow[..., -1, -1] = float("nan")
+        return flow
+
+
+def test_motion_that_is_not_finite_is_not_taken_for_none():
+    """Breaks if a network that gave NaN makes a video that stands still."""
+    with pytest.raises(NumericalError):
+        dynamic_degree(flashes(16, 8), 8, Lost().flow)
+    score = DynamicDegree(Lost())
+    with pytest.raises(UserError, match=r"dynamic_degree.brightness.: NaN or infinity"):
+        score.update(flashes(16, 8), fps=8)
+    assert score.per_video() == {}
 
 
 @pytest.mark.parametrize("fps", [None, 0, -8, float("nan"), float("inf")])

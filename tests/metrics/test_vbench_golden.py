@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from formula import AMT_CLIPS, CLIPS, Blur, clip, clip_shapes, dino_shapes, state
 
+from miga_bench.errors import NumericalError
 from miga_bench.metrics.frame_quality import AestheticQuality
 from miga_bench.metrics.functional.consistency import feature_consistency
+from miga_bench.metrics.functional.dynamics import pair_motion
 from miga_bench.metrics.functional.flickering import temporal_flickering
 from miga_bench.metrics.functional.smoothness import motion_smoothness
 from miga_bench.metrics.networks.amt import padded_midpoint
@@ -72,6 +74,37 @@ def test_motion_smoothness(name):
         return padded_midpoint(Blur(), before, after)
 
     assert motion_smoothness(made(name), midpoint).item() == golden("motion_smoothness", name)
+
+
+@needs_vbench
+@pytest.mark.filterwarnings("ignore:.*torch.meshgrid.*:UserWarning")
+@pytest.mark.parametrize("side", [0, 1])
+def test_the_least_sides_are_those_from_which_correlations_have_a_scale(side):
+    """Breaks if a size is refused that the original can judge, or its NaN becomes a number."""
+    import argparse
+
+    from formula import fill
+
+    from miga_bench.metrics.networks import original
+    from miga_bench.metrics.networks.amt import Amt
+    from miga_bench.metrics.networks.raft import Raft
+
+    amt = fill(original.module("third_party.amt.networks.AMT-S").Model(), "amt").state_dict()
+    options = argparse.Namespace(small=False, mixed_precision=False, alternate_corr=False)
+    raft = fill(original.module("third_party.RAFT.core.raft").RAFT(options), "raft").state_dict()
+
+    def pair(network, smaller):
+        sides = [network.least_side, network.least_side]
+        sides[side] -= smaller
+        return clip("least", 2, *sides).split(1)
+
+    interpolator, flow = Amt(weights=amt), Raft(weights=raft)
+    interpolator.midpoint(*pair(interpolator, 0))
+    pair_motion(*pair(flow, 0), flow.flow)
+    with pytest.raises(NumericalError):
+        interpolator.midpoint(*pair(interpolator, 1))
+    with pytest.raises(NumericalError):
+        pair_motion(*pair(flow, 1), flow.flow)
 
 
 @needs_vbench

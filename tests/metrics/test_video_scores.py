@@ -24,6 +24,7 @@ from miga_bench.metrics import (
 from miga_bench.metrics.functional.consistency import feature_consistency
 from miga_bench.metrics.functional.flickering import temporal_flickering
 from miga_bench.metrics.functional.smoothness import motion_smoothness
+from miga_bench.metrics.networks.amt import padded_midpoint
 from miga_bench.metrics.networks.base import FrameEncoder, Interpolator, Provenance
 
 
@@ -270,6 +271,66 @@ def test_too_short_a_video_leaves_no_trace():
     with pytest.raises(UserError, match=r"motion_smoothness.*at least 3"):
         overall.update(video(2))
     assert math.isnan(overall.compute())
+
+
+class Choosy(Average):
+    """Needs sides of 20 pixels, and gives NaN for a dark frame."""
+
+    label = "choosy"
+    provenance = Provenance("Choosy-S", "none", None)
+    least_side = 20
+
+    def midpoint(self, before, after):
+        def network(first, second, half, eval):
+            return {"imgt_pred": (first + second) / 2 + (0 * first).log().where(first == 0, 0)}
+
+        assert min(before.shape[-2:]) >= 20
+        return padded_midpoint(network, before, after)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "first", "message"),
+    [
+        (
+            20,
+            19,
+            9,
+            "frames of 19x20 pixels are too small for Choosy-S, they must have 20 at least",
+        ),
+        (19, 40, 9, "frames of 40x19 pixels are too small"),
+        (20, 20, 0, "NaN or infinity came out of its network"),
+    ],
+)
+def test_what_a_network_cannot_judge_has_no_score_and_a_reason(height, width, first, message):
+    """Breaks if NaN is cast to black, so that smoothness is 1 less the brightness."""
+    clip = torch.full((9, 3, height, width), 9, dtype=torch.uint8)
+    clip[6] = first
+    score, sound = MotionSmoothness(Choosy()), torch.full((9, 3, 20, 20), 9, dtype=torch.uint8)
+    score.update(sound)
+    with pytest.raises(UserError, match=f"motion_smoothness.choosy.: {message}") as told:
+        score.update(clip)
+    assert "\n" not in str(told.value)
+    score.begin()
+    for piece in clip.split(2):  # other scores of the same pieces go on
+        score.extend(piece)
+    assert score.refusal() == str(told.value)
+    score.drop()
+    score.update(sound)
+    assert (score.compute(), len(score.per_video())) == (1, 2)
+    overall = OverallScore(SmallEncoder(), SmallEncoder(1), Choosy())
+    with pytest.raises(UserError, match=message):
+        overall.update(clip)
+    overall.update(sound)
+    assert overall.estimate().n == 1
+
+
+def test_features_that_are_not_finite_are_no_score():
+    encoder = SmallEncoder()
+    encoder.net.weight.data[0] = math.nan
+    score = SubjectConsistency(encoder)
+    with pytest.raises(UserError, match=r"subject_consistency.small0.: NaN or infinity"):
+        score.update(video())
+    assert math.isnan(score.compute())
 
 
 @pytest.mark.parametrize(

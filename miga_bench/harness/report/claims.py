@@ -14,6 +14,7 @@ from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
 
+from miga_bench.harness.report.comparability import why_not_comparable
 from miga_bench.harness.report.comparisons import (
     BETTER,
     FEWEST,
@@ -33,7 +34,6 @@ from miga_bench.harness.report.measures import (
     value_of,
 )
 from miga_bench.harness.report.published import published_table
-from miga_bench.harness.report.scoring import how_scored
 from miga_bench.harness.results import Results, Row
 from miga_bench.metrics.statistics import compared
 
@@ -85,7 +85,7 @@ class Finding:
         claim: The claim.
         comparison: The run's own pairs.
         verdict: ``holds``, ``does not hold`` or ``not shown``, with the reason.
-        alike: The paper's backbones that are the run's, with videos as long, and scored as they are.
+        alike: The paper's backbones that the run's scores can be set beside.
     """
 
     claim: Claim
@@ -130,24 +130,19 @@ def check_claims(run: Results, measures: Sequence[Measure]) -> list[Finding]:
                 continue
             comparison = compare(run, claim.weights, measure, motion)
             if comparison.n:
-                out.append(Finding(claim, comparison, _verdict(comparison), _alike(run, claim)))
+                alike = _alike(run, claim, measure)
+                out.append(Finding(claim, comparison, _verdict(comparison), alike))
     return out
 
 
-def _alike(run: Results, claim: Claim) -> list[str]:
-    """Return the paper's backbones whose model, lengths and scorers are the run's; costs are its machine's."""
+def _alike(run: Results, claim: Claim, measure: Measure) -> list[str]:
+    """Return the paper's backbones with which the measure is comparable; costs are of the paper's machine."""
     if claim.published is None:
         return []
     table = published_table(claim.published)
-    if table.toolkit is None or how_scored(run, table):
+    if table.toolkit is None:
         return []
-    rows = [row for arm in claim.weights for row in run.of(arm)]
-    frames = {row.frames for row in rows if row.status == "done"}
-    return [
-        backbone
-        for backbone in claim.paper()
-        if backbone == run.model.get("backbone") and frames == {table.frames.get(backbone)}
-    ]
+    return [b for b in claim.paper() if not why_not_comparable(run, table, b, [measure])]
 
 
 def _over_length(run: Results, claim: Claim, measure: Measure) -> list[Finding]:

@@ -21,7 +21,7 @@ _UNSAID = "the run does not say what scored its videos"
 
 
 def how_scored(run: Results, table: PublishedTable) -> list[str]:
-    """Return how the scores that a table has were not made as the paper's.
+    """Return how the scores that a table has were not made as the paper's; of networks their labels tell.
 
     Args:
         run: With the scorers that its ``run.yaml`` names.
@@ -105,7 +105,7 @@ def _not_narrlv(story: Mapping[str, Any]) -> list[str]:
     if story.get("suite") != "release":
         out.append(f"the stories are of the suite {story.get('suite')}, not NarrLV's")
     judge = str(story.get("judge_model") or story.get("judge"))
-    if JUDGE not in judge:
+    if judge.rstrip("/").rpartition("/")[2] != JUDGE:  # a quantized one adds to the name
         out.append(f"judged by {judge}, not {JUDGE}")
     if str(story.get("judge")).startswith(("http://", "https://")):
         out.append(

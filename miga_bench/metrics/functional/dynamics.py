@@ -13,8 +13,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from miga_bench.metrics.networks.base import check_finite
+
 Flow = Callable[[Tensor, Tensor], Tensor]
-_MULTIPLE = 8
+MULTIPLE = 8  # sides are padded to multiples of it
 
 
 def stride(fps: float) -> int:
@@ -26,12 +28,15 @@ def pair_motion(first: Tensor, second: Tensor, flow: Flow) -> Tensor:
     """Return the motion ``[N]`` of pairs of uint8 frames ``[N, 3, H, W]``, in pixels.
 
     Frames are padded to sides of multiples of 8, and the flow there counts, as in the original.
+
+    Raises:
+        NumericalError: The flow is NaN or infinity somewhere.
     """
     height, width = first.shape[-2:]
-    down, right = -height % _MULTIPLE, -width % _MULTIPLE
+    down, right = -height % MULTIPLE, -width % MULTIPLE
     pads = (right // 2, right - right // 2, down // 2, down - down // 2)
     padded = (nn.functional.pad(f.float(), pads, mode="replicate").byte() for f in (first, second))
-    length = flow(*padded).float().square().sum(1).sqrt().flatten(1)
+    length = check_finite(flow(*padded)).float().square().sum(1).sqrt().flatten(1)
     return length.topk(int(length.shape[1] * 0.05), dim=1).values.mean(1)
 
 
@@ -49,12 +54,15 @@ def dynamic_degree(video: Tensor, fps: float, flow: Flow) -> Tensor:
     """Return 1 if enough of a video moves, else 0.
 
     Args:
-        video: uint8 ``[T, 3, H, W]``, a side of 16 at least.
+        video: uint8 ``[T, 3, H, W]``, of a size that ``flow`` takes.
         fps: Frames per second it is played at.
         flow: Takes two batches of uint8 frames, returns displacements in pixels ``[N, 2, H, W]``.
 
     Returns:
         A float64 scalar.
+
+    Raises:
+        NumericalError: A flow is NaN or infinity somewhere.
 
     Example:
         >>> import torch

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from miga_bench.metrics.networks import original
-from miga_bench.metrics.networks.base import Interpolator
+from miga_bench.metrics.networks.base import Interpolator, check_finite
 from miga_bench.metrics.networks.weight_files import WeightFile, Weights, fill, read_weights
 
 AMT_FILE = WeightFile(
@@ -26,6 +26,8 @@ _MULTIPLE = 16
 class Amt(Interpolator):
     """AMT-S at full size, as the original has it with its own command line.
 
+    It takes frames of 113 pixels at least on both sides.
+
     Args:
         weights: A state dict or a file; None for the published file.
         batch: Pairs of frames that go through the network at once.
@@ -33,6 +35,8 @@ class Amt(Interpolator):
     Raises:
         UserError: ``vbench`` is not installed; or see ``read_weights``.
     """
+
+    least_side = original.LEAST_CORRELATED - _MULTIPLE + 1  # padded to the first
 
     def __init__(self, weights: Weights = None, batch: int = 1) -> None:
         super().__init__()
@@ -63,6 +67,9 @@ def padded_midpoint(
 
     Returns:
         uint8 ``[N, 3, H, W]``.
+
+    Raises:
+        NumericalError: The network returned NaN or infinity.
     """
     height, width = before.shape[-2:]
     down, right = -height % _MULTIPLE, -width % _MULTIPLE
@@ -71,5 +78,5 @@ def padded_midpoint(
     half = torch.full((len(before), 1, 1, 1), 0.5, device=before.device)
     first, second = (nn.functional.pad(p / 255.0, pads, mode="replicate") for p in (before, after))
     between = model(first, second, half, eval=True)["imgt_pred"]
-    between = between[..., top : top + height, left : left + width]
+    between = check_finite(between[..., top : top + height, left : left + width])
     return (between * 255.0).clamp_(0, 255).to(torch.uint8)

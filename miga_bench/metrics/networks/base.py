@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from miga_bench.errors import UserError
+from miga_bench.errors import NumericalError, UserError
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,12 @@ class Network(ABC):
         label: None for the network that the published score is made with. Any other network names
             itself here, and scores made with it carry the name: ``subject_consistency[tiny]``.
         provenance: Where its numbers come from.
+        least_side: Frames that it can judge have so many pixels on both sides.
     """
 
     label: str | None
     provenance: Provenance
+    least_side: int = 1
 
 
 class FrameEncoder(nn.Module, Network):
@@ -124,6 +126,21 @@ def check_frames(frames: Tensor, score: str) -> None:
         raise UserError(
             f"{score}: frames have the shape {list(frames.shape)}, it must be [T, 3, height, width]"
         )
+
+
+def check_finite(values: Tensor) -> Tensor:
+    """Return what a network gave ``[..., H, W]``, before NaN is cast to black or taken for no motion.
+
+    Raises:
+        NumericalError: A value is NaN or infinity.
+    """
+    if not values.isfinite().all():
+        height, width = values.shape[-2:]
+        raise NumericalError(
+            f"a network returned NaN or infinity for frames of {width}x{height} pixels: compute it on another "
+            "device, or fetch its weights anew"
+        )
+    return values
 
 
 def plain(provenances: Mapping[str, Provenance]) -> dict[str, dict[str, Any]]:

@@ -40,8 +40,9 @@ class Clip(FrameEncoder):
 
     Args:
         weights: A state dict in OpenAI's naming, or a file; None for the published file.
-        dtype: What it computes in. On a GPU the original computes in float16, where cosines near 1
-            come in steps of 0.0005; published numbers carry that.
+        dtype: What embeddings are computed in. On a GPU the original computes them in float16, and
+            their cosines, too, which near 1 come in steps of 0.0005; published numbers carry that.
+            Cosines are float32 here, whatever the embeddings are.
         batch: Frames that go through the network at once.
 
     Raises:

@@ -18,6 +18,10 @@ import torch
 from miga_bench.errors import UserError
 
 INSTALL = "pip install --no-deps vbench==0.1.5"
+# AMT and RAFT correlate frames at an eighth of their size, and at a half, a quarter and an eighth of
+# that. The last has 2 pixels at least on both sides, for the networks divide by one less: below, a
+# CPU gives NaN, and a GPU a number in which that level counts for nothing.
+LEAST_CORRELATED = 8 * 2**3 * 2
 
 
 def folder() -> Path:

@@ -11,6 +11,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from miga_bench.metrics.functional.dynamics import MULTIPLE
 from miga_bench.metrics.networks import original
 from miga_bench.metrics.networks.base import FlowEstimator
 from miga_bench.metrics.networks.weight_files import WeightFile, Weights, fill, read_weights
@@ -27,12 +28,16 @@ _ITERATIONS = 20
 class Raft(FlowEstimator):
     """RAFT trained on FlyingThings, 20 iterations, one pair at a time.
 
+    It takes frames of 121 pixels at least on both sides.
+
     Args:
         weights: A state dict or a file; None for the published file.
 
     Raises:
         UserError: ``vbench`` is not installed; or see ``read_weights``.
     """
+
+    least_side = original.LEAST_CORRELATED - MULTIPLE + 1  # padded to the first
 
     def __init__(self, weights: Weights = None) -> None:
         super().__init__()
