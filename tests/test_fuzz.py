@@ -17,7 +17,6 @@ from report_runs import RunFolder
 from run_workers import SETTINGS
 from test_runs import item
 
-from miga_bench import __version__
 from miga_bench.backbones.checkpoint import read_json, read_state, weight_files
 from miga_bench.cli import main
 from miga_bench.errors import UserError
@@ -32,7 +31,7 @@ from miga_bench.harness.prompt_lists import read_wishes
 from miga_bench.harness.request import GenerateRequest, PromptAt
 from miga_bench.harness.results import read_results
 from miga_bench.harness.runs import Run
-from miga_bench.harness.score import _known
+from miga_bench.harness.score import _head, _known
 from miga_bench.harness.score_request import Plan
 from miga_bench.harness.score_sources import find_videos, with_prompts
 from miga_bench.harness.seals import sealed
@@ -322,6 +321,7 @@ def test_run_yaml(run_folder, data):
 DEEP = "[" * 100_000
 ROW = {"key": "k", "frames": 9, "scores": {"a": {"value": 1.0}}, "reason": None}
 ANSWER = {"item": "i", "category": "c", "question": 0, "vote": 1, "answer": "yes"}
+HEAD = _head(PLAN, [], {})
 HOLDER = {"pid": 1, "host": "h", "since": "s"}
 LINES = near(ROW) | near(ANSWER) | near(HOLDER) | values
 
@@ -332,11 +332,10 @@ LINES = near(ROW) | near(ANSWER) | near(HOLDER) | values
 )
 def test_journals_locks_and_answers(tmp_path_factory, lines):
     folder = scratch(tmp_path_factory)
-    plan = vars(PLAN) | {"dimensions": list(PLAN.dimensions)}
-    head = dumped({"plan": plan, "version": __version__})
+    head = dumped(HEAD)
     path = folder / "scores.jsonl"
     path.write_text("".join(line + "\n" for line in [head, *lines]), encoding="utf-8")
-    good_or_one_line(lambda: dict(_known(path, PLAN)))
+    good_or_one_line(lambda: dict(_known(path, HEAD)))
     good_or_one_line(lambda: read_answers(path))
     header = dumped({"kind": "narrlv-answers", "version": 1, "provenance": {"a": 1}})
     path.write_text("".join(line + "\n" for line in [header, *lines]), encoding="utf-8")

@@ -12,6 +12,7 @@ from miga_bench.backbones.tiny.judge import ReaderJudge
 from miga_bench.errors import UserError
 from miga_bench.harness.request import PromptAt
 from miga_bench.harness.scorers import StoryScores
+from miga_bench.harness.stories import StoryOptions
 
 
 def test_a_judge_with_weights_is_looked_at_before_a_video_is_made(tmp_path):
@@ -48,6 +49,51 @@ def test_a_judge_that_cannot_be_loaded_is_read_once_and_not_onto_the_videos_devi
             scorer.score(tmp_path / "a.mp4", item)
         assert again.value.reported
     assert opened == [(str(tmp_path), "auto")]
+
+
+def test_another_content_of_the_judges_folder_is_another_judge(tmp_path, monkeypatch):
+    """Breaks if a run shows the scores of the model that lay there before, or loads it to tell them apart."""
+    monkeypatch.setattr(StoryOptions, "open_judge", lambda self: pytest.fail("loads the judge"))
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(2**25))
+
+    def file():
+        return StoryScores(judge=str(tmp_path), device="cpu").file
+
+    first = file()
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "fetched").write_text("today")
+    assert file() == first
+    # a model that was trained on has the same sizes, and a large file is read in pieces
+    weights.write_bytes(bytes(2**24) + b"\1" * 2**24)
+    second = file()
+    assert second != first
+    monkeypatch.setattr("miga_bench.metrics.narrlv.qwen.SUFFIX", " Yes or no?")
+    assert file() not in (first, second)
+    told = StoryScores(judge=str(tmp_path), device="cpu").identity()["judged_by"]
+    assert told["dtype"] == "bfloat16"
+    assert told["sampling"]["temperature"] == 0.7
+
+
+def test_other_rules_of_the_reader_judge_anew_and_the_first_do_not(monkeypatch):
+    """Breaks if old scores pass as those of new rules; or if all stories of before are scored again."""
+    assert "judged_by" not in StoryScores().identity()
+    before, provenance = StoryScores().file, ReaderJudge().provenance()
+    monkeypatch.setattr("miga_bench.backbones.tiny.judge.HOLD", 9)
+    held = StoryScores().file
+    monkeypatch.setattr("miga_bench.backbones.tiny.reader.THRESHOLDS", (0.4,))
+    assert len({before, held, StoryScores().file}) == 3
+    assert ReaderJudge().provenance().keys() - provenance.keys() == {"rules"}
+
+
+def test_a_device_that_no_judge_uses_is_refused_before_a_video_is_made():
+    for wrong in ({}, {"judge": "http://127.0.0.1:9/v1", "judge_model": "m"}):
+        with pytest.raises(
+            UserError, match=r"device is cuda:99: the judge .* leave the device out"
+        ):
+            StoryScores(device="cuda:99", **wrong).use(None)
+    StoryScores(device="cpu").use(None)
 
 
 class Mumbling(ReaderJudge):

@@ -20,6 +20,7 @@ import yaml  # type: ignore[import-untyped]
 
 from miga_bench.errors import Notice, UserError
 from miga_bench.harness.configurations import yaml_of
+from miga_bench.harness.differences import differences
 from miga_bench.harness.files import write_json, write_text
 from miga_bench.harness.formats import FORMAT, check_format
 from miga_bench.harness.items import Item
@@ -366,24 +367,3 @@ def _plain(made_of: Mapping[str, Any]) -> dict[str, Any]:
 def _dump(document: Mapping[str, Any]) -> str:
     text: str = yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True, width=100)
     return text
-
-
-def differences(before: object, now: object, where: str = "") -> list[str]:
-    """Return where two documents differ, as ``path: before -> now``."""
-    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
-        return [] if before == now else [f"{where} {_short(before)} -> {_short(now)}"]
-    out = []
-    for name in dict.fromkeys([*before, *now]):
-        path = f"{where}.{name}" if where else str(name)
-        if name not in before:
-            out.append(f"{path} (absent) -> {_short(now[name])}")
-        elif name not in now:
-            out.append(f"{path} {_short(before[name])} -> (absent)")
-        else:
-            out += differences(before[name], now[name], path)
-    return out
-
-
-def _short(value: object) -> str:
-    text = repr(value) if not isinstance(value, Sequence) or isinstance(value, str) else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

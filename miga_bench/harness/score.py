@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from miga_bench import __version__
 from miga_bench.errors import UserError, in_print
+from miga_bench.harness.differences import differences
 from miga_bench.harness.files import write_json
 from miga_bench.harness.pool import each_done
 from miga_bench.harness.provenance import hardware, versions
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from miga_bench.metrics.base import VideoScore
     from miga_bench.metrics.long import LongVideo
+    from miga_bench.metrics.networks.base import Network
 
 Row = dict[str, Any]
 Progress = Callable[[int, int, str], None]
@@ -56,7 +58,8 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
     # made now, so that what is missing is said before work is done
     scores = make_scores(plan.dimensions, plan.networks, devices[0], request.aggregate)
     fast = clip_encoders(plan, devices[0])
-    rows = dict(_known(request.journal, plan))
+    head = _head(plan, scores, fast)
+    rows = dict(_known(request.journal, head))
     keys = {source.name: _key(source) for source in sources}
     waiting = [source for source in sources if keys[source.name] not in rows]
     done, again = len(sources) - len(waiting), False
@@ -65,7 +68,7 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
     _cut_broken_line(request.journal)
     with open(request.journal, "a", encoding="utf-8") as journal:
         if not journal.tell():
-            _write_line(journal, {"plan": asdict(plan), "version": __version__})
+            _write_line(journal, head)
         for source, row in _score_all(waiting, plan, devices, scores):
             row = {"key": keys[source.name], **row}
             if not row.pop("passing"):
@@ -83,8 +86,8 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
     ]
     document = {
         **summary(found, plan, scores, request.reading, fast),
-        "decoder": f"PyAV {version('av')}, all frames, RGB",
-        "versions": versions(),
+        "decoder": head["decoder"],
+        "versions": head["versions"],
         "hardware": hardware(devices[0]),
     }
     plot(document, request.picture)
@@ -92,6 +95,21 @@ def score(request: ScoreRequest, progress: Progress = lambda done, total, name: 
     if not again:  # else --force tries only what may fare better
         request.journal.unlink(missing_ok=True)
     return document
+
+
+def networks_of(scores: Sequence[VideoScore], fast: Mapping[str, Network]) -> dict[str, Any]:
+    """Return the networks behind scores with their weights' hashes, by dimension and role.
+
+    Args:
+        scores: Of the plan's dimensions.
+        fast: Encoders of VBench-Long's clip-to-clip scores, by dimension.
+    """
+    from miga_bench.metrics.networks.base import plain
+
+    networks = {score.name: score.provenance()["networks"] for score in scores}
+    for name, encoder in fast.items():
+        networks[name] |= plain({"fast": encoder.provenance})
+    return networks
 
 
 def clip_encoders(plan: Plan, device: str) -> dict[str, Any]:
@@ -138,30 +156,47 @@ def _key(source: Source) -> str:
     return hashlib.sha256(told.encode()).hexdigest()
 
 
-def _known(journal: Path, plan: Plan) -> Iterator[tuple[str, Row]]:
+def _head(plan: Plan, scores: Sequence[VideoScore], fast: Mapping[str, Network]) -> Row:
+    """Return how a journal begins: what all its values depend on beside the videos, as the document has it."""
+    return {
+        "plan": asdict(plan),
+        "version": __version__,
+        "networks": networks_of(scores, fast),
+        "decoder": f"PyAV {version('av')}, all frames, RGB",
+        "versions": versions(),
+    }
+
+
+def _known(journal: Path, head: Row) -> Iterator[tuple[str, Row]]:
     """Yield what a stopped command left.
 
     Raises:
-        UserError: It was made by another plan, or by another version.
+        UserError: It was made by another plan, by another version, or with other networks or packages.
     """
     lines = _whole_lines(journal).decode("utf-8", "replace").splitlines()
     if not lines:
         return
     try:
-        head = json.loads(lines[0])
+        begun = json.loads(lines[0])
     except (ValueError, RecursionError):
-        head = None
-    mine = json.loads(json.dumps(asdict(plan)))
-    if not isinstance(head, dict) or head.get("plan") != mine:
+        begun = None
+    mine = json.loads(json.dumps(head))
+    if not isinstance(begun, dict) or begun.get("plan") != mine["plan"]:
         raise UserError(
             f"{journal} holds the results of another scoring: finish that one, remove the file, or choose "
             "another -o"
         )
-    if head.get("version") != __version__:
-        begun = str(head.get("version"))[:20]
+    if begun.get("version") != __version__:
+        theirs = str(begun.get("version"))[:20]
         raise UserError(
-            f"{journal} was begun by miga-bench {begun}, this is {__version__}: finish it with that version, or"
-            " remove the file"
+            f"{journal} was begun by miga-bench {theirs}, this is {__version__}: finish it with that version,"
+            " or remove the file"
+        )
+    if changed := differences(begun, mine):
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise UserError(
+            f"{journal} was begun with other networks or packages ({in_print(changed[0])}{more}): finish it"
+            " with those, or remove the file"
         )
     for line in lines[1:]:
         with suppress(ValueError):  # a line that is broken is a video to score

@@ -33,7 +33,8 @@ class NarrativeRequest:
         partial: Score the videos that are there, and say how many are not.
         output: The JSON to write; the answers lie beside it (.answers.jsonl).
         seed: Of the answers.
-        overwrite: Replace scores that exist; answers are kept in any case.
+        overwrite: Replace scores that exist; answers are kept in any case, and serve the videos that they
+            are about.
     """
 
     videos: Path
@@ -69,6 +70,7 @@ class NarrativeRequest:
             )
         check_writable(self.output.parent)
         self.stories.check()
+        self.stories.check_device()
 
 
 class FileVideo:
@@ -125,6 +127,8 @@ def score_narratives(
 ) -> dict[str, Any]:
     """Ask about videos and score the answers; the same command goes on where one was stopped.
 
+    Videos are known by their content: what was answered about others is asked anew.
+
     Args:
         request: What to score.
         progress: Called with answers there, answers in all, and the item asked about.
@@ -137,23 +141,27 @@ def score_narratives(
     """
     from miga_bench.harness.files import write_json
     from miga_bench.harness.provenance import versions
+    from miga_bench.harness.score_sources import find_videos
     from miga_bench.metrics.narrlv import ask, read_answers, summarize
 
     request.check()
     stories = request.stories
     suite, missing, quality = _material(request)
+    files = {item.key: item.video(request.videos) for item in suite.items}
+    contents = {key: find_videos([file])[0].digest() for key, file in files.items()}
     judge = stories.open_judge()
     asked = ask(
         suite,
         judge,
-        lambda item: FileVideo(item.video(request.videos)),
+        lambda item: FileVideo(files[item.key]),
         request.answers,
         votes=stories.answers_each,
         seed=request.seed,
+        contents=contents,
     )
     for one in asked:
         progress(one.done, one.total, one.slot.item)
-    provenance, answers = read_answers(request.answers)
+    provenance, answers = read_answers(request.answers, contents)
     scores = [stories.score(item, answers, quality.get(item.key)) for item in suite.items]
     summary = summarize(scores, collapse=stories.collapse, variant=stories.variant)
     document = {

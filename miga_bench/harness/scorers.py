@@ -169,11 +169,9 @@ class SuiteScores(ItemScorer):
 
     def identity(self) -> dict[str, Any]:
         """Return the plan, and the networks with their weights' hashes."""
-        from miga_bench.metrics.networks.base import plain
+        from miga_bench.harness.score import networks_of
 
-        networks = {score.name: score.provenance()["networks"] for score in self._scores}
-        for name, encoder in self._fast.items():
-            networks[name] |= plain({"fast": encoder.provenance})
+        networks = networks_of(self._scores, self._fast)
         # since then whole frame rates of clips, and no number of frames too small for a network
         changed = self.plan.long or self.plan.networks == "vbench"
         version = {"version": 3} if changed else {}
@@ -337,10 +335,12 @@ class StoryScores(ItemScorer):
             for texts in ((story.prompt,), tuple(story.segments))
         }
         self._judge: Any = None
+        self._judged_by: dict[str, Any] | None = None
         self._refusal: str | None = None
 
     def use(self, backbone: Backbone) -> None:
         """Say now whether the judge can be had; one with weights is loaded when a video asks for it."""
+        self._options.check_device()
         if not self._options.judge_has_weights:
             self._judge = self._open_judge()
             return
@@ -349,13 +349,16 @@ class StoryScores(ItemScorer):
         check_model(self._options.judge, self._options.device)
 
     def identity(self) -> dict[str, Any]:
-        """Return the suite, the judge and the formulas."""
+        """Return the suite, the judge with its files' hash, and the formulas."""
+        if self._judged_by is None:  # a large judge's files are not read again for every video
+            self._judged_by = self._options.judged_by()
         return {
             "scorer": self.name,
             "suite": self._options.narratives,
             "stories": self._suite.digest,
             "judge": self._options.judge,
             "judge_model": self._options.judge_model,
+            **({"judged_by": self._judged_by} if self._judged_by else {}),
             "votes": self._options.answers_each,
             "variant": self._options.variant,
             "collapse": self._options.collapse,

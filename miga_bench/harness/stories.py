@@ -115,6 +115,42 @@ class StoryOptions:
 
         return QwenJudge(self.judge, device=self.device)
 
+    def judged_by(self) -> dict[str, Any]:
+        """Return what decides the judge's answers beside its name, without loading it.
+
+        Of a server nobody can tell; the reader has nothing to tell until its rules are others than at first,
+        so that videos that it judged are not judged again.
+
+        Raises:
+            UserError: There is no such model.
+        """
+        if self.judge == READER:
+            from miga_bench.backbones.tiny.judge import changed_rules
+
+            return changed_rules()
+        if self._is_server:
+            return {}
+        from miga_bench.metrics.narrlv.qwen import provenance_by_files
+
+        return provenance_by_files(self.judge)
+
+    def check_device(self) -> None:
+        """Refuse a device that the judge could not use, or that would be passed over.
+
+        Raises:
+            UserError: It is not there, or the judge runs elsewhere.
+        """
+        if self.device == "auto" or (self.judge == READER and self.device == "cpu"):
+            return
+        if not self.judge_has_weights:
+            where = "on the CPU" if self.judge == READER else "behind its URL"
+            raise UserError(
+                f"device is {self.device}: the judge {self.judge} runs {where}, leave the device out"
+            )
+        from miga_bench.backbones.residence import pick_device
+
+        pick_device(self.device)
+
     def score(self, story: Story, answers: Mapping[Slot, str], quality: float | None) -> StoryScore:
         """Return the scores of a story's video.
 

@@ -8,6 +8,7 @@ import json
 import math
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -249,12 +250,27 @@ def dreamsim(tmp_path, monkeypatch):
     return tmp_path / "not" / "yet" / "dreamsim"
 
 
-def test_dreamsim_is_made_where_it_runs(dreamsim):
+def test_dreamsim_is_made_where_it_runs(dreamsim, monkeypatch):
+    # what is only looked like has no values
+    monkeypatch.setattr("miga_bench.metrics.networks.dreamsim.tensors_sha256", lambda tensors: "")
     public_network.cache_clear()
     model = public_network("DreamSim", "meta").model
     assert (model.device, model.weight.device.type) == ("meta", "meta")
     assert model.cache_dir == dreamsim
     public_network.cache_clear()
+
+
+def test_dreamsims_weights_and_version_are_known(dreamsim, monkeypatch):
+    """Breaks if scores by one DreamSim pass as those by another."""
+    monkeypatch.setattr("miga_bench.metrics.networks.weight_files.version", lambda name: "0.2.1")
+    first, moved = DreamSim().provenance, Package("cpu", dreamsim)
+    moved.weight.data += 1
+    monkeypatch.setattr(sys.modules["dreamsim"], "dreamsim", lambda **_: (moved, None))
+    second = DreamSim().provenance
+    assert first.weights == "of the package dreamsim 0.2.1"
+    assert len(first.sha256 or "") == 64
+    assert second == replace(first, sha256=second.sha256)
+    assert second.sha256 != first.sha256
 
 
 def test_dreamsim_sees_what_interpolation_overshoots(dreamsim):

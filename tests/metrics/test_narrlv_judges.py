@@ -17,8 +17,8 @@ from miga_bench.backbones.tiny.grammar import Narrative
 from miga_bench.backbones.tiny.judge import ReaderJudge
 from miga_bench.errors import JudgeDownError, UserError
 from miga_bench.metrics.narrlv.answers import TensorVideo, answers_to, ask, read_answers, slots
-from miga_bench.metrics.narrlv.judge import SUFFIX, Sampling
-from miga_bench.metrics.narrlv.qwen import QwenJudge, patchify, resized
+from miga_bench.metrics.narrlv.judge import SUFFIX, Sampling, differences
+from miga_bench.metrics.narrlv.qwen import QwenJudge, patchify, provenance_by_files, resized
 from miga_bench.metrics.narrlv.scorer import score_video
 from miga_bench.metrics.narrlv.server import ServerJudge, data_url
 from miga_bench.metrics.narrlv.suite import load_suite
@@ -150,12 +150,14 @@ def test_qwen_reads_the_message_of_the_original(qwen):
     assert inputs["second_per_grid_ts"].tolist() == [pytest.approx(0.2)]
 
 
-def test_the_whole_way_with_qwen(qwen, tmp_path):
+def test_the_whole_way_with_qwen(qwen, folder, tmp_path):
     path = tmp_path / "a.jsonl"
     list(ask(FEW, qwen, lambda item: TensorVideo(clip(frames=24)), path, votes=2))
     provenance, answers = read_answers(path)
     assert provenance["judge"]["sampling"]["max_new_tokens"] == 6
     assert provenance["judge"]["model"].startswith("model sha256:")
+    by_files = provenance_by_files(folder, SHORT, "float32")
+    assert differences(by_files, provenance["judge"]) == ["attention: None is now 'sdpa'"]
     item = FEW.items[0]
     assert score_video(item, answers_to(item, answers, 2)).answers == len(slots(item, 2))
 

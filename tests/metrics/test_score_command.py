@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,10 +17,9 @@ import torch
 from PIL import Image
 
 import miga_bench.harness.score
-from miga_bench import __version__
 from miga_bench.cli import main
 from miga_bench.errors import Notice, UserError
-from miga_bench.harness.score import score, score_video
+from miga_bench.harness.score import _head, score, score_video
 from miga_bench.harness.score_narrlv import FileVideo
 from miga_bench.harness.score_request import Plan, ScoreRequest
 from miga_bench.harness.score_sources import TruncatedError, find_videos, with_prompts
@@ -30,7 +28,7 @@ from miga_bench.metrics import TemporalFlickering
 from miga_bench.metrics.base import VideoScore
 from miga_bench.metrics.networks.base import Provenance
 from miga_bench.metrics.networks.viclip import VideoTextEncoder
-from miga_bench.metrics.suites import OVERALL
+from miga_bench.metrics.suites import OVERALL, make_scores
 
 
 def moving(frames=12, speed=1, size=64):
@@ -243,20 +241,6 @@ def test_a_killed_command_goes_on(folder):
     assert resumed["scores"] == fresh["scores"]
 
 
-def test_another_scorings_journal_is_not_mixed_in(folder):
-    journal = folder.parent / "scores.jsonl"
-    journal.write_text('{"plan": {"long": true}}\n')
-    with pytest.raises(UserError, match="another scoring"):
-        score(request(folder))
-    plan = asdict(request(folder).plan)
-    journal.write_text(json.dumps({"plan": plan, "version": "9.1"}) + "\n")
-    with pytest.raises(
-        UserError, match=r"was begun by miga-bench 9\.1, this is .*: finish it with"
-    ):
-        score(request(folder))
-    assert journal.exists()
-
-
 def test_a_missing_folder_is_made(tmp_path):
     videos = write(tmp_path / "ok.mp4", moving(4))
     output = tmp_path / "new" / "deep" / "scores.json"
@@ -278,7 +262,7 @@ def test_a_picture_of_something_else_needs_force(folder, capsys):
     # stopped between the picture and the scores: the same command goes on
     output.unlink()
     plan = ScoreRequest([folder], dimensions=["temporal_flickering"], output=output).plan
-    head = {"plan": asdict(plan), "version": __version__}
+    head = _head(plan, make_scores(plan.dimensions), {})
     output.with_suffix(".jsonl").write_text(json.dumps(head) + "\n")
     assert main(["score", str(folder), "-o", str(output), *only]) == 0
 

@@ -1,13 +1,17 @@
 """``miga-bench score --suite narrlv``: videos on disk, the embedded world's judge, answers kept."""
 
+import hashlib
 import json
 import random
+import shutil
+from dataclasses import replace
 
 import pytest
+import torch
 from narratives import parse_narrative, render_narrative
 
 from miga_bench.cli import main
-from miga_bench.errors import UserError
+from miga_bench.errors import Notice, UserError
 from miga_bench.harness.score_narrlv import FileVideo, NarrativeRequest, score_narratives
 from miga_bench.harness.stories import StoryOptions
 from miga_bench.media import VideoWriter
@@ -51,6 +55,58 @@ def test_answers_are_asked_once(videos, tmp_path):
     assert sorted(request.answers.read_text().splitlines()) == sorted("".join(lines).splitlines())
 
 
+def test_another_videos_answers_are_not_counted(videos, tmp_path, capsys):
+    """Breaks if the scores of a folder are those of the folder that was scored into the same file before."""
+    other, output = tmp_path / "other", tmp_path / "scores.json"
+    shutil.copytree(videos, other)
+    black, kept = sorted(other.rglob("*.mp4"))[:2]
+    with VideoWriter(black, 16, quality=4) as writer:
+        writer.push(torch.zeros(64, 3, 64, 64, dtype=torch.uint8))
+    capsys.readouterr()
+
+    def scored(folder):
+        command = ["score", str(folder), "--suite", "narrlv", "--tna", "2", "--partial", "--force"]
+        assert main([*command, "--factor", "target_attribute", "-o", str(output)]) == 0
+        one = json.loads(output.read_text())["scores"]["target_attribute"]
+        return one["fid"], one["coh"], capsys.readouterr().err
+
+    true = scored(videos)
+    assert "asked anew" not in true[2]
+    answers = output.with_suffix(".answers.jsonl")
+    lines = answers.read_text().splitlines(keepends=True)
+    about = {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in (black, kept)}
+    assert sum(about[kept] in line for line in lines) > 0
+    mixed = scored(other)
+    assert mixed[0] < true[0]
+    more = answers.read_text().splitlines(keepends=True)[len(lines) :]
+    assert more
+    assert all(about[black] in line for line in more)
+    anew = f"{answers} has {len(more)} answers about other videos than these: asked anew"
+    assert mixed[2].count(anew) == 1
+    # a kill between them: only the rest is asked, and both folders keep theirs
+    answers.write_text("".join([*lines, *more[:-2]]))
+    resumed = scored(other)
+    assert resumed[:2] == mixed[:2]
+    assert f"{answers} has 2 answers about other videos" in resumed[2]
+    whole = answers.read_text()
+    again = scored(videos)
+    assert (again[:2], "asked anew" in again[2]) == (true[:2], False)
+    assert answers.read_text() == whole
+
+
+def test_answers_that_do_not_say_about_which_video_are_asked_anew(videos, tmp_path):
+    output = tmp_path / "scores.json"
+    request = NarrativeRequest(videos, output=output, **CHOSEN)
+    score_narratives(request)
+    header, *lines = map(json.loads, request.answers.read_text().splitlines())
+    bare = [{name: v for name, v in line.items() if name != "video"} for line in lines]
+    request.answers.write_text("".join(json.dumps(line) + "\n" for line in [header, *bare]))
+    counts = []
+    with pytest.warns(Notice, match=f"{len(lines)} answers about other videos"):
+        score_narratives(replace(request, overwrite=True), lambda done, *_: counts.append(done))
+    assert counts == list(range(1, len(lines) + 1))
+
+
 def test_missing_videos_are_said(videos, tmp_path, capsys):
     output = tmp_path / "scores.json"
     command = ["score", str(videos), "--suite", "narrlv", "--tna", "2", "-o", str(output)]
@@ -84,6 +140,9 @@ def test_missing_videos_are_said(videos, tmp_path, capsys):
         (["--reading", "exact"], "--reading is not for --suite narrlv"),
         (["--in-clip-only"], "--in-clip-only is not for --suite narrlv"),
         (["--device", "cpu", "--device", "cpu"], "--device is given 2 times"),
+        (["--device", "cuda:99"], "device is cuda:99: the judge reader runs on the CPU"),
+        (["--device", "cuda:99", "--judge", "a/b"], "device cuda:99 is not there"),
+        (["--device", "gpu", "--judge", "a/b"], "unknown device 'gpu'"),
     ],
 )
 def test_wrong_input_is_one_line(videos, tmp_path, monkeypatch, capsys, arguments, message):

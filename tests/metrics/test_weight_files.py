@@ -3,7 +3,9 @@
 import hashlib
 import os
 import re
+import sys
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +17,16 @@ from miga_bench.metrics.networks import original
 from miga_bench.metrics.networks.amt import Amt
 from miga_bench.metrics.networks.clip import B32_FILE
 from miga_bench.metrics.networks.dino import DINO_FILE, Dino
+from miga_bench.metrics.networks.judges import Musiq
+from miga_bench.metrics.networks.raft import Raft
+from miga_bench.metrics.networks.viclip import ViClip
 from miga_bench.metrics.networks.weight_files import (
     WeightFile,
     check,
     locate,
     places,
     read_weights,
+    with_version,
 )
 
 
@@ -120,8 +126,12 @@ def test_a_note_that_cannot_be_read_or_written_stands_in_nobodys_way(cache):
 
 def test_a_download_with_another_hash_is_refused_and_leaves_nothing(cache):
     file = served(cache, {"a": torch.ones(3)}, sha256="0" * 64)
-    with pytest.raises(UserError, match="its publisher's"):
+    with pytest.raises(UserError, match="its publisher's") as refusal:
         read_weights(None, file)
+    assert str(refusal.value).startswith(
+        f"{places(file)[0]}: what {file.url} gives has the SHA-256"
+    )
+    assert ".part" not in str(refusal.value)
     assert list((cache / "vbench/net_model").iterdir()) == []
 
 
@@ -212,3 +222,34 @@ def test_networks_of_the_vbench_package_say_how_to_get_it(monkeypatch):
     monkeypatch.setattr(original.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install --no-deps vbench==0\.1\.5"):
         Amt()
+
+
+class Layer(torch.nn.Linear):
+    """Stands for a network of another package."""
+
+    def __init__(self, *args, **options):
+        super().__init__(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("network", "package"),
+    [(Amt, "vbench"), (Raft, "vbench"), (ViClip, "vbench"), (Musiq, "pyiqa")],
+)
+def test_a_network_of_another_package_says_its_version(cache, monkeypatch, network, package):
+    """Breaks if scores by one version of its code pass as those by another."""
+    made = SimpleNamespace(
+        Model=Layer, RAFT=Layer, ViCLIP=Layer, MUSIQ=Layer, SimpleTokenizer=lambda path: None
+    )
+    monkeypatch.setattr(original, "module", lambda *_: made)
+    monkeypatch.setitem(sys.modules, "pyiqa", made)
+    monkeypatch.setitem(sys.modules, "pyiqa.archs", made)
+    monkeypatch.setitem(sys.modules, "pyiqa.archs.musiq_arch", made)
+    monkeypatch.setattr("miga_bench.metrics.networks.viclip.locate", lambda file: cache)
+    told = {"vbench": "0.1.5", "pyiqa": "0.1.14"}
+    monkeypatch.setattr("miga_bench.metrics.networks.weight_files.version", told.__getitem__)
+    weights = Layer().state_dict()
+    assert network(weights=weights).provenance.weights == f"given; {package} {told[package]}"
+
+
+def test_a_package_that_is_only_found_has_no_version():
+    assert with_version("nobodys-package") == "nobodys-package of no version"

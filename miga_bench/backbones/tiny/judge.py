@@ -10,6 +10,7 @@ neither tell anything nor interrupt what was told.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import re
@@ -20,14 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from miga_bench.backbones.tiny import reader
 from miga_bench.backbones.tiny.grammar import COLORS, MOTIONS, SHAPES, SIZES
 from miga_bench.backbones.tiny.reader import hue_difference, read, steps_of
-from miga_bench.backbones.tiny.world import HUES, RADIUS, SIDE, heading
+from miga_bench.backbones.tiny.world import HEADING, HUES, RADIUS, SIDE, STRIDE, heading
 from miga_bench.errors import UserError
 
 HOLD = 8  # frames: half a second, as long as the world's cross-fades
 _BAD_SHARE = 0.25  # of frames; cross-fades of a story told in 32 frames an atom stay below it
 _HUE_SLACK = 10.0  # degrees beyond a name's range
+_FIRST_RULES = "d04f5e4cde136e75"
 _CHUNK = 256  # frames read at once
 _MOST_SPRITE = 1.5 * math.pi * RADIUS["large"][1] ** 2 / SIDE**2  # of the picture
 
@@ -48,6 +51,14 @@ _QUESTIONS = {
 def understands(question: str) -> bool:
     """Whether the judge has an answer to a question."""
     return any(re.fullmatch(pattern, question) for pattern in _QUESTIONS.values())
+
+
+def changed_rules() -> dict[str, str]:
+    """Return the hash of what decides the answers; nothing while that is what it was before this was told."""
+    own = (HOLD, _BAD_SHARE, _HUE_SLACK, _MOST_SPRITE)
+    told = repr((own, reader.THRESHOLDS, SIDE, STRIDE, HUES, RADIUS, HEADING))
+    rules = hashlib.sha256(told.encode()).hexdigest()[:16]
+    return {} if rules == _FIRST_RULES else {"rules": rules}
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,12 @@ class ReaderJudge:
 
     def provenance(self) -> dict[str, Any]:
         """Return what shapes its answers."""
-        return {"judge": "embedded world's reader", "hold": HOLD, "bad_share": _BAD_SHARE}
+        return {
+            "judge": "embedded world's reader",
+            "hold": HOLD,
+            "bad_share": _BAD_SHARE,
+            **changed_rules(),
+        }
 
     def _read(self, frames: Tensor) -> _Seen:
         """Read frames once: a story's questions come with the same tensor."""

@@ -23,6 +23,7 @@ _DARK, _BRIGHT = 0.5, 0.75
 _MIN_AREA, _MAX_AREA = 45.0, 1500.0
 _MIN_OVERLAP = 0.55
 _REACH = 24.0  # pixels from the centroid within which a sprite lies
+THRESHOLDS = (_DARK, _BRIGHT, _MIN_AREA, _MAX_AREA, _MIN_OVERLAP, _REACH)
 
 
 @dataclass(frozen=True)

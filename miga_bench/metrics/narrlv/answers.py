@@ -1,13 +1,16 @@
 """Asking a suite's questions, and the file in which every answer is kept as it comes.
 
 The file is JSON lines: a header that says how the answers are made, then one line per (item, category,
-question, vote). A killed run leaves at most one broken line, the last; the next run removes it and asks
-only what is missing. Scores are computed from the file alone, as often as formulas change.
+question, vote), with the hash of the video where it is told. A killed run leaves at most one broken line, the
+last; the next run removes it and asks only what is missing. Answers about another video of an item stay in the
+file, for each may have been paid for, and are passed over. Scores are computed from the file alone, as often as
+formulas change.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -16,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from miga_bench.errors import UserError
+from miga_bench.errors import Notice, UserError, counted
 from miga_bench.metrics.narrlv.judge import Judge, differences, seed_of
 from miga_bench.metrics.narrlv.scorer import VOTES
 from miga_bench.metrics.narrlv.suite import Story, Suite
@@ -97,15 +100,28 @@ class AnswerFile:
     Args:
         path: Where; made if it does not exist.
         provenance: How answers are made, plain values. A file made otherwise is refused.
+        contents: Of each item's key the SHA-256 of its video: answers about any other are passed over. None
+            takes what is there.
+
+    Attributes:
+        answers: What is there of these videos.
+        others: What was answered about other videos of these items alone.
 
     Raises:
         UserError: The file is something else, is damaged, was made otherwise, or is being written.
     """
 
-    def __init__(self, path: str | Path, provenance: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        provenance: Mapping[str, Any],
+        contents: Mapping[str, str] | None = None,
+    ) -> None:
         self.path = Path(path)
         self.provenance = json.loads(json.dumps(provenance))
         self.answers: dict[Slot, str] = {}
+        self.others: frozenset[Slot] = frozenset()
+        self._contents = contents
         header = {"kind": KIND, "version": VERSION, "provenance": self.provenance}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "a+b")  # noqa: SIM115 - closed by close()
@@ -118,7 +134,7 @@ class AnswerFile:
                 self._file.truncate(0)
                 self._write(header)
                 return
-            self.answers = _parse(self.path, whole, self.provenance)
+            self.answers, self.others = _parse(self.path, whole, self.provenance, contents)
             self._file.truncate(sum(map(len, whole)))
         except BaseException:
             self._file.close()
@@ -151,7 +167,8 @@ class AnswerFile:
         Raises:
             OSError: The disk is full or gone.
         """
-        self._write({**slot._asdict(), "answer": answer})
+        about = {} if self._contents is None else {"video": self._contents[slot.item]}
+        self._write({**slot._asdict(), **about, "answer": answer})
         self.answers[slot] = answer
 
     def close(self) -> None:
@@ -172,8 +189,14 @@ class AnswerFile:
         self.close()
 
 
-def read_answers(path: str | Path) -> tuple[dict[str, Any], dict[Slot, str]]:
+def read_answers(
+    path: str | Path, contents: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], dict[Slot, str]]:
     """Read a file of answers without changing it; a broken last line is left out.
+
+    Args:
+        path: The file.
+        contents: See `AnswerFile`.
 
     Returns:
         Its provenance and its answers.
@@ -189,7 +212,7 @@ def read_answers(path: str | Path) -> tuple[dict[str, Any], dict[Slot, str]]:
             f"cannot read answers from {path} ({error.strerror}): give the file that asking wrote"
         ) from None
     provenance = _header(path, lines)
-    return provenance, _parse(path, lines, provenance)
+    return provenance, _parse(path, lines, provenance, contents)[0]
 
 
 def answers_to(
@@ -238,6 +261,7 @@ def ask(
     *,
     votes: int = VOTES,
     seed: int = 0,
+    contents: Mapping[str, str] | None = None,
 ) -> Iterator[Asked]:
     """Ask everything that is not in the file yet; yields after each answer, which is on disk by then.
 
@@ -250,6 +274,8 @@ def ask(
         path: The file of answers, new or from an earlier run.
         votes: How often each question is asked.
         seed: Seed of the whole run; every answer has its own, derived from it.
+        contents: Of each item's key the SHA-256 of its video, kept with the answers: what is there about
+            another video is asked anew, and one line says how much. None trusts that it is about these.
 
     Raises:
         UserError: The file is refused (see `AnswerFile`) or votes is not positive.
@@ -257,10 +283,17 @@ def ask(
     """
     if votes < 1:
         raise UserError(f"votes is {votes}; every question must be asked at least once")
-    with AnswerFile(path, provenance_of(suite, judge, votes, seed)) as file:
+    with AnswerFile(path, provenance_of(suite, judge, votes, seed), contents) as file:
         wanted = {item.key: slots(item, votes) for item in suite.items}
         total = sum(map(len, wanted.values()))
         done = sum(slot in file.answers for needed in wanted.values() for slot in needed)
+        others = sum(slot in file.others for needed in wanted.values() for slot in needed)
+        if others:
+            warnings.warn(
+                f"{path} has {counted(others, 'answer')} about other videos than these: asked anew",
+                Notice,
+                stacklevel=2,
+            )
         with ThreadPoolExecutor(judge.concurrency) as pool:
             for item in suite.items:
                 missing = [slot for slot in wanted[item.key] if slot not in file.answers]
@@ -338,19 +371,26 @@ def _header(path: Path, lines: Sequence[bytes]) -> dict[str, Any]:
     return provenance
 
 
-def _parse(path: Path, lines: Sequence[bytes], provenance: Mapping[str, Any]) -> dict[Slot, str]:
+def _parse(
+    path: Path,
+    lines: Sequence[bytes],
+    provenance: Mapping[str, Any],
+    contents: Mapping[str, str] | None,
+) -> tuple[dict[Slot, str], frozenset[Slot]]:
+    """The answers about the videos, and what was answered about other videos of these items alone."""
     before = _header(path, lines)
     if changed := differences(before, provenance):
         raise UserError(
             f"{path} was answered otherwise ({'; '.join(changed)}); keep the settings or choose another file"
         )
     answers: dict[Slot, str] = {}
+    others: set[Slot] = set()
     for number, line in enumerate(lines[1:], 2):
         try:
             record = json.loads(line)
             slot = Slot(*(record[name] for name in Slot._fields))
-            answer = record["answer"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+            answer, video = record["answer"], record.get("video")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UserError(
                 f"{path} is damaged in line {number}; remove that line and run again"
             ) from None
@@ -358,5 +398,8 @@ def _parse(path: Path, lines: Sequence[bytes], provenance: Mapping[str, Any]) ->
         good = all(isinstance(part, kind) for part, kind in zip(slot, kinds, strict=True))
         if not good or not isinstance(answer, str):
             raise UserError(f"{path} is damaged in line {number}; remove that line and run again")
-        answers.setdefault(slot, answer)
-    return answers
+        if contents is None or contents.get(slot.item, "") == video:
+            answers.setdefault(slot, answer)
+        elif slot.item in contents:
+            others.add(slot)
+    return answers, frozenset(others - answers.keys())

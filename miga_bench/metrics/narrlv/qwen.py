@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import inspect
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RELEASED = "Qwen/Qwen2.5-VL-72B-Instruct"
+DTYPE = "bfloat16"
 _PRECISIONS = ("bfloat16", "float16", "float32")
 _MIN_PIXELS, _MAX_PIXELS = 56 * 56, 16384 * 28 * 28
 _FPS = 10.0
+_WHOLE, _PIECES, _PIECE = 2**24, 64, 2**14  # bytes of a file that is hashed whole; of others
 _TEXT, _VIDEO = 0, 2  # the model's names for what a token stands for
 
 
@@ -54,7 +57,7 @@ class QwenJudge:
         *,
         sampling: Sampling | None = None,
         device: str = "auto",
-        dtype: str = "bfloat16",
+        dtype: str = DTYPE,
     ) -> None:
         from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
@@ -136,13 +139,11 @@ class QwenJudge:
     def provenance(self) -> dict[str, Any]:
         """Return model, precision and sampling."""
         generation = self.model.generation_config
+        told = _provenance(self._identity, self.sampling, self.dtype)
         return {
-            "judge": "qwen2.5-vl",
-            "model": self._identity,
-            "dtype": self.dtype,
+            **told,
             "attention": self.model.config._attn_implementation,
-            "sampling": {**self.sampling.as_dict(), "top_k": generation.top_k},
-            "suffix": SUFFIX,
+            "sampling": {**told["sampling"], "top_k": generation.top_k},
         }
 
 
@@ -156,17 +157,46 @@ def check_model(model: str | Path, device: str = "auto") -> None:
     Raises:
         UserError: There is no such model, it is of another kind, or a package is missing.
     """
-    from transformers import AutoConfig
-
-    try:
-        here = downloads_off() is not None
-        kind = AutoConfig.from_pretrained(model, local_files_only=here).model_type
-    except (OSError, ValueError) as error:
-        raise _refusal(model, first_line(error)) from None
+    kind = _config(model).model_type
     if kind != "qwen2_5_vl":
         raise _refusal(model, f"it is a {kind}")
     if device == "auto" and importlib.util.find_spec("accelerate") is None:
         raise _refusal(model, "device auto needs accelerate")
+
+
+def provenance_by_files(
+    model: str | Path, sampling: Sampling | None = None, dtype: str = DTYPE
+) -> dict[str, Any]:
+    """Return what a judge's ``provenance`` says, as far as its files tell; it is not loaded.
+
+    Args:
+        model: As for ``QwenJudge``.
+        sampling: The same.
+        dtype: The same.
+
+    Raises:
+        UserError: There is no such model.
+    """
+    return _provenance(_identity(model, _config(model)), sampling or Sampling(), dtype)
+
+
+def _provenance(identity: str, sampling: Sampling, dtype: str) -> dict[str, Any]:
+    return {
+        "judge": "qwen2.5-vl",
+        "model": identity,
+        "dtype": dtype,
+        "sampling": sampling.as_dict(),
+        "suffix": SUFFIX,
+    }
+
+
+def _config(model: str | Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model, local_files_only=downloads_off() is not None)
+    except (OSError, ValueError) as error:
+        raise _refusal(model, first_line(error)) from None
 
 
 def _refusal(model: str | Path, reason: str) -> UserError:
@@ -222,15 +252,28 @@ def patchify(
 
 
 def _identity(model: str | Path, config: Any) -> str:
-    """The Hub's name and commit, or a folder with a hash of its configuration and its files' sizes."""
+    """The Hub's name and commit, or a folder with a hash of its files, large ones by samples."""
     folder = Path(model)
     if not folder.is_dir():
         return f"{model}@{getattr(config, '_commit_hash', None) or 'unknown'}"
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
-        if file.is_file():
+        name = file.relative_to(folder)
+        # downloads leave hidden notes of when they were
+        if file.is_file() and not any(part.startswith(".") for part in name.parts):
             size = file.stat().st_size
-            digest.update(f"{file.relative_to(folder)} {size}\n".encode())
-            if file.suffix == ".json" and size < 2**24:
-                digest.update(file.read_bytes())
+            digest.update(f"{name.as_posix()} {size}\n".encode())
+            for piece in _samples(file, size):
+                digest.update(piece)
     return f"{folder.name} sha256:{digest.hexdigest()[:16]}"
+
+
+def _samples(file: Path, size: int) -> Iterator[bytes]:
+    """Yield a file; of a large one pieces spread over it, for other weights have the same sizes."""
+    with file.open("rb") as opened:
+        if size <= _WHOLE:
+            yield opened.read()
+            return
+        for n in range(_PIECES):
+            opened.seek(n * (size - _PIECE) // (_PIECES - 1))
+            yield opened.read(_PIECE)

@@ -46,7 +46,7 @@ class Amt(Interpolator):
         self.model = network
         self.batch = batch
         self.label = loaded.label("amt")
-        self.provenance = loaded.provenance(AMT_FILE.network)
+        self.provenance = loaded.provenance(AMT_FILE.network, package="vbench")
 
     @torch.no_grad()
     def midpoint(self, before: Tensor, after: Tensor) -> Tensor:

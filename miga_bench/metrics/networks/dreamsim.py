@@ -16,6 +16,7 @@ from torch import Tensor
 from miga_bench.errors import UserError
 from miga_bench.metrics.networks import preprocess
 from miga_bench.metrics.networks.base import FrameEncoder, Provenance
+from miga_bench.metrics.networks.weight_files import tensors_sha256, with_version
 from miga_bench.offline import downloads_off
 
 SIDE = 224
@@ -64,7 +65,11 @@ class DreamSim(FrameEncoder):
                 f"DreamSim's weights cannot be fetched to {folder} ({error}): try again, or leave that score"
                 " out by --in-clip-only"
             ) from error
-        self.provenance = Provenance("DreamSim ensemble", "of the dreamsim package", None)
+        self.provenance = Provenance(
+            "DreamSim ensemble",
+            f"of the package {with_version('dreamsim')}",
+            tensors_sha256(self.model.state_dict()),
+        )
 
     def embed(self, frames: Tensor) -> Tensor:
         """Return features ``[N, D]`` of uint8 frames ``[N, 3, H, W]``."""

@@ -99,7 +99,7 @@ class Musiq(FrameJudge):
         content = loaded.content.get("params", loaded.content)
         fill(self.model, content, MUSIQ_FILE.network)
         self.label = loaded.label("musiq")
-        self.provenance = loaded.provenance(MUSIQ_FILE.network)
+        self.provenance = loaded.provenance(MUSIQ_FILE.network, package="pyiqa")
 
     @torch.no_grad()
     def marks(self, frames: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class Raft(FlowEstimator):
         content = {key.removeprefix("module."): tensor for key, tensor in loaded.content.items()}
         fill(self.model, content, RAFT_FILE.network)
         self.label = loaded.label("raft")
-        self.provenance = loaded.provenance(RAFT_FILE.network)
+        self.provenance = loaded.provenance(RAFT_FILE.network, package="vbench")
 
     @torch.no_grad()
     def flow(self, first: Tensor, second: Tensor) -> Tensor:

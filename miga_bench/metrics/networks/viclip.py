@@ -72,7 +72,7 @@ class ViClip(VideoTextEncoder):
         loaded = read_weights(weights, VICLIP_FILE)
         fill(self.model, loaded.content.get("model", loaded.content), VICLIP_FILE.network)
         self.label = loaded.label("viclip")
-        self.provenance = loaded.provenance(VICLIP_FILE.network)
+        self.provenance = loaded.provenance(VICLIP_FILE.network, package="vbench")
 
     @torch.no_grad()
     def embed_video(self, frames: Tensor) -> Tensor:

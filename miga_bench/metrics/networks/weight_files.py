@@ -21,6 +21,7 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -81,9 +82,18 @@ class Loaded:
     sha256: str
     published: bool
 
-    def provenance(self, network: str, precision: torch.dtype = torch.float32) -> Provenance:
-        """Return what a network made of them says of itself."""
-        return Provenance(network, self.name, self.sha256, str(precision).removeprefix("torch."))
+    def provenance(
+        self, network: str, precision: torch.dtype = torch.float32, package: str = ""
+    ) -> Provenance:
+        """Return what a network made of them says of itself.
+
+        Args:
+            network: Its name.
+            precision: What it computes in.
+            package: Whose code it is, if it is not ours: another version may give other numbers.
+        """
+        weights = f"{self.name}; {with_version(package)}" if package else self.name
+        return Provenance(network, weights, self.sha256, str(precision).removeprefix("torch."))
 
     def label(self, network: str, precision: torch.dtype = torch.float32) -> str | None:
         """Return a network's label: None for the published weights in a published precision."""
@@ -200,6 +210,14 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def with_version(package: str) -> str:
+    """Return the name of an installed package with its version; one that Python only finds has none."""
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return f"{package} of no version"
+
+
 def fill(module: torch.nn.Module, state: Mapping[str, Tensor], network: str) -> None:
     """Load a state dict into a module.
 
@@ -267,8 +285,12 @@ def _download(file: WeightFile, target: Path) -> Path:
             else:
                 while piece := answer.read(_PIECE):
                     stream.write(piece)
-        if file.sha256:
-            check(part, file)
+        digest = file_sha256(part) if file.sha256 else ""
+        if not digest.startswith(file.sha256):
+            raise UserError(
+                f"{target}: what {file.url} gives has the SHA-256 {digest[:12]}..., not its publisher's "
+                f"({file.sha256[:12]}...), and is not kept; try again, or put the file there"
+            )
     return target
 
 
