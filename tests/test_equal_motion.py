@@ -27,7 +27,8 @@ def run_of(arms, texts=8):
         for arm, scores in arms.items()
         for i in range(texts)
     ]
-    return Results(Path(), "r", {}, {}, {a: Arm(a, a, {}, {}) for a in arms}, rows, {}, {})
+    model = {"backbone": "tiny-wan"}
+    return Results(Path(), "r", {}, model, {a: Arm(a, a, {}, {}) for a in arms}, rows, {}, {})
 
 
 def against(high, texts=8):

@@ -303,7 +303,9 @@ def make_transformer(
         raise UserError(
             f"{source} joins frames into patches {list(model.config.patch_size)}; Wan2.1 does not"
         )
-    fill(model, state, source, dtype, device, WanTransformer3DModel._keep_in_fp32_modules)
+    # diffusers' list, and the head, which the authors compute in float32, too
+    kept = (*WanTransformer3DModel._keep_in_fp32_modules, "proj_out")
+    fill(model, state, source, dtype, device, kept)
     # Its tables are not in the files; only the stock forward uses them.
     rope = model.config.attention_head_dim, model.config.patch_size, model.config.rope_max_seq_len
     model.rope = WanRotaryPosEmbed(*rope).to(device)

@@ -158,7 +158,7 @@ class WanNetwork(nn.Module):
         shift, scale = (net.scale_shift_table[:, None] + embedded[:, :, None]).chunk(2, dim=2)
         hidden = self._modulate(net.norm_out, hidden, shift, scale, frames)
         head = net.proj_out
-        out = nnf.linear(hidden, head.weight.float(), head.bias.float())  # [B, F * L, 2 * 2 * C]
+        out = head(hidden.to(head.weight.dtype))  # [B, F * L, 2 * 2 * C]
         out = out.unflatten(1, (frames, rows, columns))
         out = out.unflatten(4, (patch_height, patch_width, -1)).permute(0, 6, 1, 2, 4, 3, 5)
         return out.flatten(5, 6).flatten(3, 4).to(latents.dtype)
