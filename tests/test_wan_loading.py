@@ -360,6 +360,7 @@ def test_folders_without_a_model(tmp_path):
     "index",
     [
         {"transformer_2": ["diffusers", "WanTransformer3DModel"]},
+        {"transformer_2": 2},
         {"boundary_ratio": 0.875},
         {"expand_timesteps": True},
     ],

@@ -57,7 +57,7 @@ def check_index(root: Path) -> None:
         UserError: It is one, or its index cannot be read.
     """
     index = read_json(root / INDEX) if (root / INDEX).exists() else {}
-    second = any(index.get("transformer_2") or ())
+    second = index.get("transformer_2") not in (None, [None, None])
     if second or index.get("boundary_ratio") is not None or index.get("expand_timesteps"):
         raise UserError(
             f"{root / INDEX} is of a Wan2.2 model, whose levels have denoisers of their own or whose first"
