@@ -85,8 +85,8 @@ def pick_dtype(
 ) -> torch.dtype:
     """Return the type a user names; None is the family's half precision on a GPU, float32 on a CPU.
 
-    VideoCrafter2's guidance of 12 magnifies rounding, of which float16 has an eighth of bfloat16's: of
-    tiny-videocrafter2's guided predictions 1 % instead of 5 to 8 %. Wan's range asks for bfloat16.
+    VideoCrafter2's guidance of 12 magnifies rounding, of which float16, three bits finer, has an eighth of
+    bfloat16's. Wan is published in bfloat16.
 
     Raises:
         UserError: It is unknown.
