@@ -86,7 +86,7 @@ def pick_dtype(
     """Return the type a user names; None is the family's half precision on a GPU, float32 on a CPU.
 
     VideoCrafter2's guidance of 12 magnifies rounding, of which float16, three bits finer, has an eighth of
-    bfloat16's. Wan is published in bfloat16.
+    bfloat16's. Wan's authors sample in bfloat16.
 
     Raises:
         UserError: It is unknown.
