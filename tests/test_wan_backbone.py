@@ -173,12 +173,18 @@ def test_devices_that_are_not_there(folder, monkeypatch):
     assert "this machine has cpu, cuda:0" in refusal(lambda: load_backbone(folder, device="cuda:1"))
 
 
-class Part(nn.Module):
-    """Remembers where it was sent."""
+class Part(nn.Linear):
+    """Remembers where it was sent; there its weights are copies, as on a device."""
 
     place = "cpu"
 
+    def __init__(self):
+        super().__init__(2, 2)
+
     def to(self, device):
+        if str(device) != "cpu" == self.place:
+            for weight in self.parameters():
+                weight.data = weight.data.clone()
         self.place = str(device)
 
 
@@ -192,6 +198,21 @@ def test_offloading_keeps_one_network_on_the_device():
         assert residence.bring(parts[current]) == torch.device("cuda")
         assert [part.place for part in parts].count("cuda") == 1
         assert parts[current].place == "cuda"
+
+
+def test_weights_are_never_copied_back_from_the_device():
+    """Breaks if every change of the network that is on the device costs the way back, or loses weights."""
+    residence, (part, other) = Residence(torch.device("cuda"), offload=True), (Part(), Part())
+    residence.add(part)
+    residence.add(other)
+    at_home = [weight.data_ptr() for weight in part.parameters()]
+    before = [weight.clone() for weight in part.parameters()]
+    for _ in range(2):
+        residence.bring(part)
+        assert all(p.data_ptr() != home for p, home in zip(part.parameters(), at_home, strict=True))
+        residence.bring(other)
+        assert [weight.data_ptr() for weight in part.parameters()] == at_home
+    assert all(torch.equal(p, q) for p, q in zip(part.parameters(), before, strict=True))
 
 
 def test_without_offloading_nothing_moves():

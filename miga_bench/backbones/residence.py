@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from miga_bench.backbones.checkpoint import read_json
 from miga_bench.errors import UserError
@@ -34,6 +34,7 @@ class Residence:
         self.device = device
         self.offload = offload
         self._parts: list[nn.Module] = []
+        self._kept: dict[nn.Module, list[Tensor]] = {}  # weights at home of the part that is away
 
     @property
     def home(self) -> torch.device:
@@ -49,10 +50,18 @@ class Residence:
         if self.offload:
             for other in self._parts:
                 if other is not part:
-                    other.to(self.home)
-            if part is not None:
+                    self._take_home(other)
+            if part is not None and part not in self._kept:
+                self._kept[part] = [weight.data for weight in part.parameters()]
                 part.to(self.device)
         return self.device
+
+    def _take_home(self, part: nn.Module) -> None:
+        """Give a network the weights it left at home: nothing writes to them, so none are copied back."""
+        kept = self._kept.pop(part, [])
+        for weight, at_home in zip(part.parameters(), kept, strict=bool(kept)):
+            weight.data = at_home
+        part.to(self.home)  # what is no weight
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
