@@ -293,6 +293,10 @@ class Backbone(ABC):
         """Whether the denoiser takes ``shortcut=S``, see ``Shortcut``."""
         return False
 
+    def latents_taken(self) -> range | None:
+        """Return how many latents a row of a denoiser call may have, None for any number."""
+        return None
+
     def default_batch(self) -> int:
         """Return how many windows one denoiser call may hold in the memory that is free now."""
         return 4

@@ -252,6 +252,11 @@ class ExportedBackbone(Backbone):
             " torch, or fifo, scaling-noise or miga"
         )
 
+    def latents_taken(self) -> range | None:
+        """Return how many latents a row of a denoiser call may have, None for any number."""
+        taken: range | None = self.denoiser.latents_taken()
+        return taken
+
     def default_batch(self) -> int:
         """Return how many windows one denoiser call may hold."""
         if torch.device(self._device).type == "cpu":

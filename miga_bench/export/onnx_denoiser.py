@@ -47,6 +47,11 @@ class OnnxDenoiser:
         other.fps = fps
         return other
 
+    def latents_taken(self) -> range | None:
+        """Return how many latents a row may have, None for any number."""
+        frames = self.session.sidecar.inputs["latents"].shape[2]
+        return range(frames, frames + 1) if isinstance(frames, int) else None
+
     def rows_that_fit(self) -> int:
         """Return the rows that a call on a GPU is to have.
 

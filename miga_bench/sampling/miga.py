@@ -193,6 +193,24 @@ def check_miga(s: MigaSettings, backbone: Backbone, length: int | None) -> None:
         f" {s.reference_chunks} reference chunks and reflection {s.reflection} it must be from {lowest} to "
         f"{s.steps - 1}",
     )
+    # a search begins with the reference and the chunk it draws, which may be less than a window
+    shortest = min(window, (s.reference_chunks + 1) * s.zigzag)
+    taken = backbone.latents_taken()
+    require(
+        taken is None or (shortest in taken and window in taken),
+        f"reflection searches in rows of {shortest} to {window} latents, and this denoiser of {backbone.name}"
+        f" takes {_told(taken)}: export it for them (frames are free by default), or set reflection=off",
+    )
+
+
+def _told(taken: range | None) -> str:
+    return (
+        "any"
+        if taken is None
+        else f"{taken[0]} to {taken[-1]}"
+        if len(taken) > 1
+        else f"{taken[0]} alone"
+    )
 
 
 class Miga(Sampler[MigaSettings]):

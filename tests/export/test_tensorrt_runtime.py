@@ -203,6 +203,7 @@ def test_the_profile_made_for_a_shape_runs_it(tmp_path):
     engine(*arguments(2, 5))
     used = [engine.profiles.index(context.profile) for context in there.engine.contexts]
     assert used == [1, 0]
+    assert engine.latents_taken() == range(2, 9)
 
 
 def test_a_shape_outside_is_one_line(engine):

@@ -194,6 +194,11 @@ class TensorRTDenoiser:
         self._memory = [torch.empty(0, dtype=torch.uint8, device=self.device)]
         self._plans: OrderedDict[tuple[Shape, ...], _Plan] = OrderedDict()
 
+    def latents_taken(self) -> range:
+        """Return how many latents a row may have, by all profiles."""
+        sizes = [profile.inputs["latents"] for profile in self.profiles]
+        return range(min(least[2] for least, _, _ in sizes), max(most[2] for *_, most in sizes) + 1)
+
     @classmethod
     def load(
         cls,
