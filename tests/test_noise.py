@@ -29,6 +29,35 @@ def test_noise_is_a_function_of_its_key(seed, frames):
         assert not torch.equal(row, CounterNoise(seed + 1, shape)([frame], "queue", 3)[0])
 
 
+def test_a_keys_noise_is_what_it_was():
+    """Breaks if a seed stands for another video than in the versions before, or keys run into each other."""
+    draw = CounterNoise(7, LatentShape(1, 1, 3))
+    wanted = {
+        (5, "queue", 2): [0.341071248, -2.014769077, 0.15164423],
+        (5, "seed", 0): [-0.342172712, -0.805617452, -1.257985234],
+        (-3, "queue", 0): [1.604473829, -0.674325109, 1.180255771],
+    }
+    for (frame, purpose, number), values in wanted.items():
+        assert draw([frame], purpose, number).flatten().tolist() == pytest.approx(values, abs=1e-6)
+    alike = [(1, 23), (12, 3)]  # seed and frame whose digits are the same in a row
+    one, other = (CounterNoise(s, LatentShape(1, 1, 3))([f], "queue") for s, f in alike)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_noise_does_not_depend_on_the_processs_default_type(kind):
+    """Breaks if a seed's video is another one in a program that has set another default."""
+    draw, before = CounterNoise(7, LatentShape(1, 2, 3)), torch.get_default_dtype()
+    wanted = draw([0, 1], "queue")
+    torch.set_default_dtype(kind)
+    try:
+        found = draw([0, 1], "queue")
+    finally:
+        torch.set_default_dtype(before)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, wanted)
+
+
 def test_noise_is_standard_normal():
     draws = CounterNoise(0, LatentShape(4, 8, 8))(range(200), "queue")
     assert abs(float(draws.mean())) < 0.01

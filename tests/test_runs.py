@@ -398,6 +398,12 @@ def test_work_is_dealt_once_longest_first_and_evenly(ranks):
     assert max(loads) - min(loads) <= max(costs)
 
 
+def test_the_rank_with_the_least_work_gets_the_next_piece():
+    """Breaks if one process gets all the long videos while another waits."""
+    assert deal([5, 1, 9, 3, 3, 7, 2], 2) == [[2, 3, 4], [5, 0, 6, 1]]
+    assert deal([8, 2, 2, 2, 2], 2) == [[0], [1, 2, 3, 4]]
+
+
 def test_work_of_no_known_cost_is_spread():
     """Breaks if a resumed run that has only to score leaves that to one process."""
     assert sorted(map(len, deal([0] * 8, 4))) == [2, 2, 2, 2]

@@ -52,7 +52,8 @@ class CounterNoise:
     ) -> Tensor:
         """Return ``[len(frames), C, H, W]`` float32 noise for the keys."""
         numbers = [draws] * len(frames) if isinstance(draws, int) else draws
-        out = torch.empty(len(frames), *self.shape)
+        # whatever type and device the program has as its defaults
+        out = torch.empty(len(frames), *self.shape, dtype=torch.float32, device="cpu")
         for row, frame, draw in zip(out, frames, numbers, strict=True):
             key = f"{self.seed}/{frame}/{purpose}/{draw}".encode()
             seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")

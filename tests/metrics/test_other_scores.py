@@ -11,7 +11,13 @@ from miga_bench.errors import NumericalError, UserError
 from miga_bench.metrics.dynamic import DynamicDegree
 from miga_bench.metrics.frame_quality import ImagingQuality
 from miga_bench.metrics.functional.agreement import middle_frames
-from miga_bench.metrics.functional.dynamics import dynamic_degree, is_dynamic, stride
+from miga_bench.metrics.functional.dynamics import (
+    dynamic_degree,
+    is_dynamic,
+    pair_motion,
+    stride,
+    threshold,
+)
 from miga_bench.metrics.networks.base import FlowEstimator, Provenance
 from miga_bench.metrics.networks.judges import FrameJudge
 from miga_bench.metrics.networks.viclip import VideoTextEncoder
@@ -43,6 +49,31 @@ def flashes(frames, flashing, side=64):
 def test_a_quarter_of_the_frames_must_move(frames, moving, expected):
     # 10 / 4 is rounded to the even 2; of 2 frames none need move: the original's rule
     assert is_dynamic(moving, frames) is expected
+
+
+def test_what_counts_as_motion_grows_with_the_shorter_side():
+    """Breaks if a video's dynamic degree is not VBench's: 6 pixels where the shorter side has 256."""
+    assert threshold(256, 512) == threshold(512, 256) == 6.0
+    assert threshold(480, 832) == threshold(832, 480) == 11.25
+
+
+def test_a_pairs_motion_is_that_of_its_fastest_twentieth():
+    """Breaks if other vectors than the longest 5 % count, or other frames than the padded ones are looked at."""
+    seen = []
+
+    def flow(first, second):
+        seen.extend([first, second])
+        across = torch.arange(16.0 * 24).reshape(1, 16, 24)
+        return torch.cat([0.6 * across, 0.8 * across])[None]
+
+    generator = torch.Generator().manual_seed(0)
+    pair = torch.randint(0, 255, (2, 1, 3, 13, 21), dtype=torch.uint8, generator=generator)
+    # 19 of 384 vectors: those of lengths 365 to 383
+    assert pair_motion(pair[0], pair[1], flow).item() == pytest.approx(374.0)
+    for given, padded in zip(pair, seen, strict=True):
+        assert padded.shape == (1, 3, 16, 24)
+        assert torch.equal(padded[:, :, 1:14, 1:22], given)
+        assert torch.equal(padded[:, :, 0, 1:22], given[:, :, 0])  # edges are repeated
 
 
 def test_eight_frames_a_second_are_looked_at():
