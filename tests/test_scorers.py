@@ -242,7 +242,7 @@ def test_short_clips_of_prompts_that_begin_alike_are_videos_of_their_own(run, tm
     results = read_results(tmp_path / "run")
     assert [row.status for row in results.of("short")] == ["done"] * 3
     texts = json.loads((tmp_path / "run" / "prompts.json").read_text())
-    assert texts["short/p002-0.mp4"] == "a circle / a star"
+    assert texts["short/p002-0.mp4"] == ["a circle", "a star"]
 
 
 @pytest.mark.parametrize(

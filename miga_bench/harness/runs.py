@@ -162,7 +162,8 @@ class Run:
             write_text(path, _dump(document))
         (self.folder / "status.json").unlink(missing_ok=True)
         (self.folder / "videos").mkdir(exist_ok=True)
-        prompts = {f"{name}.mp4": " / ".join(item.wanted) for name, item in items.items()}
+        texts = {name: list(item.wanted) for name, item in items.items()}
+        prompts = {f"{n}.mp4": told[0] if len(told) == 1 else told for n, told in texts.items()}
         write_json(self.folder / "prompts.json", prompts)
         done = dict.fromkeys(name for name, key in keys.items() if self.store.is_done(key))
         self._tell_of_damage({name: key for name, key in keys.items() if name not in done})

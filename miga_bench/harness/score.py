@@ -123,6 +123,11 @@ def clip_encoders(plan: Plan, device: str) -> dict[str, Any]:
     return fast_encoders(plan.dimensions, plan.networks, device)
 
 
+# A network that reads 32 tokens would hold the whole video against little but the first of its texts.
+OF_ONE_TEXT = ("overall_consistency",)
+_TEXT_CHANGES = {"value": None, "reason": "the video's text changes, and it is of one text"}
+
+
 def check_sources(sources: Sequence[Source], plan: Plan) -> None:
     """Check that the videos have what the scores need.
 
@@ -152,7 +157,9 @@ def check_sources(sources: Sequence[Source], plan: Plan) -> None:
 
 def _key(source: Source) -> str:
     """Return what a video's values depend on beside the plan: content, frame rate, prompt."""
-    told = json.dumps([source.digest(), source.frame_rate, source.prompt])
+    told = json.dumps(
+        [source.digest(), source.frame_rate, source.prompt, *[True] * source.changing]
+    )
     return hashlib.sha256(told.encode()).hexdigest()
 
 
@@ -269,7 +276,10 @@ def score_video(source: Source, plan: Plan, device: str, scores: Sequence[VideoS
         scores: Of the plan's dimensions; what they hold of other videos is forgotten.
     """
     try:
-        found = (_by_clips if plan.long else _whole)(source, plan, device, scores)
+        passed = [one.name for one in scores if source.changing and one.name in OF_ONE_TEXT]
+        used = [one for one in scores if one.name not in passed]
+        found = (_by_clips if plan.long else _whole)(source, plan, device, used)
+        found |= dict.fromkeys(passed, _TEXT_CHANGES)
         return {"frames": found.pop("frames"), "scores": found, "reason": None, "passing": False}
     except (TruncatedError, UserError, RuntimeError, MemoryError) as error:
         for running in scores:

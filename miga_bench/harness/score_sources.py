@@ -8,7 +8,7 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ class Source:
         path: A file, or a folder of numbered pictures.
         frame_rate: Frames per second; None for pictures without ``--fps``.
         frames: What the file says of its length; None where it does not say.
-        prompt: What it was made from; None if nobody knows.
+        prompt: What it was made from, several texts joined by " / "; None if nobody knows.
+        changing: Whether its text changes along the video.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Source:
     frame_rate: float | None
     frames: int | None
     prompt: str | None = None
+    changing: bool = False
 
     def pieces(self) -> Iterator[Tensor]:
         """Yield the frames, uint8 ``[N, 3, H, W]``, N at most ``PIECE``.
@@ -200,14 +202,14 @@ def with_prompts(sources: Sequence[Source], prompts: Path | None) -> list[Source
     Args:
         sources: The videos.
         prompts: A JSON object or JSON lines: video name to prompt (``{"video": ..., "prompt": ...}``
-            on a line). None takes the record that ``miga-bench generate`` writes beside a video,
-            where there is one.
+            on a line; a list of texts where the text changes). None takes the record that
+            ``miga-bench generate`` writes beside a video, where there is one.
 
     Raises:
         UserError: The file is no such file, or names none of the videos.
     """
     if prompts is None:
-        return [_replace_prompt(source, _recorded(source.path)) for source in sources]
+        return [_of_texts(source, _recorded(source.path)) for source in sources]
     table = _read_prompts(prompts)
     found = {source.name: _named(source, table) for source in sources}
     used = {name for names in found.values() for name in names}
@@ -225,18 +227,18 @@ def with_prompts(sources: Sequence[Source], prompts: Path | None) -> list[Source
             stacklevel=2,
         )
     for source in sources:
-        if len({table[name] for name in found[source.name]}) > 1:
+        if len({tuple(table[name]) for name in found[source.name]}) > 1:
             raise UserError(
                 f"{prompts} has several prompts that may be meant for {source.name}: score the folder above,"
                 " whose videos have the names that are in it"
             )
     return [
-        _replace_prompt(source, table[names[0]] if (names := found[source.name]) else None)
+        _of_texts(source, table[names[0]] if (names := found[source.name]) else [])
         for source in sources
     ]
 
 
-def _named(source: Source, table: Mapping[str, str]) -> list[str]:
+def _named(source: Source, table: Mapping[str, list[str]]) -> list[str]:
     """Return the names in a table that mean a video, by the first rule that finds any.
 
     The rules: its own name; the end of its path, for the table of a folder above; a name that ends in its
@@ -255,12 +257,15 @@ def _as_one(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _replace_prompt(source: Source, prompt: str | None) -> Source:
-    return Source(source.name, source.path, source.frame_rate, source.frames, prompt)
+def _of_texts(source: Source, texts: Sequence[str]) -> Source:
+    return replace(source, prompt=" / ".join(texts) or None, changing=len(texts) > 1)
 
 
-def _read_prompts(path: Path) -> dict[str, str]:
-    rule = "it must be a JSON object of video name to prompt, or lines of {video, prompt}"
+def _read_prompts(path: Path) -> dict[str, list[str]]:
+    rule = (
+        "it must be a JSON object of video name to prompt, or lines of {video, prompt}; a list of texts is of a"
+        " video whose text changes"
+    )
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -280,23 +285,24 @@ def _read_prompts(path: Path) -> dict[str, str]:
             entries = [(line["video"], line["prompt"]) for line in lines]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"--prompts {path}: {rule} ({_plain(error)})") from error
-    table: dict[str, str] = {}
+    table: dict[str, list[str]] = {}
     for name, prompt in entries:
-        if not isinstance(name, str) or not isinstance(prompt, str) or not prompt.strip():
+        texts = prompt if isinstance(prompt, list) else [prompt]
+        known = texts and all(isinstance(text, str) and text.strip() for text in texts)
+        if not isinstance(name, str) or not known:
             raise UserError(f"--prompts {path}: the entry {name!r} has no text; {rule}")
-        if table.setdefault(_as_one(name), prompt) != prompt:
+        if table.setdefault(_as_one(name), texts) != texts:
             raise UserError(f"--prompts {path} has two prompts for {name!r}: keep one")
     return table
 
 
-def _recorded(video: Path) -> str | None:
-    """Return the prompt in the record beside a video that this program made."""
+def _recorded(video: Path) -> list[str]:
+    """Return the texts in the record beside a video that this program made; none if there is no record."""
     try:
         record: Any = json.loads(video.with_suffix(".json").read_text(encoding="utf-8"))
-        texts = [str(prompt["text"]) for prompt in record["prompts"]]
+        return [str(prompt["text"]) for prompt in record["prompts"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return " / ".join(texts) or None
+        return []
 
 
 def _pixels(shape: Sequence[int]) -> str:

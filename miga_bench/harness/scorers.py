@@ -199,7 +199,7 @@ class SuiteScores(ItemScorer):
         from miga_bench.harness.score_summary import in_frames, summary
 
         (source,) = find_videos([video])
-        source = replace(source, prompt=" / ".join(item.wanted))
+        source = replace(source, prompt=" / ".join(item.wanted), changing=len(item.wanted) > 1)
         row = score_video(source, self.plan, self._device, self._scores)
         if row["reason"]:
             raise UserError(row["reason"])

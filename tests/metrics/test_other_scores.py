@@ -58,7 +58,7 @@ def test_what_counts_as_motion_grows_with_the_shorter_side():
 
 
 def test_a_pairs_motion_is_that_of_its_fastest_twentieth():
-    """Breaks if other vectors than the longest 5 % count, or other frames than the padded ones are looked at."""
+    """Breaks if other vectors than the longest 5 % count, or frames are padded otherwise."""
     seen = []
 
     def flow(first, second):

@@ -170,6 +170,24 @@ def test_every_clip_of_a_long_video_is_held_against_the_videos_prompt(folder, mo
     assert found["scores"]["temporal_flickering"] > 0.9
 
 
+@pytest.mark.parametrize("suite", ["vbench", "vbench-long"])
+def test_a_video_whose_text_changes_agrees_with_no_single_text(folder, monkeypatch, suite):
+    """Breaks if a network that reads 32 tokens holds the second half of a video against the first text."""
+    monkeypatch.setattr("miga_bench.metrics.suites.public_network", lambda *_: Agrees())
+    write(folder / "one.mp4", moving(39))
+    write(folder / "two.mp4", moving(39))
+    prompts = folder.parent / "prompts.json"
+    prompts.write_text('{"one": ["a square moves"], "two": ["a square moves", "a star"]}')
+    names = ["overall_consistency", "temporal_flickering"]
+    asked = request(folder, suite=suite, dimensions=names, prompts=prompts)
+    asked.videos[:] = [folder / "one.mp4", folder / "two.mp4"]
+    one, two = score(asked)["videos"]
+    assert one["scores"]["overall_consistency[agrees]"] == pytest.approx(0.5)
+    assert two["scores"]["overall_consistency[agrees]"] is None
+    assert "text changes" in two["reason"]["overall_consistency"]
+    assert one["scores"]["temporal_flickering"] == two["scores"]["temporal_flickering"]
+
+
 class Placed(VideoScore):
     """Notes the frames it is shown."""
 
