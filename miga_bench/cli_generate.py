@@ -69,7 +69,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--frames", metavar="N", type=int, help="video frames to make (300; of short one clip)"
     )
     video.add_argument("--endless", action="store_true", help="go on until stopped")
-    video.add_argument("--seed", metavar="N", type=int, default=0, help="the video's seed (0)")
+    video.add_argument(
+        "--seed",
+        metavar="N",
+        type=int,
+        default=0,
+        help="the video's seed; -1 is one like others (0)",
+    )
     video.add_argument("--height", metavar="N", type=int, help="frame height in pixels")
     video.add_argument("--width", metavar="N", type=int, help="frame width in pixels")
     how = parser.add_argument_group("method")

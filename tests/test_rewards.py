@@ -78,6 +78,29 @@ def test_dino_reward_with_a_small_network():
     assert reward(torch.ones(1, 1, 3, 4, 6), torch.ones(3, 4, 6)).shape == (1,), "not only squares"
 
 
+def test_dino_sees_pictures_as_it_was_trained_and_its_class_token_is_compared():
+    """Breaks if ScalingNoise's reward is not VBench's subject consistency: other colors, or other tokens."""
+    seen = []
+
+    class Network:
+        device, dtype = torch.device("cpu"), torch.float32
+
+        def __call__(self, pixel_values, interpolate_pos_encoding):
+            seen.append(pixel_values)
+            tokens = torch.zeros(len(pixel_values), 3, 2)
+            tokens[:, 0, 0], tokens[:, 1:, 1] = 1.0, torch.arange(len(pixel_values))[:, None] + 1.0
+            return SimpleNamespace(last_hidden_state=tokens)
+
+    reward = DinoSimilarity(CountingDecoder, network=Network(), size=16)
+    scores = reward(
+        torch.full((1, 2, 3, 4, 4), 50.0), torch.full((3, 4, 4), 50.0)
+    )  # white pictures
+    white = [(1 - mean) / std for mean, std in ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))]
+    for channel, wanted in enumerate(white):
+        torch.testing.assert_close(seen[0][:, channel], torch.full((3, 16, 16), wanted))
+    torch.testing.assert_close(scores, torch.ones(1))  # class tokens are alike, the others are not
+
+
 @pytest.mark.parametrize(("frames", "size"), [("all", (224, 336)), ("last", (224, 224))])
 def test_the_released_dino_squashes_its_pictures(frames, size):
     seen = []

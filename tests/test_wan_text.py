@@ -141,6 +141,16 @@ def test_the_beginning_is_as_many_words_as_the_model_reads(tokenizer, words):
             text.beginning(prompt)
 
 
+def test_the_beginning_of_a_text_without_spaces_is_its_first_letters(tokenizer, monkeypatch):
+    """Breaks if a long Chinese prompt stops a run that was told to cut."""
+    text = make_text(tokenizer)
+    monkeypatch.setattr(text, "spell", lambda prompt: [*map(ord, prompt), 1])  # a token a letter
+    prompt = "\u4e00\u53ea\u732b" * LENGTH
+    assert text.beginning(prompt) == prompt[: LENGTH - 1]
+    assert text.beginning(f"{prompt} {prompt}") == prompt[: LENGTH - 1]
+    assert text.beginning(f"\u732b {prompt}") == "\u732b"
+
+
 def test_a_known_prompt_needs_no_encoder(tokenizer, tmp_path):
     """Breaks if the 5.7B encoder is loaded for a prompt that is on disk."""
     load, cache = Loads(), EmbeddingCache(tmp_path)

@@ -92,20 +92,27 @@ class PromptText(ABC):
     def beginning(self, prompt: str) -> str:
         """Return the prompt, or if it is too long as many of its first words as the model reads.
 
+        Where not even one is read, as of a text without spaces, it is as many of its first letters.
+
         Raises:
-            UserError: Not even one is.
+            UserError: Not even one letter is read.
         """
-        words = clean_prompt(prompt).split(" ")
-        fits = range(len(words) + 1)
-        # the first count of words that is too many, one past the last if none is
-        end = bisect_left(
-            fits, True, key=lambda n: len(self.spell(" ".join(words[:n]))) > self.length
-        )
-        if end > len(words):
-            return prompt
-        if end < 2:
-            self.tokens(words[0])
-        return " ".join(words[: end - 1])
+        cleaned = clean_prompt(prompt)
+        for pieces, joint in ((cleaned.split(" "), " "), (list(cleaned), "")):
+            fits = range(len(pieces) + 1)
+            # the first count of pieces that is too many, one past the last if none is
+            end = bisect_left(
+                fits, True, key=lambda n, p=pieces, j=joint: self._too_long(j.join(p[:n]))
+            )
+            if end > len(pieces):
+                return prompt
+            if end > 1:
+                return joint.join(pieces[: end - 1])
+        self.tokens(cleaned[:1])
+        return ""
+
+    def _too_long(self, text: str) -> bool:
+        return len(self.spell(text)) > self.length
 
     def unknown_words(self, prompts: Sequence[str]) -> list[str]:
         """Return words that become the unknown token, in order, each once."""
