@@ -24,6 +24,7 @@ from wan_original import (
 from miga_bench.backbones import checkpoint
 from miga_bench.backbones.wan import load_wan
 from miga_bench.backbones.wan_checkpoint import (
+    KEEP_FLOAT32,
     ORIGINAL_TEXT,
     ORIGINAL_TRANSFORMER,
     ORIGINAL_VAE,
@@ -93,6 +94,15 @@ def test_stock_forward_works_on_what_was_loaded(folder):
     loaded = find_source(folder).transformer(torch.float32, CPU)
     with torch.no_grad():
         torch.testing.assert_close(loaded(x, t, text).sample, tiny_transformer()(x, t, text).sample)
+
+
+def test_what_diffusers_keeps_in_float32_stays_so(folder):
+    """Breaks if diffusers' list grows, or a half-precision model rounds what its authors do not."""
+    assert {*WanTransformer3DModel._keep_in_fp32_modules, "proj_out"} == set(KEEP_FLOAT32)
+    loaded = find_source(folder).transformer(torch.bfloat16, CPU)
+    for name, weight in loaded.named_parameters():
+        kept = any(part in KEEP_FLOAT32 for part in name.split("."))
+        assert weight.dtype == (torch.float32 if kept else torch.bfloat16), name
 
 
 def test_original_files(original):

@@ -46,6 +46,17 @@ PUBLISHED_TEXT_WIDTH = 4096
 # of the authors' scheduler file, which neither their sampler nor MIGA's release heeds
 PUBLISHED_SHIFT = 3.0
 
+# Parts of the denoiser that stay float32: diffusers' list, and the head, which the authors compute so, too.
+KEEP_FLOAT32 = (
+    "rope",
+    "time_embedder",
+    "scale_shift_table",
+    "norm1",
+    "norm2",
+    "norm3",
+    "proj_out",
+)
+
 # transformers ties this one to shared.weight; files may hold either name or both.
 EMBEDDING, EMBEDDING_ALIAS = "shared.weight", "encoder.embed_tokens.weight"
 
@@ -303,9 +314,7 @@ def make_transformer(
         raise UserError(
             f"{source} joins frames into patches {list(model.config.patch_size)}; Wan2.1 does not"
         )
-    # diffusers' list, and the head, which the authors compute in float32, too
-    kept = (*WanTransformer3DModel._keep_in_fp32_modules, "proj_out")
-    fill(model, state, source, dtype, device, kept)
+    fill(model, state, source, dtype, device, KEEP_FLOAT32)
     # Its tables are not in the files; only the stock forward uses them.
     rope = model.config.attention_head_dim, model.config.patch_size, model.config.rope_max_seq_len
     model.rope = WanRotaryPosEmbed(*rope).to(device)

@@ -20,6 +20,7 @@ from miga_bench.backbones.base import Backbone, LatentShape, StreamingDecoder
 from miga_bench.backbones.schedule import Schedule, ddpm_schedule, flow_schedule
 from miga_bench.backbones.solvers import DDIM, Solver, UniPC
 from miga_bench.backbones.vc2_denoiser import KEEP_FLOAT32, VideoCrafterDenoiser, VideoCrafterUNet
+from miga_bench.backbones.wan_checkpoint import KEEP_FLOAT32 as WAN_FLOAT32
 from miga_bench.backbones.wan_denoiser import WanDenoiser
 from miga_bench.errors import FailedError
 
@@ -82,7 +83,7 @@ WAN = RealModel(
     21,
     (512, 4096),
     4,
-    ("time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"),
+    WAN_FLOAT32,
 )
 VIDEOCRAFTER2 = RealModel(
     "videocrafter2",
