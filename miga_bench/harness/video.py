@@ -133,21 +133,28 @@ def turn(backbone: Backbone) -> threading.RLock:
     return own
 
 
-class _EndedError(Exception):
+class EndedError(Exception):
     """The caller asked for the end."""
 
 
-class _Heard(Watcher):
-    """A watcher whose own error is told apart from the video's, and who is asked whether to go on."""
+class Heard(Watcher):
+    """A watcher whose own error is told apart from the video's, and who is asked whether to go on.
+
+    Args:
+        watcher: Hears all.
+        ended: Asked after all that it hears; true raises ``EndedError``.
+    """
 
     def __init__(self, watcher: Watcher, ended: Callable[[], bool]) -> None:
         self._watcher, self._ended = watcher, ended
         self.error: Exception | None = None
 
     def passed(self, report: PassReport) -> None:
+        """Tell of a pass; see ``Watcher``."""
         self._tell(lambda: self._watcher.passed(report))
 
     def wrote(self, frames: Tensor, total: int) -> None:
+        """Tell of frames; see ``Watcher``."""
         self._tell(lambda: self._watcher.wrote(frames, total))
 
     def _tell(self, say: Callable[[], None]) -> None:
@@ -158,7 +165,7 @@ class _Heard(Watcher):
             self.error = error
             raise
         if over:
-            raise _EndedError
+            raise EndedError
 
 
 class Video:
@@ -273,7 +280,7 @@ class Video:
         sample = EvenSample(4 * SHEET_FRAMES)
         writer = VideoWriter(path, self.backbone.frame_rate, lossless=self.request.lossless)
         result = GenerateResult("done", 0, {})
-        heard, decode = _Heard(watcher, ended), self.decoding()
+        heard, decode = Heard(watcher, ended), self.decoding()
         watcher.started(self._windows, self.frames)
         try:
             with writer:
@@ -284,7 +291,7 @@ class Video:
                         sample.push(decoded)
                         self._clock.lap("write")
                     heard.wrote(decoded, writer.frames_written)
-        except _EndedError:
+        except EndedError:
             result.status = "stopped"
         except StopRequested as request_to_stop:
             if not writer.frames_written:
