@@ -5,9 +5,12 @@ import threading
 import time
 
 import pytest
+import torch
 from simple_backbone import SimpleBackbone
-from test_stream import watched, wish
+from test_generate import SMALL
+from test_stream import PROMPT, watched, wish
 
+from miga_bench.harness.request import PromptAt
 from miga_bench.harness.stream import FrameStream
 from miga_bench.harness.video import Watcher
 
@@ -86,3 +89,34 @@ def test_a_watcher_may_close_the_stream_that_it_hears_of():
 
     stream = FrameStream(wish(**ENDLESS), SimpleBackbone(), Closing())
     assert list(stream) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("miga", {}),
+        ("miga", {"guidance_reach": "anchor"}),
+        ("fifo", {"steps": "16"}),
+    ],
+)
+def test_two_hundred_changes_keep_few_texts(method, changes):
+    """Breaks if an endless stream keeps every text, or drops one that a frame behind still needs."""
+    overrides = SMALL | changes if method == "miga" else changes
+    live = FrameStream(wish(method=method, overrides=overrides, **ENDLESS), SimpleBackbone())
+    parts, texts, kept = [], [], 0
+    for number, frames in zip(range(230), live, strict=False):
+        parts.append(frames)
+        if number < 200:
+            # twice at once now and then, and lengths, which are all that this model reads, differ
+            for _ in range(1 + (number % 20 == 0)):
+                text = "x" * (3 + 7 * len(texts) % 50)
+                texts.append(PromptAt(text, live.then(text)))
+        kept = max(kept, live._prompts.kept)
+    assert len(texts) == 210
+    assert kept < 80  # a text for every latent that is begun and not handed out
+    known = FrameStream(
+        wish(method=method, overrides=overrides, prompts=[*PROMPT, *texts], **ENDLESS),
+        SimpleBackbone(),
+    )
+    for part, expected in zip(parts, known, strict=False):
+        assert torch.equal(part, expected)

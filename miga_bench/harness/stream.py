@@ -16,6 +16,7 @@ from miga_bench.harness.generate import opened
 from miga_bench.harness.request import GenerateRequest, PromptAt, check_prompts
 from miga_bench.harness.video import EndedError, Heard, Stopwatch, Video, Watcher
 from miga_bench.media import to_uint8
+from miga_bench.sampling.live_prompts import LivePrompts
 
 
 class FrameStream:
@@ -51,7 +52,7 @@ class FrameStream:
         self.frame_rate = self._video.backbone.frame_rate
         self._over = threading.Event()
         # of the video alone: a stream that nobody holds any more is gone at once
-        self._frames = _made(self._video, self._watcher, self._over.is_set)
+        self._frames = _made(self._video, self._prompts, self._watcher, self._over.is_set)
 
     def then(self, text: str) -> int:
         """Change the prompt of what is not begun yet.
@@ -115,9 +116,12 @@ class FrameStream:
         self.close()
 
 
-def _made(video: Video, watcher: Watcher, ended: Callable[[], bool]) -> Generator[Tensor]:
+def _made(
+    video: Video, prompts: LivePrompts, watcher: Watcher, ended: Callable[[], bool]
+) -> Generator[Tensor]:
     decode = video.decoding()
-    for latent in video.latents(Heard(watcher, ended)):
+    for number, latent in enumerate(video.latents(Heard(watcher, ended))):
+        prompts.forget_before(number + 1)
         frames = to_uint8(decode(latent)).cpu()
         if len(frames):
             yield frames

@@ -98,6 +98,10 @@ class PromptSchedule:
         """Return which prompt applies at a latent frame (negative frames are the warm-up's)."""
         return max(k for k, start in enumerate(self.starts) if start <= max(frame, 0))
 
+    def texts(self, segments: Sequence[int]) -> Tensor:
+        """Return the embeddings of prompts by number, ``[B, S, D]``: a live schedule has more than ``text``."""
+        return self.text[torch.tensor(segments)]
+
 
 @dataclass
 class PassReport:
