@@ -3,6 +3,7 @@
 import gc
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,12 +11,26 @@ from simple_backbone import SimpleBackbone
 from test_generate import SMALL
 from test_stream import PROMPT, watched, wish
 
+from miga_bench.backbones import load_backbone
 from miga_bench.harness.request import PromptAt
 from miga_bench.harness.stream import FrameStream
+from miga_bench.harness.turns import Turn
 from miga_bench.harness.video import Watcher
 
 ENDLESS = {"frames": None, "endless": True}
 PATIENCE = 60  # seconds that a thread is waited for before the test gives up
+
+
+def tiny_wan():
+    return load_backbone("tiny-wan", device="cpu")
+
+
+class Slow(SimpleBackbone):
+    """A call takes a while."""
+
+    def _denoise(self, latents, timesteps, text):
+        time.sleep(0.02)
+        return super()._denoise(latents, timesteps, text)
 
 
 class Passes(Watcher):
@@ -64,11 +79,6 @@ def test_another_thread_closes_a_stream_that_is_read(passes):
 
 def test_a_closed_stream_ends_with_the_pass_it_is_in():
     """Breaks if the first step, hundreds of calls long, is finished before the end is heard."""
-
-    class Slow(SimpleBackbone):
-        def _denoise(self, latents, timesteps, text):
-            time.sleep(0.02)
-            return super()._denoise(latents, timesteps, text)
 
     shown, got = Passes(), []
     stream = FrameStream(wish(**ENDLESS), Slow(), shown)
@@ -120,3 +130,100 @@ def test_two_hundred_changes_keep_few_texts(method, changes):
     )
     for part, expected in zip(parts, known, strict=False):
         assert torch.equal(part, expected)
+
+
+@pytest.mark.parametrize(
+    ("loaded", "changes"),
+    [
+        (SimpleBackbone, {}),
+        (SimpleBackbone, {"method": "fifo", "overrides": {"steps": "16"}}),
+        # longer than a window, or the network's own attention would be left alone
+        (
+            tiny_wan,
+            {
+                "method": "freelong",
+                "overrides": {"steps": "2", "guidance_scale": "1"},
+                "frames": 85,
+            },
+        ),
+    ],
+)
+def test_a_first_step_lets_other_streams_go_on(loaded, changes):
+    """Breaks if every viewer stands still while another's first frame is made."""
+    backbone, short = loaded(), {"method": "short", "overrides": {"steps": "4"}, "frames": 9}
+    alone = list(FrameStream(wish(**short), backbone))
+    expected = next(FrameStream(wish(**changes), backbone))
+    got, ends = [], []
+
+    class Served(Watcher):
+        """Another stream is made whole between two passes of a first step, in another thread."""
+
+        def passed(self, report):
+            if not ends:
+                other = FrameStream(wish(**short), backbone)
+                reader = threading.Thread(target=lambda: got.extend(other))
+                reader.start()
+                reader.join(PATIENCE)
+                ends.append(report.finished)
+                assert not reader.is_alive()
+
+    stream = FrameStream(wish(**changes), backbone, Served())
+    assert torch.equal(next(stream), expected)
+    assert ends == [0]
+    assert torch.equal(torch.cat(got), torch.cat(alone))
+    assert backbone.meter is None
+
+
+def test_streams_take_turns_pass_by_pass():
+    """Breaks if a lock goes back to the thread that let go of it, and the others starve."""
+    order, begun = [], threading.Barrier(2)
+    backbone = Slow()
+
+    class Noted(Watcher):
+        def __init__(self, name):
+            self.name, self.first = name, True
+
+        def passed(self, report):
+            if self.first:
+                self.first = False
+                begun.wait(PATIENCE)
+            order.append(self.name)
+
+    streams = [FrameStream(wish(seed=k), backbone, Noted(k)) for k in range(2)]
+    readers = [threading.Thread(target=next, args=(stream,)) for stream in streams]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join(PATIENCE)
+    both = order[: 2 * (len(order) // 2) - 4]
+    changes = sum(before != after for before, after in pairwise(both))
+    assert changes > len(both) // 3  # a thread may wake too late for its turn
+
+
+def test_a_turn_may_be_taken_again_and_an_interrupted_wait_ends_it():
+    """Breaks if a stop while others have the turn is told as a lock's error, or takes the turn for ever."""
+    one, shown = Turn(), []
+    with one, one, one.let_go():
+        other = threading.Thread(target=lambda: shown.append(one._own.acquire(blocking=False)))
+        other.start()
+        other.join(PATIENCE)
+    assert shown == [False]
+
+    class StoppedError(Exception):
+        pass
+
+    class Interrupted:
+        def __enter__(self):
+            raise StoppedError
+
+        def __exit__(self, *error):
+            pass
+
+    usual = one._next
+    with pytest.raises(StoppedError), one, one.let_go():
+        one._next = Interrupted()
+    one._next = usual
+    taken = threading.Thread(target=lambda: one.__enter__())
+    taken.start()
+    taken.join(PATIENCE)
+    assert not taken.is_alive()

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -27,6 +24,7 @@ from miga_bench.harness.provenance import (
 )
 from miga_bench.harness.request import DEFAULT_FRAMES, GenerateRequest, PromptAt
 from miga_bench.harness.stop import StopRequested, StopSignals
+from miga_bench.harness.turns import turn
 from miga_bench.media import Cell, EvenSample, VideoWriter, contact_sheet, count_frames
 from miga_bench.sampling import CounterNoise, estimate_windows
 from miga_bench.sampling.base import PassReport, PromptSchedule, Sampler
@@ -119,18 +117,6 @@ class GenerateResult:
 def never() -> bool:
     """Return that the work is to go on."""
     return False
-
-
-_TURNS: WeakKeyDictionary[Backbone, threading.RLock] = WeakKeyDictionary()
-_CHANGING = threading.Lock()
-
-
-def turn(backbone: Backbone) -> threading.RLock:
-    """Return what a thread holds while it uses a backbone that others may share: by turns, not at once."""
-    own = threading.RLock()
-    with _CHANGING, suppress(TypeError):  # one of the user's own that is no key is not waited for
-        return _TURNS.setdefault(backbone, own)
-    return own
 
 
 class EndedError(Exception):
@@ -347,20 +333,24 @@ class Video:
         return decode
 
     def latents(self, watcher: Watcher) -> Iterator[Tensor]:
-        """Yield finished latents in order, as many as the video takes."""
+        """Yield finished latents in order, as many as the video takes.
+
+        Others may use the backbone between two passes, of which the first latent takes very many.
+        """
         assert self._prompts is not None, "plan() comes first"
-        clock, backbone = self._clock, self.backbone
+        clock, backbone, own = self._clock, self.backbone, turn(self.backbone)
 
         def on_pass(report: PassReport) -> None:
             clock.lap(report.stage)
             self._tally.add(report)
-            watcher.passed(report)
+            with self._meter.off(backbone), own.let_go():
+                watcher.passed(report)
 
         noise = CounterNoise(self.request.seed, backbone.latent_shape, backbone.device)
         stream = self.sampler.stream(backbone, self._prompts, noise, self._latents, on_pass)
         made = 0
         while made != self._latents:
-            with turn(backbone), self._meter.on(backbone):
+            with own, self._meter.on(backbone):
                 latent = next(stream, None)
             if latent is None:
                 return

@@ -185,7 +185,8 @@ class Sampler(ABC, Generic[SettingsT]):
             prompts: The text over the video.
             noise: Pure function of (frame, purpose, draw); see ``noise.py``.
             length: Latents to make; None goes on for ever.
-            callback: Called once per pass.
+            callback: Called once per pass, outside of ``Backbone.attending``: videos that share the backbone go
+                on meanwhile.
 
         Raises:
             UserError: A setting breaks a rule of this method on this backbone.
