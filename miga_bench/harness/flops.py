@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from miga_bench.backbones.base import Backbone, Denoiser, Rows
+from miga_bench.backbones.base import Backbone, Denoiser, Meter, Rows
 from miga_bench.backbones.row_flops import row_flops
 
 # Operations of a row by network, and by all that decides them; walked once per process.
@@ -39,15 +39,25 @@ class FlopMeter:
     def __init__(self) -> None:
         self.flops = 0
         self.reason: str | None = None
+        self._before: Meter | None = None
 
     @contextmanager
     def on(self, backbone: Backbone) -> Iterator[None]:
         """Measure samplers that begin on ``backbone`` while the context is entered."""
-        before, backbone.meter = backbone.meter, self
+        self._before, backbone.meter = backbone.meter, self
         try:
             yield
         finally:
-            backbone.meter = before
+            backbone.meter = self._before
+
+    @contextmanager
+    def off(self, backbone: Backbone) -> Iterator[None]:
+        """Leave ``backbone``, within ``on``, to others while the context is entered."""
+        backbone.meter = self._before
+        try:
+            yield
+        finally:
+            self._before, backbone.meter = backbone.meter, self
 
     def metered(self, network: Denoiser, denoiser: Denoiser) -> Denoiser:
         """Return a denoiser that does as ``denoiser`` does and counts it as calls of ``network``."""

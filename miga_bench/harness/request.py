@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import stat
 import tempfile
@@ -27,10 +28,22 @@ _TURNING = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 
 @dataclass(frozen=True)
 class PromptAt:
-    """A prompt and the video frame from which it holds."""
+    """A prompt and the video frame from which it holds.
+
+    Raises:
+        UserError: The text is none, or the frame no integer.
+    """
 
     text: str
     frame: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise UserError(
+                f"a prompt is of type {type(self.text).__name__}: it must be a text, such as"
+                " PromptAt('a red circle')"
+            )
+        _set(self, "frame", _integer("a prompt's frame", self.frame))
 
 
 @dataclass(frozen=True)
@@ -38,8 +51,9 @@ class GenerateRequest:
     """One video to make.
 
     Attributes:
-        prompts: The texts over the video, the first from frame 0.
-        output: The mp4; the contact sheet and the record lie beside it (.png, .json).
+        prompts: The texts over the video, the first from frame 0. A single one may be given as it is, as a
+            text, too.
+        output: The mp4, or its path as a text; the contact sheet and the record lie beside it (.png, .json).
         method: A name that ``miga-bench list methods`` shows, or the import path of a sampler of one's own.
         backbone: A name, a hub id or a folder.
         frames: Video frames to make; None is the method's default length.
@@ -56,6 +70,9 @@ class GenerateRequest:
         width: Frame width in pixels; None is the backbone's own.
         overwrite: Replace files that exist.
         lossless: Keep every pixel value in the mp4.
+
+    Raises:
+        UserError: A value is of a type that cannot be meant.
     """
 
     prompts: Sequence[PromptAt]
@@ -76,6 +93,17 @@ class GenerateRequest:
     width: int | None = None
     overwrite: bool = False
     lossless: bool = False
+
+    def __post_init__(self) -> None:
+        # nothing checks types where Python calls, and what slips through fails late, or is another video
+        _set(self, "prompts", _prompts(self.prompts))
+        if not isinstance(self.output, str | os.PathLike):
+            raise UserError(f"output is {self.output!r}: it must be a path, such as 'out.mp4'")
+        _set(self, "output", Path(self.output))
+        _set(self, "seed", _integer("seed", self.seed))
+        for name in ("frames", "height", "width"):
+            value = getattr(self, name)
+            _set(self, name, None if value is None else _integer(name, value))
 
     @property
     def leaves_denoiser_open(self) -> bool:
@@ -121,6 +149,46 @@ class GenerateRequest:
                 raise UserError(f"--{name} {size}: a size is at least 1 pixel")
         if self.denoiser is not None:
             DenoiserChoice.parse(self.denoiser)
+
+
+def _set(instance: object, name: str, value: object) -> None:
+    """Set a field of a dataclass that is frozen for everybody else."""
+    object.__setattr__(instance, name, value)
+
+
+def _integer(name: str, value: object) -> int:
+    """Return a number as Python's own integer.
+
+    Raises:
+        UserError: It is none.
+    """
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise UserError(f"{name} is {value!r}: it must be an integer, such as 5") from None
+
+
+def _prompts(given: object) -> tuple[PromptAt, ...]:
+    """Return what was given as the texts over a video; a single one may stand for itself.
+
+    Raises:
+        UserError: It is something else.
+    """
+    if isinstance(given, str | PromptAt):
+        given = [given]
+    if not isinstance(given, Sequence):
+        raise UserError(
+            f"prompts are of type {type(given).__name__}: give a text, or a list of PromptAt"
+        )
+    if len(given) == 1 and isinstance(given[0], str):
+        given = [PromptAt(given[0])]
+    for prompt in given:
+        if not isinstance(prompt, PromptAt):
+            raise UserError(
+                f"one of {len(given)} prompts is of type {type(prompt).__name__}: of several, say from which"
+                " frame each holds, as PromptAt(text, frame)"
+            )
+    return tuple(given)
 
 
 def check_characters(text: str, where: str, spaces: str = "\t\n\r") -> None:

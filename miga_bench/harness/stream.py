@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import threading
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from types import TracebackType
 
 import torch
@@ -12,8 +14,9 @@ from miga_bench.backbones.base import Backbone
 from miga_bench.errors import UserError
 from miga_bench.harness.generate import opened
 from miga_bench.harness.request import GenerateRequest, PromptAt, check_prompts
-from miga_bench.harness.video import Stopwatch, Video, Watcher
+from miga_bench.harness.video import EndedError, Heard, Stopwatch, Video, Watcher
 from miga_bench.media import to_uint8
+from miga_bench.sampling.live_prompts import LivePrompts
 
 
 class FrameStream:
@@ -21,7 +24,7 @@ class FrameStream:
 
     Nothing is written, no signal is taken over, and nothing happens between two steps: who reads slowly is
     waited for. To end early, close it (``with`` does), and its memory is free. Any thread may read, one at a
-    time.
+    time, and any may close it.
 
     Args:
         request: What to make; its files are not looked at.
@@ -47,8 +50,9 @@ class FrameStream:
         self._video.plan(self._watcher)
         self._prompts = self._video.live_prompts()
         self.frame_rate = self._video.backbone.frame_rate
+        self._over = threading.Event()
         # of the video alone: a stream that nobody holds any more is gone at once
-        self._frames = _made(self._video, self._watcher)
+        self._frames = _made(self._video, self._prompts, self._watcher, self._over.is_set)
 
     def then(self, text: str) -> int:
         """Change the prompt of what is not begun yet.
@@ -75,8 +79,13 @@ class FrameStream:
         return video.backbone.frames_of(start)
 
     def close(self) -> None:
-        """End it; a further step finds no frames."""
-        self._frames.close()
+        """End it; a further step finds no frames.
+
+        A step that another thread is in ends with the pass it is in, and finds none either.
+        """
+        self._over.set()
+        with suppress(ValueError):  # it runs: whoever runs it closes it
+            self._frames.close()
 
     def __iter__(self) -> FrameStream:
         """Return itself."""
@@ -84,10 +93,13 @@ class FrameStream:
 
     def __next__(self) -> Tensor:
         """Return the next frames."""
-        with (
-            torch.inference_mode()
-        ):  # not across steps: it is the thread's, and the thread is the caller's
+        frames = None
+        # not across steps: it is the thread's, and the thread is the caller's
+        with suppress(EndedError), torch.inference_mode():
             frames = next(self._frames)
+        if frames is None or self._over.is_set():
+            self.close()  # by another thread it could not be
+            raise StopIteration
         return frames.clone()  # a tensor like any other: those of inference mode cannot be changed
 
     def __enter__(self) -> FrameStream:
@@ -104,9 +116,12 @@ class FrameStream:
         self.close()
 
 
-def _made(video: Video, watcher: Watcher) -> Generator[Tensor]:
+def _made(
+    video: Video, prompts: LivePrompts, watcher: Watcher, ended: Callable[[], bool]
+) -> Generator[Tensor]:
     decode = video.decoding()
-    for latent in video.latents(watcher):
+    for number, latent in enumerate(video.latents(Heard(watcher, ended))):
+        prompts.forget_before(number + 1)
         frames = to_uint8(decode(latent)).cpu()
         if len(frames):
             yield frames

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -27,6 +24,7 @@ from miga_bench.harness.provenance import (
 )
 from miga_bench.harness.request import DEFAULT_FRAMES, GenerateRequest, PromptAt
 from miga_bench.harness.stop import StopRequested, StopSignals
+from miga_bench.harness.turns import turn
 from miga_bench.media import Cell, EvenSample, VideoWriter, contact_sheet, count_frames
 from miga_bench.sampling import CounterNoise, estimate_windows
 from miga_bench.sampling.base import PassReport, PromptSchedule, Sampler
@@ -121,33 +119,28 @@ def never() -> bool:
     return False
 
 
-_TURNS: WeakKeyDictionary[Backbone, threading.RLock] = WeakKeyDictionary()
-_CHANGING = threading.Lock()
-
-
-def turn(backbone: Backbone) -> threading.RLock:
-    """Return what a thread holds while it uses a backbone that others may share: by turns, not at once."""
-    own = threading.RLock()
-    with _CHANGING, suppress(TypeError):  # one of the user's own that is no key is not waited for
-        return _TURNS.setdefault(backbone, own)
-    return own
-
-
-class _EndedError(Exception):
+class EndedError(Exception):
     """The caller asked for the end."""
 
 
-class _Heard(Watcher):
-    """A watcher whose own error is told apart from the video's, and who is asked whether to go on."""
+class Heard(Watcher):
+    """A watcher whose own error is told apart from the video's, and who is asked whether to go on.
+
+    Args:
+        watcher: Hears all.
+        ended: Asked after all that it hears; true raises ``EndedError``.
+    """
 
     def __init__(self, watcher: Watcher, ended: Callable[[], bool]) -> None:
         self._watcher, self._ended = watcher, ended
         self.error: Exception | None = None
 
     def passed(self, report: PassReport) -> None:
+        """Tell of a pass; see ``Watcher``."""
         self._tell(lambda: self._watcher.passed(report))
 
     def wrote(self, frames: Tensor, total: int) -> None:
+        """Tell of frames; see ``Watcher``."""
         self._tell(lambda: self._watcher.wrote(frames, total))
 
     def _tell(self, say: Callable[[], None]) -> None:
@@ -158,7 +151,7 @@ class _Heard(Watcher):
             self.error = error
             raise
         if over:
-            raise _EndedError
+            raise EndedError
 
 
 class Video:
@@ -273,7 +266,7 @@ class Video:
         sample = EvenSample(4 * SHEET_FRAMES)
         writer = VideoWriter(path, self.backbone.frame_rate, lossless=self.request.lossless)
         result = GenerateResult("done", 0, {})
-        heard, decode = _Heard(watcher, ended), self.decoding()
+        heard, decode = Heard(watcher, ended), self.decoding()
         watcher.started(self._windows, self.frames)
         try:
             with writer:
@@ -284,7 +277,7 @@ class Video:
                         sample.push(decoded)
                         self._clock.lap("write")
                     heard.wrote(decoded, writer.frames_written)
-        except _EndedError:
+        except EndedError:
             result.status = "stopped"
         except StopRequested as request_to_stop:
             if not writer.frames_written:
@@ -340,20 +333,24 @@ class Video:
         return decode
 
     def latents(self, watcher: Watcher) -> Iterator[Tensor]:
-        """Yield finished latents in order, as many as the video takes."""
+        """Yield finished latents in order, as many as the video takes.
+
+        Others may use the backbone between two passes, of which the first latent takes very many.
+        """
         assert self._prompts is not None, "plan() comes first"
-        clock, backbone = self._clock, self.backbone
+        clock, backbone, own = self._clock, self.backbone, turn(self.backbone)
 
         def on_pass(report: PassReport) -> None:
             clock.lap(report.stage)
             self._tally.add(report)
-            watcher.passed(report)
+            with self._meter.off(backbone), own.let_go():
+                watcher.passed(report)
 
         noise = CounterNoise(self.request.seed, backbone.latent_shape, backbone.device)
         stream = self.sampler.stream(backbone, self._prompts, noise, self._latents, on_pass)
         made = 0
         while made != self._latents:
-            with turn(backbone), self._meter.on(backbone):
+            with own, self._meter.on(backbone):
                 latent = next(stream, None)
             if latent is None:
                 return

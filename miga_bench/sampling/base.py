@@ -98,6 +98,10 @@ class PromptSchedule:
         """Return which prompt applies at a latent frame (negative frames are the warm-up's)."""
         return max(k for k, start in enumerate(self.starts) if start <= max(frame, 0))
 
+    def texts(self, segments: Sequence[int]) -> Tensor:
+        """Return the embeddings of prompts by number, ``[B, S, D]``: a live schedule has more than ``text``."""
+        return self.text[torch.tensor(segments)]
+
 
 @dataclass
 class PassReport:
@@ -181,7 +185,8 @@ class Sampler(ABC, Generic[SettingsT]):
             prompts: The text over the video.
             noise: Pure function of (frame, purpose, draw); see ``noise.py``.
             length: Latents to make; None goes on for ever.
-            callback: Called once per pass.
+            callback: Called once per pass, outside of ``Backbone.attending``: videos that share the backbone go
+                on meanwhile.
 
         Raises:
             UserError: A setting breaks a rule of this method on this backbone.

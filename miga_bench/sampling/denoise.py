@@ -245,7 +245,7 @@ class WindowDenoiser:
                 guided.append(len(rows) - 1)
         latents = torch.stack(rows).transpose(1, 2)
         timesteps = self.schedule.timesteps[torch.tensor(levels)].to(self.device)
-        text = self.prompts.text[torch.tensor(segments)]
+        text = self.prompts.texts(segments)
         more: dict[str, Any] = {"cut": cut} if cut else {}
         picked: Any = slice(None) if len(guided) == len(rows) else guided
         if guided:
