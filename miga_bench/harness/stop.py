@@ -58,9 +58,12 @@ class StopSignals:
                     self._previous[number] = before
 
     def rest(self) -> None:
-        """Give the signals back to their last holders; a second call does nothing."""
+        """Give the signals back to their last holders, unless somebody has taken them already."""
         while self._previous:
-            signal.signal(*self._previous.popitem())  # type: ignore[arg-type]
+            number, before = self._previous.popitem()
+            # ignored: by Lightning, while it ends
+            if signal.getsignal(number) in (self._handle, signal.SIG_IGN):
+                signal.signal(number, before)  # type: ignore[arg-type]
 
     @property
     def waiting(self) -> int | None:
