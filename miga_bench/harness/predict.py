@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml  # type: ignore[import-untyped]
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -65,6 +66,9 @@ class PredictCLI(LightningCLI):
             UserError: A value breaks one.
         """
         precision = usual_precision(self.config)
+        if self.config.trainer.default_root_dir is None:
+            # in a SLURM job Lightning loads another project's checkpoint that it finds here
+            changes["default_root_dir"] = self.config_init.run.run.folder
         try:
             trainer = super().instantiate_trainer(**changes, **precision)
         except (TypeError, ValueError) as error:
@@ -72,6 +76,10 @@ class PredictCLI(LightningCLI):
                 raise
             text = " ".join(str(error).split()).rstrip(".")
             raise UserError(f"trainer: {text}: check --trainer options") from None
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment):
+            # SIGUSR1 stops (``StopSignals``); Lightning would save a checkpoint, all ranks together, at once
+            environment.auto_requeue = False
         take_over(trainer)
         return trainer
 
