@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml  # type: ignore[import-untyped]
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -21,6 +22,7 @@ from miga_bench.errors import FailedError, LostError, Notice, UserError, gpu_is_
 from miga_bench.export.choice import DenoiserChoice
 from miga_bench.harness.about import check_about
 from miga_bench.harness.argument_errors import one_line
+from miga_bench.harness.children import Children, take_over
 from miga_bench.harness.data import PromptDataModule
 from miga_bench.harness.lifeline import GONE
 from miga_bench.harness.module import LongVideoModule
@@ -64,13 +66,22 @@ class PredictCLI(LightningCLI):
             UserError: A value breaks one.
         """
         precision = usual_precision(self.config)
+        if self.config.trainer.default_root_dir is None:
+            # in a SLURM job Lightning loads another project's checkpoint that it finds here
+            changes["default_root_dir"] = self.config_init.run.run.folder
         try:
-            return super().instantiate_trainer(**changes, **precision)
+            trainer = super().instantiate_trainer(**changes, **precision)
         except (TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
             text = " ".join(str(error).split()).rstrip(".")
             raise UserError(f"trainer: {text}: check --trainer options") from None
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment):
+            # SIGUSR1 stops (``StopSignals``); Lightning would save a checkpoint, all ranks together, at once
+            environment.auto_requeue = False
+        take_over(trainer)
+        return trainer
 
 
 def usual_precision(config: Any) -> dict[str, str]:
@@ -113,6 +124,10 @@ def predict(arguments: Sequence[str], verb: str = "predict") -> dict[str, Any] |
         k: v for k, v in configuration.items() if k not in ("config", "tracking")
     }
     writer.gathering = Gathering(trainer)
+    launcher = trainer.strategy.launcher
+    children = launcher if isinstance(launcher, Children) else None
+    if children is not None:
+        children.gathering = writer.gathering
     try:
         with tracking.following(trainer, writer):
             trainer.predict(cli.model, datamodule=cli.datamodule, return_predictions=False)
@@ -138,6 +153,9 @@ def predict(arguments: Sequence[str], verb: str = "predict") -> dict[str, Any] |
             warnings.warn(text, Notice, stacklevel=2)
     finally:
         writer.gathering.done()
+        writer.rest()
+        if children is not None:
+            children.end()
     if writer.status is None or tracking.outcome is None:
         return writer.status
     return {**writer.status, "tracking": tracking.outcome}

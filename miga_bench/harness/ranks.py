@@ -180,6 +180,10 @@ class Gathering:
         """All are there."""
         self._timer.cancel()
 
+    def met(self, within: float) -> bool:
+        """Return whether all are there, after so many seconds at most."""
+        return self._timer.finished.wait(within)
+
     def _give_up(self) -> None:
         print(
             f"miga-bench: not all of the {self._ranks} processes of the run came within {START:.0f} s:"

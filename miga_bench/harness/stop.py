@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM as one exception, never in the middle of a write."""
+"""Ctrl-C, SIGTERM and the signal before a SLURM job's end as one exception, never in the middle of a write."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ class StopRequested(KeyboardInterrupt):
 
 class StopSignals:
     """While active, SIGINT and SIGTERM raise ``StopRequested`` in the main thread.
+
+    In a SLURM job so does SIGUSR1, unless somebody listens to it: ``sbatch --signal=USR1@120`` has it sent two
+    minutes before the job's time is over, and it would end the process at once.
 
     Inside ``shielded()`` the exception waits until the block has ended, so that a frame is decoded
     and written whole or not at all. After the first stop further signals are ignored: what is left
@@ -50,17 +54,23 @@ class StopSignals:
         self.rest()
 
     def listen(self) -> None:
-        """Take over the two signals, again if somebody took them meanwhile; no-op outside the main thread."""
+        """Take over the signals, again if somebody took them meanwhile; no-op outside the main thread."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if "SLURM_JOB_ID" in os.environ and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
+                numbers.append(signal.SIGUSR1)
+            for number in numbers:
                 before = signal.signal(number, self._handle)
                 if before != self._handle:
                     self._previous[number] = before
 
     def rest(self) -> None:
-        """Give the signals back to their last holders; a second call does nothing."""
+        """Give the signals back to their last holders, unless somebody has taken them already."""
         while self._previous:
-            signal.signal(*self._previous.popitem())  # type: ignore[arg-type]
+            number, before = self._previous.popitem()
+            # ignored: by Lightning, while it ends
+            if signal.getsignal(number) in (self._handle, signal.SIG_IGN):
+                signal.signal(number, before)  # type: ignore[arg-type]
 
     @property
     def waiting(self) -> int | None:

@@ -249,8 +249,11 @@ class RunWriter(BasePredictionWriter):
         stopped = isinstance(exception, KeyboardInterrupt) and not self.settled
         if trainer.is_global_zero and self._items and stopped:
             self.status = self.run.close(self._items, self.stopped_by, self._scorers)
-        self._stop.rest()
         self.run.release()
+
+    def rest(self) -> None:
+        """Give the signals back, at the run's end: a stop that came twice means nothing to Lightning."""
+        self._stop.rest()
 
     @property
     def stopped_by(self) -> int:
