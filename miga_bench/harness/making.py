@@ -94,13 +94,14 @@ def make(
 
     Raises:
         StopRequested: Stopped before the item was whole.
-        OSError: The disk takes no more, or not even the manifest could be written.
+        OSError: The disk takes no more, not even the manifest could be written, or what is there cannot be
+            read now.
         RuntimeError: The GPU is lost to this process.
         LostError: Another process of the team is gone.
     """
     team = team or Teamwork()
     with _locked(store, item.key, watcher):
-        manifest = store.manifest(item.key)
+        manifest = store.read_checked(item.key)
         if manifest is not None and manifest["status"] == "done":
             return manifest
         folder = store.folder(item.key)
@@ -201,9 +202,9 @@ def score(store: Store, item: Item, scorers: Sequence[ItemScorer], stop: StopSig
     folder = store.folder(item.key)
     problem: Exception | None = None
     with NamedLock(store.locks / item.key).held():
-        manifest = store.manifest(item.key)
+        manifest = store.read_checked(item.key)
         assert manifest is not None, "scored before it was made"
-        for scorer in store.unscored(item, scorers):
+        for scorer in store.unscored(item, scorers, manifest):
             try:
                 with torch.inference_mode(False):  # metrics keep tensors that others read
                     found = scorer.score(folder / VIDEO, item)
