@@ -7,10 +7,11 @@ import pytest
 from simple_backbone import SimpleBackbone
 from test_runs import item, video
 
+from miga_bench.harness import making
 from miga_bench.harness import store as store_page
 from miga_bench.harness.making import make
 from miga_bench.harness.runs import Run
-from miga_bench.harness.stop import StopSignals
+from miga_bench.harness.stop import StopRequested, StopSignals
 from miga_bench.harness.store import Store
 from miga_bench.harness.video import Watcher
 
@@ -42,3 +43,18 @@ def test_a_read_error_costs_no_finished_video(tmp_path, monkeypatch, times):
         left.clear()
         assert make(store, item(), video(item(), NEVER), Watcher(), stop) == first
     assert path.stat().st_ino == inode
+
+
+def test_a_stop_while_a_finished_video_is_hashed_waits_for_its_manifest(tmp_path, monkeypatch):
+    """Breaks if the next command deletes a whole video because nothing vouches for it."""
+    store, whole = Store(tmp_path), making.facts_of
+
+    def stopped_meanwhile(path):
+        os.kill(os.getpid(), 15)
+        return whole(path)
+
+    monkeypatch.setattr(making, "facts_of", stopped_meanwhile)
+    with StopSignals() as stop, pytest.raises(StopRequested):
+        make(store, item(), video(item()), Watcher(), stop)
+    assert stop.signal == 15
+    assert store.is_done(item().key)

@@ -108,8 +108,8 @@ def make(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         result = _make_files(video, folder, watcher, stop, team)
-        manifest = _manifest(item, folder, result, video, team.size)
-        with stop.shielded():
+        with stop.shielded():  # to hash and sync a long video takes seconds, and without a manifest it is lost
+            manifest = _manifest(item, folder, result, video, team.size)
             write_json(folder / MANIFEST, sealed(manifest))
         # no other item would fare better
         if result.error is not None and (disk_is_full(result.error) or gpu_is_lost(result.error)):
