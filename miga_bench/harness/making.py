@@ -108,7 +108,7 @@ def make(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         result = _make_files(video, folder, watcher, stop, team)
-        with stop.shielded():  # to hash and sync a long video takes seconds, and without a manifest it is lost
+        with stop.shielded():  # hashing takes seconds, and without a manifest the video is lost
             manifest = _manifest(item, folder, result, video, team.size)
             write_json(folder / MANIFEST, sealed(manifest))
         # no other item would fare better
