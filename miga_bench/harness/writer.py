@@ -86,6 +86,7 @@ class RunWriter(BasePredictionWriter):
         self._scorers: list[ItemScorer] = []
         self._whole: set[str] = set()  # keys of the items that this rank has finished
         self._watcher = Watcher()
+        self._progress: RunProgress | None = None
         self._stop = StopSignals()
         self._open = ExitStack()
         self._together: Together | None = None
@@ -135,8 +136,8 @@ class RunWriter(BasePredictionWriter):
         self._open.enter_context(self._team.working())
         if trainer.is_global_zero:
             mine = deal(self._costs, trainer.world_size // self.window_parallel)[0]
-            progress = RunProgress([self._costs[number] for number in mine], self._quiet)
-            self._watcher = self._open.enter_context(progress)
+            self._progress = RunProgress([self._costs[number] for number in mine], self._quiet)
+            self._watcher = self._open.enter_context(self._progress)
 
     def write_on_batch_end(
         self,
@@ -149,11 +150,18 @@ class RunWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Make the video; a failure is noted and the next one has its turn."""
-        item = prediction.item
-        name = self._names[item.key]
         if not self._team.leads:
             self._team.follow(prediction.video)
             return
+        if self._progress is not None:
+            self._progress.begin(batch_idx)
+        self._make(prediction)
+        if self._progress is not None:
+            self._progress.end()
+
+    def _make(self, prediction: Making) -> None:
+        item = prediction.item
+        name = self._names[item.key]
         try:
             with self._team.turn():
                 if self._gave_up:
@@ -198,6 +206,8 @@ class RunWriter(BasePredictionWriter):
 
     def _score(self, name: str) -> bool:
         """Score the video; what goes wrong is said, and tried again by the same command."""
+        if self._scorers and self._progress is not None:
+            self._progress.scoring()
         try:
             # the run's own item, for what travels with the video says nothing of scoring
             score(self.run.store, self._items[name], self._scorers, self._stop)
@@ -228,7 +238,8 @@ class RunWriter(BasePredictionWriter):
         if not trainer.is_global_zero:
             self._cut_lifeline()
         if self._together is not None:
-            self._together.wait()
+            progress = self._progress
+            self._together.wait(lambda: None if progress is None else progress.waiting())
             others = self._together.gather(self._whole) - self._whole
         if trainer.is_global_zero:
             self.run.wait_for([self._items[self._names[key]] for key in others], self._scorers)
