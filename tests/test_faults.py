@@ -407,7 +407,7 @@ def test_a_stop_is_heard_from_the_first_look_to_the_last(tmp_path, capsys, monke
         whole = Run.open
         monkeypatch.setattr(Run, "open", lambda *given: stop_then(whole, *given))
     else:
-        monkeypatch.setattr(Together, "wait", lambda self: stop_then(time.sleep, 5))
+        monkeypatch.setattr(Together, "wait", lambda *_: stop_then(time.sleep, 5))
     code, status, said = predict(capsys, configuration(tmp_path, **FEW))
     made = len(done_manifests(tmp_path))
     assert (code, made) == (143, 0 if status is None else 2)

@@ -372,7 +372,7 @@ def test_rank_0_waits_for_what_the_others_say_they_finished(tmp_path, monkeypatc
     writer._items, writer._names = {"a": own, "b": theirs}, {own.key: "a", theirs.key: "b"}
     writer._whole = {own.key}
     everybody = {own.key, theirs.key}
-    writer._together = SimpleNamespace(wait=lambda: None, gather=lambda mine: mine | everybody)
+    writer._together = SimpleNamespace(wait=lambda _: None, gather=lambda mine: mine | everybody)
     monkeypatch.setattr(writer.run, "wait_for", lambda items, scorers: waited.extend(items))
     writer.teardown(SimpleNamespace(is_global_zero=True), None, "predict")
     assert waited == [theirs]

@@ -1,14 +1,18 @@
-"""Where MLflow keeps runs: which URIs are taken, and the command that replays a run there."""
+"""Where MLflow keeps runs: which URIs are taken, the command that replays a run there, how far a run is."""
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from report_runs import RunFolder
 
 from miga_bench.errors import UserError
 from miga_bench.harness.tracking.callback import Tracking
+from miga_bench.harness.tracking.log import RunLog
+from miga_bench.harness.tracking.process import Target
 from miga_bench.harness.tracking.uri import shown, tracking_uri
 
 
@@ -59,3 +63,20 @@ def test_uris(tmp_path, monkeypatch):
     assert shown("postgresql://me:secret@h/db") == "postgresql://me:***@h/db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://h:1")
     assert tracking_uri(None, Path()) == "http://h:1"
+
+
+def test_the_count_of_done_videos_has_no_failed_ones(tmp_path, monkeypatch):
+    """Breaks if MLflow shows a run as done whose every video failed."""
+    arms, prompts = {"one": {"method": "miga", "settings": {}}}, {"p1": "a", "p2": "b", "p3": "c"}
+    run = RunFolder(tmp_path, "mine", arms, prompts)
+    run.item("one", "p1")
+    run.item("one", "p2", error="poisoned")
+    monkeypatch.setattr("miga_bench.harness.tracking.log.MlflowClient", lambda *uris: None)
+    log, told = RunLog(Target(run.close(), "sqlite:///none.db", "mine")), []
+    log._ids = {"run": "1"}
+    monkeypatch.setattr(log, "_changed", lambda run_id, metrics: told.append(metrics))
+    log.progress()
+    shutil.rmtree(tmp_path / "items" / "mine-one-p2-0")  # the same command tries it again
+    run.item("one", "p2")
+    log.progress()
+    assert told == [{"videos/done": 1.0}, {"videos/done": 2.0}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -34,11 +35,12 @@ from miga_bench.harness.store import (
     Store,
     facts_of,
 )
-from miga_bench.harness.teams import Teamwork
+from miga_bench.harness.teams import SILENCE, Teamwork
 from miga_bench.harness.video import GenerateResult, Video, Watcher
 from miga_bench.sampling.base import PassReport
 
 NOT_FINITE = "not finite"  # why a score is None
+AGAIN = 5.0  # seconds between two tries to have a lock that is held on another machine
 
 
 class PassLog(Watcher):
@@ -68,6 +70,7 @@ class PassLog(Watcher):
         """Write the pass: its stage and number, the queue's levels, reflection, totals so far."""
         json.dump(vars(report), self._file)
         self._file.write("\n")
+        self._file.flush()  # a sign of life for those that wait for the item
         self._watcher.passed(report)
 
 
@@ -78,6 +81,7 @@ def make(
     watcher: Watcher,
     stop: StopSignals,
     team: Teamwork | None = None,
+    wait: bool = True,
 ) -> Manifest:
     """Make an item, unless it is whole; no two processes make the same one.
 
@@ -88,27 +92,30 @@ def make(
         watcher: Hears about progress.
         stop: The signals that end it, taken over by the caller.
         team: The processes that make it together, led by this one; None is this one alone.
+        wait: Whether to wait for another process that makes it.
 
     Returns:
         The item's manifest; its status is ``done`` or ``failed``.
 
     Raises:
+        HeldError: Another process makes it, and we do not wait.
         StopRequested: Stopped before the item was whole.
-        OSError: The disk takes no more, or not even the manifest could be written.
+        OSError: The disk takes no more, not even the manifest could be written, what is there cannot be
+            read now, or it is held by a machine that is silent.
         RuntimeError: The GPU is lost to this process.
         LostError: Another process of the team is gone.
     """
     team = team or Teamwork()
-    with _locked(store, item.key, watcher):
-        manifest = store.manifest(item.key)
+    with _locked(store, item.key, watcher, wait):
+        manifest = store.read_checked(item.key)
         if manifest is not None and manifest["status"] == "done":
             return manifest
         folder = store.folder(item.key)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         result = _make_files(video, folder, watcher, stop, team)
-        manifest = _manifest(item, folder, result, video, team.size)
-        with stop.shielded():
+        with stop.shielded():  # hashing takes seconds, and without a manifest the video is lost
+            manifest = _manifest(item, folder, result, video, team.size)
             write_json(folder / MANIFEST, sealed(manifest))
         # no other item would fare better
         if result.error is not None and (disk_is_full(result.error) or gpu_is_lost(result.error)):
@@ -117,18 +124,57 @@ def make(
 
 
 @contextmanager
-def _locked(store: Store, key: str, watcher: Watcher) -> Iterator[None]:
-    """Have an item to oneself; say so where that takes a wait."""
+def _locked(store: Store, key: str, watcher: Watcher, wait: bool = True) -> Iterator[None]:
+    """Have an item to oneself; say so where that takes a wait.
+
+    Raises:
+        HeldError: Another process has it, and we do not wait.
+        OSError: One on another machine has it, which has been silent for ``SILENCE``.
+    """
     lock = NamedLock(store.locks / key)
     try:
         lock.acquire()
     except HeldError as holder:
+        if not wait:
+            raise
         watcher.noticed(f"item {key} is being made by {holder}: waiting for it")
-        lock.acquire(wait=True)
+        _wait_for(lock, store.folder(key))
     try:
         yield
     finally:
         lock.release()
+
+
+def _wait_for(lock: NamedLock, folder: Path) -> None:
+    """Take an item's lock when its holder lets go, unless that is a machine that went down.
+
+    A file server may hold such a machine's lock for ever.
+    """
+    seen: Any = None
+    since = time.monotonic()
+    while True:
+        try:
+            return lock.acquire()
+        except HeldError as holder:
+            if not holder.elsewhere:
+                return lock.acquire(wait=True)
+            now = str(holder), _written(folder)
+            if now != seen:
+                seen, since = now, time.monotonic()
+            elif time.monotonic() - since > SILENCE.total_seconds():
+                raise OSError(
+                    f"it is held by {holder}, which has written nothing for {SILENCE}: left as it is; see"
+                    " whether that machine is alive, then the same command makes what is missing"
+                ) from None
+        time.sleep(AGAIN)
+
+
+def _written(folder: Path) -> list[tuple[str, int]] | None:
+    """Return when each file of an item was written to; None while that cannot be seen."""
+    try:
+        return sorted((str(path), path.stat().st_mtime_ns) for path in folder.rglob("*"))
+    except OSError:
+        return None
 
 
 def _make_files(
@@ -197,13 +243,14 @@ def score(store: Store, item: Item, scorers: Sequence[ItemScorer], stop: StopSig
 
     Raises:
         Exception: What the first scorer raised that did; the others' scores are kept.
+        OSError: As of ``make``.
     """
     folder = store.folder(item.key)
     problem: Exception | None = None
-    with NamedLock(store.locks / item.key).held():
-        manifest = store.manifest(item.key)
+    with _locked(store, item.key, Watcher()):
+        manifest = store.read_checked(item.key)
         assert manifest is not None, "scored before it was made"
-        for scorer in store.unscored(item, scorers):
+        for scorer in store.unscored(item, scorers, manifest):
             try:
                 with torch.inference_mode(False):  # metrics keep tensors that others read
                     found = scorer.score(folder / VIDEO, item)

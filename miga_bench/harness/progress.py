@@ -86,30 +86,56 @@ class ProgressBar(Watcher):
 
 
 class RunProgress(ProgressBar):
-    """Two bars: the video in the making, and all that this process has to make.
+    """Two bars: the video in the making, and all that this process has to make and to score.
 
     Args:
-        costs: What each video is expected to take, in order and in any unit.
+        costs: What each video is expected to take, in order and in any unit; 0 for one that is there.
         quiet: Show nothing.
     """
 
     def __init__(self, costs: Sequence[int], quiet: bool = False) -> None:
         super().__init__(quiet)
-        self._costs = list(costs)
-        self._begun = 0
+        # where all is there and only to be scored, one takes what another does
+        self._costs = list(costs) if any(costs) else [1] * len(costs)
+        self._over, self._gone = 0, 0.0  # videos that are through, and what they cost
+        self._cost = 0
+        self._doing: str | None = None  # other than to make the video
         self._said: set[str] = set()
-        self._all = self._bar.add_task("all videos", total=sum(costs), frames="")
+        self._all = self._bar.add_task("all videos", total=sum(self._costs), frames="")
+
+    def begin(self, place: int) -> None:
+        """Turn to a video, by its place in the order; it may be there already.
+
+        Args:
+            place: From 0.
+        """
+        self._cost, self._doing = self._costs[place], ""
+        self._done, self._total = 0, None
+        self._bar.reset(self._task)
+        self._tell_all()
 
     def started(self, windows: int | None, frames: int | None) -> None:
-        """Begin the next video."""
-        self._begun += 1
-        self._bar.reset(self._task)
+        """Make the video."""
+        self._doing = None
         super().started(windows, frames)
-        self._bar.update(
-            self._all,
-            completed=self._before(),
-            description=f"video {self._begun} of {len(self._costs)}",
-        )
+
+    def scoring(self) -> None:
+        """Score the video, which is there."""
+        self._doing = "scoring"
+        self._bar.update(self._task, description=self._doing)
+        self._tell_all()
+
+    def end(self) -> None:
+        """Be through with the video, whatever became of it."""
+        self._over, self._gone, self._cost = self._over + 1, self._gone + self._cost, 0
+        self._bar.update(self._all, completed=self._gone)
+
+    def waiting(self) -> None:
+        """Say that others are at work still: on a terminal once, else about every minute."""
+        line = "waiting for the other processes"
+        if not self._bar.disable:
+            self.noticed(line)
+        self._lines.tell(line)
 
     def noticed(self, line: str) -> None:
         """Print a line once, however many videos say it."""
@@ -122,15 +148,19 @@ class RunProgress(ProgressBar):
         super().passed(report)
         self._bar.update(self._all, completed=self._spent())
 
-    def _before(self) -> float:
-        """Return the cost of the videos before this one."""
-        return sum(self._costs[: self._begun - 1])
-
     def _spent(self) -> float:
         """Return the cost of all work done: of this video as much as its windows say."""
         share = min(self._done / self._total, 1.0) if self._total else 0.0
-        return self._before() + share * self._costs[self._begun - 1]
+        return self._gone + share * self._cost
+
+    def _which(self) -> str:
+        return f"video {self._over + 1} of {len(self._costs)}"
+
+    def _tell_all(self) -> None:
+        self._bar.update(self._all, completed=self._spent(), description=self._which())
+        self._tell()
 
     def _tell(self) -> None:
-        which = f"video {self._begun} of {len(self._costs)}, {self._count()}"
+        doing = self._count() if self._doing is None else self._doing
+        which = ", ".join(filter(None, (self._which(), doing)))
         self._lines.tell(which, self._spent(), sum(self._costs))

@@ -203,8 +203,11 @@ class Together:
         if distributed.is_available() and distributed.is_initialized():
             self._group = gloo_group(PATIENCE)
 
-    def wait(self) -> None:
+    def wait(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Return when every rank has come here.
+
+        Args:
+            meanwhile: Called again and again while some have not.
 
         Raises:
             LostError: A rank has died.
@@ -214,6 +217,7 @@ class Together:
         with _all_alive():
             work = distributed.barrier(self._group, async_op=True)
             while not work.is_completed():  # a plain wait would not hear Ctrl-C
+                meanwhile()
                 time.sleep(0.05)
             work.wait()
 

@@ -40,6 +40,8 @@ _KINDS: dict[str, Any] = {
     "timings": dict,
 }
 Manifest = dict[str, Any]
+# Errors that say what is there; others, such as of a file server that is away, pass.
+_NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 # What this process has read or written, whichever store asked: inode, size and time of change, and the hash.
 _HASHED: dict[Path, tuple[tuple[int, ...], str]] = {}
 
@@ -63,11 +65,28 @@ class Store:
         return self.root / "items" / key
 
     def manifest(self, key: str) -> Manifest | None:
-        """Return an item's manifest, None if the item is unfinished or something in it is broken."""
+        """Return an item's manifest, None if the item is unfinished, or something in it is broken or unread."""
+        try:
+            return self.read_checked(key)
+        except OSError:
+            return None
+
+    def read_checked(self, key: str) -> Manifest | None:
+        """Return an item's manifest, None if the item is unfinished or something in it is broken.
+
+        Raises:
+            OSError: Something cannot be read now, which says nothing of what is there.
+        """
         try:
             return self._manifest(self.folder(key))
-        except (OSError, ValueError):
+        except (*_NOT_THERE, ValueError):
             return None
+        except OSError as error:
+            folder = self.folder(key)
+            raise OSError(
+                f"{Path(error.filename or MANIFEST).name} cannot be read ({error.strerror or error}): left as"
+                f" it is; the same command tries again, and makes it anew where {folder} is deleted"
+            ) from error
 
     def read_unchecked(self, key: str) -> Manifest | None:
         """Return an item's manifest as it was written, None if there is none; no other file is looked at."""
@@ -77,14 +96,14 @@ class Store:
             return None
 
     def damage(self, key: str) -> str | None:
-        """Return what is broken in a finished item; None if nothing is, or it was never finished."""
+        """Return what is broken in a finished item; None if nothing is, or unread, or it was never finished."""
         try:
             self._manifest(self.folder(key))
-        except FileNotFoundError as error:
+        except _NOT_THERE as error:
             name = Path(error.filename).name
             return None if name == MANIFEST else f"{name} is gone"
-        except OSError as error:
-            return f"{Path(error.filename or MANIFEST).name} cannot be read"
+        except OSError:
+            return None
         except ValueError as error:
             return str(error)
         return None

@@ -15,6 +15,7 @@ from miga_bench.errors import disk_is_full, gpu_is_lost, in_print, told
 from miga_bench.harness.deal import deal
 from miga_bench.harness.items import Item
 from miga_bench.harness.lifeline import Lifeline
+from miga_bench.harness.locks import HeldError
 from miga_bench.harness.making import make, score
 from miga_bench.harness.progress import RunProgress
 from miga_bench.harness.ranks import Gathering, Together, agree
@@ -84,8 +85,10 @@ class RunWriter(BasePredictionWriter):
         self._names: dict[str, str] = {}
         self._costs: list[int] = []
         self._scorers: list[ItemScorer] = []
+        self._later: list[tuple[Making, int]] = []  # what another run makes now, and its place
         self._whole: set[str] = set()  # keys of the items that this rank has finished
         self._watcher = Watcher()
+        self._progress: RunProgress | None = None
         self._stop = StopSignals()
         self._open = ExitStack()
         self._together: Together | None = None
@@ -135,8 +138,8 @@ class RunWriter(BasePredictionWriter):
         self._open.enter_context(self._team.working())
         if trainer.is_global_zero:
             mine = deal(self._costs, trainer.world_size // self.window_parallel)[0]
-            progress = RunProgress([self._costs[number] for number in mine], self._quiet)
-            self._watcher = self._open.enter_context(progress)
+            self._progress = RunProgress([self._costs[number] for number in mine], self._quiet)
+            self._watcher = self._open.enter_context(self._progress)
 
     def write_on_batch_end(
         self,
@@ -149,17 +152,33 @@ class RunWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Make the video; a failure is noted and the next one has its turn."""
+        if self._team.leads:
+            # the others of a team come to its items in the order that was dealt
+            self._take(prediction, batch_idx, wait=self.window_parallel > 1)
+        else:
+            self._team.follow(prediction.video)
+
+    def _take(self, making: Making, place: int, wait: bool) -> None:
+        """Make and score a video, or put it off where another run is at it and we do not wait."""
+        if self._progress is not None:
+            self._progress.begin(place)
+        try:
+            self._make(making, wait)
+        except HeldError:
+            self._later.append((making, place))
+            return
+        if self._progress is not None:
+            self._progress.end()
+
+    def _make(self, prediction: Making, wait: bool) -> None:
         item = prediction.item
         name = self._names[item.key]
-        if not self._team.leads:
-            self._team.follow(prediction.video)
-            return
         try:
             with self._team.turn():
                 if self._gave_up:
                     return
                 store, video = self.run.store, prediction.video
-                manifest = make(store, item, video, self._watcher, self._stop, self._team)
+                manifest = make(store, item, video, self._watcher, self._stop, self._team, wait)
         except Exception as error:
             if not self._gives_up(error):
                 if not isinstance(error, OSError):
@@ -198,6 +217,8 @@ class RunWriter(BasePredictionWriter):
 
     def _score(self, name: str) -> bool:
         """Score the video; what goes wrong is said, and tried again by the same command."""
+        if self._scorers and self._progress is not None:
+            self._progress.scoring()
         try:
             # the run's own item, for what travels with the video says nothing of scoring
             score(self.run.store, self._items[name], self._scorers, self._stop)
@@ -208,7 +229,9 @@ class RunWriter(BasePredictionWriter):
         return True
 
     def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
-        """Part with the ranks that made videos together with this one, then settle."""
+        """Come to what was put off; part with those that made videos together with this one; settle."""
+        for making, place in self._later:
+            self._take(making, place, wait=True)
         self._team.end()
         self._settle(trainer)  # before Lightning cleans up, which fails where a GPU is lost
 
@@ -228,7 +251,8 @@ class RunWriter(BasePredictionWriter):
         if not trainer.is_global_zero:
             self._cut_lifeline()
         if self._together is not None:
-            self._together.wait()
+            progress = self._progress
+            self._together.wait(lambda: None if progress is None else progress.waiting())
             others = self._together.gather(self._whole) - self._whole
         if trainer.is_global_zero:
             self.run.wait_for([self._items[self._names[key]] for key in others], self._scorers)

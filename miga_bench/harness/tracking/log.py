@@ -24,7 +24,7 @@ from miga_bench.errors import UserError
 from miga_bench.harness.files import write_json
 from miga_bench.harness.locks import HeldError, NamedLock
 from miga_bench.harness.results import check_items_are_there, read_results
-from miga_bench.harness.store import MANIFEST, SHEET, VIDEO, Store
+from miga_bench.harness.store import SHEET, VIDEO, Store
 from miga_bench.harness.tracking.facts import ArmFacts, facts
 from miga_bench.harness.tracking.notes import arm_note, note
 from miga_bench.harness.tracking.plots import drift_plot, reflection_plot
@@ -90,9 +90,12 @@ class RunLog:
         """Log how many videos are done, where that has changed; nothing before ``begin``."""
         if not self._ids.get("run"):
             return
-        store = self.target.folder.parent / "items"
         keys = {row.key for row in self.results.rows} - self._seen
-        self._seen |= {key for key in keys if (store / key / MANIFEST).exists()}
+        self._seen |= {
+            key
+            for key in keys
+            if (manifest := self._store.read_unchecked(key)) and manifest["status"] == "done"
+        }
         self._changed(self._ids["run"], {"videos/done": float(len(self._seen))})
 
     def prepare(self) -> list[ArmFacts]:
