@@ -75,6 +75,10 @@ class VideoWriter:
         frame_rate: Frames per second.
         quality: x264's constant rate factor, 0 to 51, lower is better.
         lossless: Keep every RGB value exactly (few players show such a file; readers do).
+        outdated: Files that tell of an older video in this path; they go when the first frame replaces it.
+
+    Attributes:
+        created: Whether the first frame has created the file, or begun with what ``path`` is else.
     """
 
     def __init__(
@@ -84,12 +88,15 @@ class VideoWriter:
         *,
         quality: int = 16,
         lossless: bool = False,
+        outdated: Sequence[Path] = (),
     ) -> None:
         self.path = path
         self.frame_rate = Fraction(frame_rate).limit_denominator(1001)
         self.quality = quality
         self.lossless = lossless
+        self.outdated = outdated
         self.frames_written = 0
+        self.created = False
         self._container: OutputContainer | None = None
         self._ended = False
 
@@ -101,6 +108,9 @@ class VideoWriter:
             self._sink: Sink = self._file
         else:
             self._sink = self.path
+        self.created = True
+        for older in self.outdated:
+            older.unlink(missing_ok=True)
         self._broken = False
         self._outbox = _Outbox()
         self._container = av.open(

@@ -7,11 +7,13 @@ import resource
 import signal
 import threading
 import time
+from unittest.mock import Mock
 
 import pytest
 import torch
 from simple_backbone import SimpleBackbone
 
+from miga_bench import media
 from miga_bench.backbones.base import Backbone
 from miga_bench.errors import UserError
 from miga_bench.harness import generate as page
@@ -206,6 +208,31 @@ def test_nan_at_once_leaves_an_older_video_alone(tmp_path):
     (tmp_path / "out.mp4").write_bytes(b"older")
     generate(request(tmp_path, overwrite=True), backbone=SimpleBackbone(poison_at=1))
     assert (tmp_path / "out.mp4").read_bytes() == b"older"
+
+
+def test_an_older_record_goes_with_its_video_and_not_before(tmp_path, monkeypatch):
+    """Breaks if a killed video is scored by the record and the prompt of the one that it replaced."""
+    seen = []
+
+    class Kept(Watcher):
+        def passed(self, report):
+            seen.append((*sorted(p.name for p in tmp_path.iterdir()), None))
+
+        def wrote(self, frames, total):
+            seen.append(tuple(p.name for p in tmp_path.iterdir()))
+
+    generate(request(tmp_path, frames=9), backbone=SimpleBackbone())
+    older = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    generate(request(tmp_path, overwrite=True), backbone=SimpleBackbone(poison_at=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(media, "open", Mock(side_effect=PermissionError(13, "no")), raising=False)
+        failed = generate(request(tmp_path, overwrite=True), backbone=SimpleBackbone())
+    assert (failed.status, failed.frames) == ("failed", 0)
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == older
+    generate(request(tmp_path, overwrite=True), Kept(), SimpleBackbone())
+    assert seen[0] == ("out.json", "out.mp4", "out.png", None)
+    assert next(names for names in seen if None not in names) == ("out.mp4",)
+    assert json.loads((tmp_path / "out.json").read_text())["frames"] == 45
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
