@@ -34,7 +34,9 @@ PAPER = (250, 250, 250)
 BLANK = (208, 208, 208)
 BT709 = 1  # the code of ITU-R BT.709 in H.264's color description
 LIMITED_RANGE = 1
-FRAGMENTED = "frag_keyframe+empty_moov+default_base_moof"
+# the header waits for the first fragment: it then says how much later than decoding showing begins, and the
+# first frame is shown at 0
+FRAGMENTED = "frag_keyframe+empty_moov+delay_moov+default_base_moof"
 
 
 def to_uint8(frames: Tensor) -> Tensor:

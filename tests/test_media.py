@@ -4,6 +4,7 @@ import errno
 import os
 import threading
 from contextlib import suppress
+from fractions import Fraction
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -86,6 +87,29 @@ def test_file_cut_anywhere_plays_up_to_its_last_whole_fragment(tmp_path):
             cut.write_bytes(whole[:at])
             assert playable(cut) >= played
     assert played >= 40
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+@pytest.mark.parametrize("rate", [16, 10, 4])
+def test_a_video_begins_at_zero_even_if_cut_off(tmp_path, rate, lossless):
+    """Breaks if players and what seeks by time show the first frame late, by frames that were reordered."""
+    path = tmp_path / "a.mp4"
+    with VideoWriter(path, rate, lossless=lossless) as writer:
+        writer.push(clip(33))
+    whole = path.read_bytes()
+    for data, least in ((whole, 33), (whole[: whole.rindex(b"moof") + 20], 8)):
+        path.write_bytes(data)
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            assert (stream.start_time, stream.average_rate) == (0, rate)
+            assert stream.time_base is not None
+            times = [frame.pts * stream.time_base for frame in container.decode(stream)]
+        assert times == [Fraction(number, rate) for number in range(len(times))]
+        assert least <= len(times) == count_frames(path) == count_frames(path, hidden=True)
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            container.seek(int(times[7] / stream.time_base), stream=stream)
+            assert next(container.decode(stream)).pts <= times[7] / stream.time_base
 
 
 def test_fragments_reach_the_disk_while_writing(tmp_path):
