@@ -6,12 +6,13 @@ here holds a whole video: writers stream, readers iterate, ``EvenSample`` keeps 
 
 from __future__ import annotations
 
+import errno
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from io import FileIO
+from io import FileIO, RawIOBase
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -27,13 +28,15 @@ from av.video.stream import VideoStream
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from miga_bench.errors import UserError
+from miga_bench.errors import NotFiniteError, UserError
 
 INK = (32, 32, 32)
 PAPER = (250, 250, 250)
 BLANK = (208, 208, 208)
 BT709 = 1  # the code of ITU-R BT.709 in H.264's color description
 LIMITED_RANGE = 1
+WORST_QUALITY = 51  # x264's last constant rate factor
+MOST_FRAMES_A_SECOND = 1000
 # the header waits for the first fragment: it then says how much later than decoding showing begins, and the
 # first frame is shown at 0
 FRAGMENTED = "frag_keyframe+empty_moov+delay_moov+default_base_moof"
@@ -81,24 +84,36 @@ class VideoWriter:
 
     Attributes:
         created: Whether the first frame has created the file, or begun with what ``path`` is else.
+
+    Raises:
+        ValueError: The rate or the quality is none that a video can have.
     """
 
     def __init__(
         self,
-        path: Path | Sink,
+        path: Path | str | Sink,
         frame_rate: float,
         *,
         quality: int = 16,
         lossless: bool = False,
         outdated: Sequence[Path] = (),
     ) -> None:
-        self.path = path
-        self.frame_rate = Fraction(frame_rate).limit_denominator(1001)
+        if not 0 < frame_rate <= MOST_FRAMES_A_SECOND:  # neither is NaN
+            raise ValueError(
+                f"frame_rate is {frame_rate}: give frames per second, above 0, {MOST_FRAMES_A_SECOND} at most"
+            )
+        if not 0 <= quality <= WORST_QUALITY:
+            raise ValueError(
+                f"quality is {quality}: give a number from 0 to {WORST_QUALITY}; lower is better"
+            )
+        self.path = Path(path) if isinstance(path, str) else path
+        self.frame_rate = max(Fraction(frame_rate).limit_denominator(1001), Fraction(1, 1001))
         self.quality = quality
         self.lossless = lossless
         self.outdated = outdated
         self.frames_written = 0
         self.created = False
+        self._size: tuple[int, int] | None = None
         self._container: OutputContainer | None = None
         self._ended = False
 
@@ -115,6 +130,7 @@ class VideoWriter:
             older.unlink(missing_ok=True)
         self._broken = False
         self._outbox = _Outbox()
+        self._size = height, width
         self._container = av.open(
             self._outbox, "w", format="mp4", options={"movflags": FRAGMENTED, "flush_packets": "1"}
         )
@@ -142,10 +158,24 @@ class VideoWriter:
 
         Raises:
             OSError: The disk is full or gone; what was written so far stays playable.
-            ValueError: The video was closed.
+            ValueError: The video was closed; or a frame has another size than the first, or a value that is
+                not finite. None of these frames is written then.
         """
         if self._ended:
             raise ValueError("frames came after the video was closed")
+        if frames.dtype != torch.uint8 and not frames.isfinite().all():
+            raise NotFiniteError(
+                "frames hold values that are not finite: a picture's are from 0 to 1; leave these frames out"
+            )
+        (height, width), (first_height, first_width) = (
+            frames.shape[-2:],
+            self._size or frames.shape[-2:],
+        )
+        if (height, width) != (first_height, first_width):
+            raise ValueError(
+                f"frames of {width} x {height} pixels came after ones of {first_width} x {first_height}: a"
+                " video's have one size; scale these, or write them to a video of their own"
+            )
         for frame in to_uint8(frames).cpu():
             if self._container is None:
                 self._open(*frame.shape[-2:])
@@ -187,6 +217,11 @@ class VideoWriter:
             rest = bytes(data)
             while rest:
                 taken = self._sink.write(rest)
+                if taken is None and isinstance(self._sink, RawIOBase):  # that took nothing
+                    raise BlockingIOError(
+                        errno.EAGAIN,
+                        "the sink takes no more for now: make it one that blocks, or buffer",
+                    )
                 # pipes without a buffer take what they can, and say so
                 rest = rest[taken if isinstance(taken, int) else len(rest) :]
         except OSError:

@@ -11,7 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from simple_backbone import SimpleBackbone
+from simple_backbone import SimpleBackbone, SimpleDecoder
 
 from miga_bench import media
 from miga_bench.backbones.base import Backbone
@@ -196,6 +196,19 @@ def test_a_record_that_cannot_be_written_is_no_done(tmp_path, monkeypatch):
     result = generate(request(tmp_path, frames=5), backbone=SimpleBackbone())
     assert result.status == result.record["status"] == "failed"
     assert "No space left" in result.record["error"]
+
+
+def test_a_decoders_nan_ends_the_video_and_keeps_what_was_before(tmp_path, monkeypatch):
+    """Breaks if a picture that is no picture becomes a black one in a video that is told to be done."""
+    backbone, push = SimpleBackbone(), SimpleDecoder.push
+    monkeypatch.setattr(
+        SimpleDecoder,
+        "push",
+        lambda self, z: push(self, z) * (1 if self.pushed < 6 else float("nan")),
+    )
+    result = generate(request(tmp_path), backbone=backbone)
+    assert (result.status, result.frames) == ("failed", 17)
+    assert "not finite" in json.loads((tmp_path / "out.json").read_text())["error"]
 
 
 def test_nan_at_once_leaves_nothing(tmp_path):

@@ -1,6 +1,7 @@
 """Video files: exact where promised, playable wherever the writing stopped, bounded memory."""
 
 import errno
+import io
 import os
 import threading
 from contextlib import suppress
@@ -172,6 +173,51 @@ def test_frames_after_the_end_do_not_touch_the_file(tmp_path):
     with pytest.raises(ValueError, match="closed"):
         writer.push(clip(1))
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("wish", "rule"),
+    [
+        ({"frame_rate": 0}, "frame_rate is 0: give frames per second, above 0"),
+        ({"frame_rate": float("nan")}, "frame_rate is nan"),
+        ({"quality": 99}, "quality is 99: give a number from 0 to 51"),
+        ({"quality": -5}, "quality is -5"),
+    ],
+)
+def test_what_no_video_can_have_is_refused_before_work(tmp_path, wish, rule):
+    """Breaks if a wrong rate or quality makes another file than was asked for, or a raw error of libav's."""
+    with pytest.raises(ValueError, match=rule):
+        VideoWriter(tmp_path / "a.mp4", **{"frame_rate": 8} | wish)
+
+
+@pytest.mark.parametrize(
+    ("frames", "rule"),
+    [
+        (clip(2, 48, 48), "frames of 48 x 48 pixels came after ones of 48 x 32: a"),
+        (clip(2, 16, 48), "frames of 48 x 16 pixels"),
+        (clip(2) * torch.tensor([1, float("nan")]).view(2, 1, 1, 1), "not finite"),
+    ],
+)
+def test_frames_that_do_not_fit_are_refused_and_the_others_kept(tmp_path, frames, rule):
+    """Breaks if frames are cropped, padded or black without a word."""
+    with VideoWriter(str(tmp_path / "a.mp4"), 8) as writer:
+        writer.push(clip(3))
+        with pytest.raises(ValueError, match=rule):
+            writer.push(frames)
+        writer.push(clip(3))
+    assert len(list(read_video(tmp_path / "a.mp4"))) == 6
+
+
+def test_a_pipe_that_is_full_and_does_not_wait_is_an_error():
+    """Breaks if bytes that a raw file did not take count as written."""
+
+    class Full(io.RawIOBase):
+        def write(self, data):
+            return None
+
+    with pytest.raises(BlockingIOError, match="takes no more") as error:
+        write(Full(), clip(40))
+    assert error.value.errno == errno.EAGAIN
 
 
 def test_no_frame_no_file(tmp_path):
