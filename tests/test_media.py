@@ -137,12 +137,30 @@ class Drop:
 def test_a_sink_gets_the_files_bytes_while_writing(tmp_path):
     write(tmp_path / "a.mp4", clip(40))
     sink, sizes = Drop(1000), []
-    with VideoWriter(sink, 8) as writer:
+    with VideoWriter(sink, 8, delay=16) as writer:
         for frame in clip(40):
             writer.push(frame[None])
             sizes.append(len(sink.data))
     assert len(set(sizes)) > 3  # fragment by fragment
     assert sink.data == (tmp_path / "a.mp4").read_bytes()
+
+
+@pytest.mark.parametrize(("rate", "delay"), [(16, None), (4, None), (16, 4), (16, 1)])
+def test_a_sink_gets_a_frames_bytes_a_few_frames_later(rate, delay):
+    """Breaks if a served video's picture comes minutes after it was made, where a frame takes seconds."""
+    sink, frames = io.BytesIO(), clip(60)
+    with VideoWriter(sink, rate, **({} if delay is None else {"delay": delay})) as writer:
+        for pushed, frame in enumerate(frames, 1):
+            writer.push(frame[None])
+            if pushed % 5 == 0 and pushed > 10:
+                came = list(read_bytes(sink.getvalue()))
+                assert len(came) >= pushed - (delay or 8) - 2
+    assert len(list(read_bytes(sink.getvalue()))) == 60
+
+
+def read_bytes(data):
+    with av.open(io.BytesIO(data)) as container:
+        yield from container.decode(video=0)
 
 
 def test_a_sink_need_not_say_how_much_it_took(tmp_path):
@@ -178,10 +196,11 @@ def test_frames_after_the_end_do_not_touch_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("wish", "rule"),
     [
-        ({"frame_rate": 0}, "frame_rate is 0: give frames per second, above 0"),
+        ({"frame_rate": 0}, "frame_rate is 0: give one from above 0"),
         ({"frame_rate": float("nan")}, "frame_rate is nan"),
-        ({"quality": 99}, "quality is 99: give a number from 0 to 51"),
+        ({"quality": 99}, "quality is 99: give one from 0 to 51"),
         ({"quality": -5}, "quality is -5"),
+        ({"delay": 0}, "delay is 0: give a number of frames"),
     ],
 )
 def test_what_no_video_can_have_is_refused_before_work(tmp_path, wish, rule):
@@ -215,7 +234,7 @@ def test_a_pipe_that_is_full_and_does_not_wait_is_an_error():
         def write(self, data):
             return None
 
-    with pytest.raises(BlockingIOError, match="takes no more") as error:
+    with pytest.raises(BlockingIOError, match="the sink is full") as error:
         write(Full(), clip(40))
     assert error.value.errno == errno.EAGAIN
 
