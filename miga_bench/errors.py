@@ -87,6 +87,10 @@ class NumericalError(FailedError):
     """A network returned NaN or infinity."""
 
 
+class NotFiniteError(NumericalError, ValueError):
+    """Frames hold NaN or infinity, which no picture can show."""
+
+
 class DoesNotFitError(FailedError):
     """Memory ran out at the smallest piece of work."""
 

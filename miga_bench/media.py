@@ -6,12 +6,13 @@ here holds a whole video: writers stream, readers iterate, ``EvenSample`` keeps 
 
 from __future__ import annotations
 
+import errno
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from io import FileIO
+from io import FileIO, RawIOBase
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -27,14 +28,20 @@ from av.video.stream import VideoStream
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from miga_bench.errors import UserError
+from miga_bench.errors import NotFiniteError, UserError
 
 INK = (32, 32, 32)
 PAPER = (250, 250, 250)
 BLANK = (208, 208, 208)
 BT709 = 1  # the code of ITU-R BT.709 in H.264's color description
 LIMITED_RANGE = 1
-FRAGMENTED = "frag_keyframe+empty_moov+default_base_moof"
+WORST_QUALITY = 51  # x264's last constant rate factor
+FASTEST = 1000  # frames per second
+SINK_DELAY = 8  # frames
+B_FRAMES = 3  # in a row, at most, of x264's medium preset
+# the header waits for the first fragment: it then says how much later than decoding showing begins, and the
+# first frame is shown at 0
+FRAGMENTED = "frag_keyframe+empty_moov+delay_moov+default_base_moof"
 
 
 def to_uint8(frames: Tensor) -> Tensor:
@@ -65,9 +72,9 @@ class Sink(Protocol):
 class VideoWriter:
     """An H.264 mp4 that is playable while it grows, however the process ends.
 
-    The file is fragmented, one fragment per second of video: what a killed process leaves plays up
-    to its last whole fragment. Memory does not depend on the length. One encoder thread, so the
-    bytes do not depend on the machine's cores. The file is created by the first frame.
+    The file is fragmented: what a killed process leaves plays up to its last whole fragment. Memory does not
+    depend on the length. One encoder thread, so the bytes do not depend on the machine's cores. The file is
+    created by the first frame.
 
     Args:
         path: Where to write; an existing file is replaced. Or anything with ``write(bytes)``, for example a
@@ -75,21 +82,45 @@ class VideoWriter:
         frame_rate: Frames per second.
         quality: x264's constant rate factor, 0 to 51, lower is better.
         lossless: Keep every RGB value exactly (few players show such a file; readers do).
+        delay: Frames from one that is pushed to its bytes, give or take two: one half is what the encoder looks
+            ahead, one a fragment. None is two seconds for a path, and 8 frames for a sink, which costs no size;
+            of small pictures 4 cost a tenth, 2 a third.
+        outdated: Files that tell of an older video in this path; they go when the first frame replaces it.
+
+    Attributes:
+        created: Whether the first frame has created the file, or begun with what ``path`` is else.
+
+    Raises:
+        ValueError: The rate or the quality is none that a video can have.
     """
 
     def __init__(
         self,
-        path: Path | Sink,
+        path: Path | str | Sink,
         frame_rate: float,
         *,
         quality: int = 16,
         lossless: bool = False,
+        delay: int | None = None,
+        outdated: Sequence[Path] = (),
     ) -> None:
-        self.path = path
-        self.frame_rate = Fraction(frame_rate).limit_denominator(1001)
+        if not 0 < frame_rate <= FASTEST:  # neither is NaN
+            raise ValueError(f"frame_rate is {frame_rate}: give one from above 0 to {FASTEST}")
+        if not 0 <= quality <= WORST_QUALITY:
+            raise ValueError(f"quality is {quality}: give one from 0 to {WORST_QUALITY}")
+        if delay is not None and delay < 1:
+            raise ValueError(f"delay is {delay}: give a number of frames, 1 or more")
+        self.path = Path(path) if isinstance(path, str) else path
+        self.frame_rate = max(Fraction(frame_rate).limit_denominator(1001), Fraction(1, 1001))
         self.quality = quality
         self.lossless = lossless
+        self.outdated = outdated
+        self._second = max(1, round(self.frame_rate))  # in frames
+        usual = 2 * self._second
+        self.delay = delay or (usual if isinstance(self.path, Path) else min(SINK_DELAY, usual))
         self.frames_written = 0
+        self.created = False
+        self._size: tuple[int, int] | None = None
         self._container: OutputContainer | None = None
         self._ended = False
 
@@ -101,13 +132,20 @@ class VideoWriter:
             self._sink: Sink = self._file
         else:
             self._sink = self.path
+        self.created = True
+        for older in self.outdated:
+            older.unlink(missing_ok=True)
         self._broken = False
         self._outbox = _Outbox()
-        self._container = av.open(
-            self._outbox, "w", format="mp4", options={"movflags": FRAGMENTED, "flush_packets": "1"}
-        )
-        per_second = max(1, round(self.frame_rate))
-        options = {"crf": str(self.quality), "preset": "medium", "rc-lookahead": str(per_second)}
+        self._size = height, width
+        ahead = self.delay // 2
+        # a fragment need not begin with a keyframe; half a frame less, for times are rounded
+        longest = int((self.delay - ahead - 0.5) / self.frame_rate * 1_000_000)
+        muxing = {"movflags": FRAGMENTED, "flush_packets": "1", "frag_duration": str(longest)}
+        self._container = av.open(self._outbox, "w", format="mp4", options=muxing)
+        options = {"crf": str(self.quality), "preset": "medium", "rc-lookahead": str(ahead)}
+        if ahead < B_FRAMES:  # which would wait longer than that
+            options["bf"] = str(ahead)
         codec, pixels = "libx264", "yuv420p"
         if self.lossless:
             codec, pixels = "libx264rgb", "rgb24"
@@ -118,7 +156,7 @@ class VideoWriter:
         stream.height = height if self.lossless else height + height % 2
         stream.width = width if self.lossless else width + width % 2
         context = stream.codec_context
-        context.gop_size = per_second
+        context.gop_size = self._second
         context.thread_count = 1
         if not self.lossless:
             context.colorspace = context.color_primaries = context.color_trc = BT709
@@ -130,10 +168,20 @@ class VideoWriter:
 
         Raises:
             OSError: The disk is full or gone; what was written so far stays playable.
-            ValueError: The video was closed.
+            ValueError: The video was closed; or a frame has another size than the first, or a value that is
+                not finite. None of these frames is written then.
         """
         if self._ended:
             raise ValueError("frames came after the video was closed")
+        if frames.dtype != torch.uint8 and not frames.isfinite().all():
+            raise NotFiniteError("frames hold values that are not finite: leave such frames out")
+        height, width = frames.shape[-2:]
+        tall, wide = self._size or (height, width)
+        if (height, width) != (tall, wide):
+            raise ValueError(
+                f"frames of {width} x {height} pixels came after ones of {wide} x {tall}: a video's have one"
+                " size; scale these, or write them to a video of their own"
+            )
         for frame in to_uint8(frames).cpu():
             if self._container is None:
                 self._open(*frame.shape[-2:])
@@ -175,6 +223,8 @@ class VideoWriter:
             rest = bytes(data)
             while rest:
                 taken = self._sink.write(rest)
+                if taken is None and isinstance(self._sink, RawIOBase):  # that took nothing
+                    raise BlockingIOError(errno.EAGAIN, "the sink is full: make it one that blocks")
                 # pipes without a buffer take what they can, and say so
                 rest = rest[taken if isinstance(taken, int) else len(rest) :]
         except OSError:

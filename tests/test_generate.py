@@ -7,11 +7,13 @@ import resource
 import signal
 import threading
 import time
+from unittest.mock import Mock
 
 import pytest
 import torch
-from simple_backbone import SimpleBackbone
+from simple_backbone import SimpleBackbone, SimpleDecoder
 
+from miga_bench import media
 from miga_bench.backbones.base import Backbone
 from miga_bench.errors import UserError
 from miga_bench.harness import generate as page
@@ -196,6 +198,19 @@ def test_a_record_that_cannot_be_written_is_no_done(tmp_path, monkeypatch):
     assert "No space left" in result.record["error"]
 
 
+def test_a_decoders_nan_ends_the_video_and_keeps_what_was_before(tmp_path, monkeypatch):
+    """Breaks if a picture that is no picture becomes a black one in a video that is told to be done."""
+    backbone, push = SimpleBackbone(), SimpleDecoder.push
+    monkeypatch.setattr(
+        SimpleDecoder,
+        "push",
+        lambda self, z: push(self, z) * (1 if self.pushed < 6 else float("nan")),
+    )
+    result = generate(request(tmp_path), backbone=backbone)
+    assert (result.status, result.frames) == ("failed", 17)
+    assert "not finite" in json.loads((tmp_path / "out.json").read_text())["error"]
+
+
 def test_nan_at_once_leaves_nothing(tmp_path):
     result = generate(request(tmp_path), backbone=SimpleBackbone(poison_at=1))
     assert result.status == "failed"
@@ -206,6 +221,31 @@ def test_nan_at_once_leaves_an_older_video_alone(tmp_path):
     (tmp_path / "out.mp4").write_bytes(b"older")
     generate(request(tmp_path, overwrite=True), backbone=SimpleBackbone(poison_at=1))
     assert (tmp_path / "out.mp4").read_bytes() == b"older"
+
+
+def test_an_older_record_goes_with_its_video_and_not_before(tmp_path, monkeypatch):
+    """Breaks if a killed video is scored by the record and the prompt of the one that it replaced."""
+    seen = []
+
+    class Kept(Watcher):
+        def passed(self, report):
+            seen.append((*sorted(p.name for p in tmp_path.iterdir()), None))
+
+        def wrote(self, frames, total):
+            seen.append(tuple(p.name for p in tmp_path.iterdir()))
+
+    generate(request(tmp_path, frames=9), backbone=SimpleBackbone())
+    older = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    generate(request(tmp_path, overwrite=True), backbone=SimpleBackbone(poison_at=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(media, "open", Mock(side_effect=PermissionError(13, "no")), raising=False)
+        failed = generate(request(tmp_path, overwrite=True), backbone=SimpleBackbone())
+    assert (failed.status, failed.frames) == ("failed", 0)
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == older
+    generate(request(tmp_path, overwrite=True), Kept(), SimpleBackbone())
+    assert seen[0] == ("out.json", "out.mp4", "out.png", None)
+    assert next(names for names in seen if None not in names) == ("out.mp4",)
+    assert json.loads((tmp_path / "out.json").read_text())["frames"] == 45
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,9 +1,11 @@
 """Video files: exact where promised, playable wherever the writing stopped, bounded memory."""
 
 import errno
+import io
 import os
 import threading
 from contextlib import suppress
+from fractions import Fraction
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -88,6 +90,29 @@ def test_file_cut_anywhere_plays_up_to_its_last_whole_fragment(tmp_path):
     assert played >= 40
 
 
+@pytest.mark.parametrize("lossless", [False, True])
+@pytest.mark.parametrize("rate", [16, 10, 4])
+def test_a_video_begins_at_zero_even_if_cut_off(tmp_path, rate, lossless):
+    """Breaks if players and what seeks by time show the first frame late, by frames that were reordered."""
+    path = tmp_path / "a.mp4"
+    with VideoWriter(path, rate, lossless=lossless) as writer:
+        writer.push(clip(33))
+    whole = path.read_bytes()
+    for data, least in ((whole, 33), (whole[: whole.rindex(b"moof") + 20], 8)):
+        path.write_bytes(data)
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            assert (stream.start_time, stream.average_rate) == (0, rate)
+            assert stream.time_base is not None
+            times = [frame.pts * stream.time_base for frame in container.decode(stream)]
+        assert times == [Fraction(number, rate) for number in range(len(times))]
+        assert least <= len(times) == count_frames(path) == count_frames(path, hidden=True)
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            container.seek(int(times[7] / stream.time_base), stream=stream)
+            assert next(container.decode(stream)).pts <= times[7] / stream.time_base
+
+
 def test_fragments_reach_the_disk_while_writing(tmp_path):
     path = tmp_path / "a.mp4"
     writer = VideoWriter(path, 8)
@@ -112,12 +137,30 @@ class Drop:
 def test_a_sink_gets_the_files_bytes_while_writing(tmp_path):
     write(tmp_path / "a.mp4", clip(40))
     sink, sizes = Drop(1000), []
-    with VideoWriter(sink, 8) as writer:
+    with VideoWriter(sink, 8, delay=16) as writer:
         for frame in clip(40):
             writer.push(frame[None])
             sizes.append(len(sink.data))
     assert len(set(sizes)) > 3  # fragment by fragment
     assert sink.data == (tmp_path / "a.mp4").read_bytes()
+
+
+@pytest.mark.parametrize(("rate", "delay"), [(16, None), (4, None), (16, 4), (16, 1)])
+def test_a_sink_gets_a_frames_bytes_a_few_frames_later(rate, delay):
+    """Breaks if a served video's picture comes minutes after it was made, where a frame takes seconds."""
+    sink, frames = io.BytesIO(), clip(60)
+    with VideoWriter(sink, rate, **({} if delay is None else {"delay": delay})) as writer:
+        for pushed, frame in enumerate(frames, 1):
+            writer.push(frame[None])
+            if pushed % 5 == 0 and pushed > 10:
+                came = list(read_bytes(sink.getvalue()))
+                assert len(came) >= pushed - (delay or 8) - 2
+    assert len(list(read_bytes(sink.getvalue()))) == 60
+
+
+def read_bytes(data):
+    with av.open(io.BytesIO(data)) as container:
+        yield from container.decode(video=0)
 
 
 def test_a_sink_need_not_say_how_much_it_took(tmp_path):
@@ -148,6 +191,52 @@ def test_frames_after_the_end_do_not_touch_the_file(tmp_path):
     with pytest.raises(ValueError, match="closed"):
         writer.push(clip(1))
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("wish", "rule"),
+    [
+        ({"frame_rate": 0}, "frame_rate is 0: give one from above 0"),
+        ({"frame_rate": float("nan")}, "frame_rate is nan"),
+        ({"quality": 99}, "quality is 99: give one from 0 to 51"),
+        ({"quality": -5}, "quality is -5"),
+        ({"delay": 0}, "delay is 0: give a number of frames"),
+    ],
+)
+def test_what_no_video_can_have_is_refused_before_work(tmp_path, wish, rule):
+    """Breaks if a wrong rate or quality makes another file than was asked for, or a raw error of libav's."""
+    with pytest.raises(ValueError, match=rule):
+        VideoWriter(tmp_path / "a.mp4", **{"frame_rate": 8} | wish)
+
+
+@pytest.mark.parametrize(
+    ("frames", "rule"),
+    [
+        (clip(2, 48, 48), "frames of 48 x 48 pixels came after ones of 48 x 32: a"),
+        (clip(2, 16, 48), "frames of 48 x 16 pixels"),
+        (clip(2) * torch.tensor([1, float("nan")]).view(2, 1, 1, 1), "not finite"),
+    ],
+)
+def test_frames_that_do_not_fit_are_refused_and_the_others_kept(tmp_path, frames, rule):
+    """Breaks if frames are cropped, padded or black without a word."""
+    with VideoWriter(str(tmp_path / "a.mp4"), 8) as writer:
+        writer.push(clip(3))
+        with pytest.raises(ValueError, match=rule):
+            writer.push(frames)
+        writer.push(clip(3))
+    assert len(list(read_video(tmp_path / "a.mp4"))) == 6
+
+
+def test_a_pipe_that_is_full_and_does_not_wait_is_an_error():
+    """Breaks if bytes that a raw file did not take count as written."""
+
+    class Full(io.RawIOBase):
+        def write(self, data):
+            return None
+
+    with pytest.raises(BlockingIOError, match="the sink is full") as error:
+        write(Full(), clip(40))
+    assert error.value.errno == errno.EAGAIN
 
 
 def test_no_frame_no_file(tmp_path):

@@ -90,7 +90,14 @@ def generate(
     with nullcontext() if ended else stop:
         video = opened(request, backbone, clock)
         video.plan(watcher)
-        result = video.write(request.output, request.contact_sheet, watcher, stop, ended or never)
+        result = video.write(
+            request.output,
+            request.contact_sheet,
+            watcher,
+            stop,
+            ended or never,
+            outdated=(request.record,),
+        )
         with stop.held():
             backbone = video.backbone
             result.record = {

@@ -245,6 +245,7 @@ class Video:
         watcher: Watcher,
         stop: StopSignals,
         ended: Callable[[], bool] = never,
+        outdated: Sequence[Path] = (),
     ) -> GenerateResult:
         """Make the planned video and its contact sheet.
 
@@ -256,6 +257,8 @@ class Video:
             watcher: Hears about progress.
             stop: The signals that end it, taken over by the caller.
             ended: Asked after every pass whether to stop.
+            outdated: Files beside an older video in this path, which go with it and its sheet when the first
+                frame comes.
 
         Returns:
             How it ended.
@@ -264,7 +267,12 @@ class Video:
             StopRequested: Stopped by a signal before the first frame; nothing was written.
         """
         sample = EvenSample(4 * SHEET_FRAMES)
-        writer = VideoWriter(path, self.backbone.frame_rate, lossless=self.request.lossless)
+        writer = VideoWriter(
+            path,
+            self.backbone.frame_rate,
+            lossless=self.request.lossless,
+            outdated=(sheet, *outdated),
+        )
         result = GenerateResult("done", 0, {})
         heard, decode = Heard(watcher, ended), self.decoding()
         watcher.started(self._windows, self.frames)
@@ -298,7 +306,8 @@ class Video:
         # the video is whole or ended: a stop from now on is for what comes after it
         with stop.held():
             if isinstance(result.error, OSError):
-                result.frames = _frames_on_disk(path)
+                # a file that could not be opened is an older video, and stays
+                result.frames = _frames_on_disk(path) if writer.created else 0
             if result.frames:
                 try:
                     self._save_sheet(sheet, sample)
