@@ -2,9 +2,11 @@
 
 import errno
 import faulthandler
+import gc
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from multiprocessing import forkserver
@@ -18,6 +20,7 @@ from ports import free_port
 from simple_backbone import SimpleBackbone
 
 from miga_bench.errors import UserError
+from miga_bench.harness.lifeline import Lifeline
 from miga_bench.harness.predict import predict
 from miga_bench.harness.scorers import Found, ItemScorer
 
@@ -275,6 +278,11 @@ class LosingScorer(ItemScorer):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.how == "fails":
             raise OSError(errno.EIO, os.strerror(errno.EIO), "weights")
+        # As a machine without power: its connections neither work nor end, until rank 0's system finds out.
+        (line,) = [one for one in gc.get_objects() if isinstance(one, Lifeline)]
+        line._closed = True
+        line._line.shutdown(socket.SHUT_RDWR)
+        os.kill(os.getpid(), signal.SIGSTOP)
 
     def identity(self):
         return {}

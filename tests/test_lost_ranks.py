@@ -1,5 +1,8 @@
 """A rank that is gone, or a machine of them: who notices, what is said, and that nobody waits for ever."""
 
+import contextlib
+import socket
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +11,8 @@ import torch
 from run_workers import configuration
 
 from miga_bench.errors import FailedError
-from miga_bench.harness import ranks
+from miga_bench.harness import lifeline, ranks
+from miga_bench.harness.lifeline import Lifeline
 
 GONE = (
     "miga-bench: another process of the run is gone: see whether the system killed it for lack of memory;"
@@ -47,9 +51,9 @@ def losing(rank, how):
     return {"model__metrics": [scorer]}
 
 
-@pytest.mark.parametrize("how", ["is killed"])
+@pytest.mark.parametrize("how", ["is killed", "vanishes"])
 def test_a_rank_that_is_lost_while_all_load_is_said_in_one_line(tmp_path, how):
-    """Breaks if gloo's own line is shown."""
+    """Breaks if gloo's own line is shown, or rank 0 waits for ever for a machine without power."""
     codes, lines = two_processes(tmp_path, grace=1.0, victim=1, **losing(1, how))
     assert codes == [1, -9]
     assert lines == [[GONE], []]
@@ -102,3 +106,81 @@ def test_an_error_of_the_system_on_rank_0_is_told_by_it_alone(monkeypatch):
     with pytest.raises(FailedError, match=r"OSError: .*No space left") as raised:
         ranks.agree(trainer(1), full)
     assert raised.value.reported
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    """Rank 0's lifeline, how another rank ties its own to it, and what ended a process."""
+    ended, told = [], []
+    monkeypatch.setattr(lifeline, "GRACE", 0.2)
+    monkeypatch.setattr(lifeline, "TICK", 0.02)
+    monkeypatch.setattr(lifeline, "_end", ended.append)
+
+    def agree(trainer, decide):
+        if not told:
+            told.append(decide())
+        return told[0]
+
+    monkeypatch.setattr(lifeline, "agree", agree)
+    first = Lifeline(trainer(0, 3))
+    yield first, lambda rank: Lifeline(trainer(rank, 3)), ended
+    first.close()
+
+
+def soon(condition, within=20.0):
+    until = time.monotonic() + within
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.01)
+    return condition()
+
+
+def vanish(other):
+    """End a line as a machine does that is gone."""
+    other._closed = True  # its own thread does not take it for the end of rank 0
+    other._line.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_line_that_ends_without_goodbye_ends_rank_0_where_it_waits_for_that_rank(lines):
+    """Breaks if rank 0 waits for a machine that is gone, or gives up a share of its own for it."""
+    first, tie, ended = lines
+    vanish(tie(2))
+    assert soon(lambda: first.lost)
+    assert set(first.lost) == {2}
+    time.sleep(0.5)
+    assert not ended  # it makes its own videos
+    with ranks.waiting_for([0, 1]):
+        time.sleep(0.5)
+    assert not ended  # a team of others
+    with ranks.waiting_for(range(3)):
+        assert soon(lambda: ended)
+    assert ended[0].startswith("another process of the run is gone")
+
+
+def test_a_line_that_ends_with_goodbye_is_no_loss(lines):
+    """Breaks if a rank that is done is taken for one that is gone, at either end."""
+    first, tie, ended = lines
+    one, other = tie(1), tie(2)
+    assert soon(lambda: len(first._lines) == 2)
+    one.close()
+    with ranks.waiting_for(range(3)):
+        assert soon(lambda: len(first._lines) == 1)
+        time.sleep(0.5)
+    assert not first.lost
+    first.close()  # says goodbye, too: the other may be late
+    assert soon(lambda: not other.watching)
+    assert not other.torn
+    assert not ended
+
+
+def test_a_stranger_at_rank_0s_port_is_no_rank(lines):
+    """Breaks if whoever looks for open ports ends a run."""
+    first, tie, _ = lines
+    for hello in (b"", b"GET / HTTP/1.1\r\n\r\n", bytes(20)):
+        stranger = socket.create_connection(first._door.getsockname())
+        with contextlib.suppress(OSError):
+            stranger.sendall(hello)
+        stranger.close()
+    vanish(tie(1))
+    assert soon(lambda: first.lost)
+    time.sleep(0.2)
+    assert set(first.lost) == {1}

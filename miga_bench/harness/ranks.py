@@ -22,7 +22,8 @@ T = TypeVar("T")
 # Seconds for all processes to come, which is to import what they need, beside whatever a machine does.
 START = 300.0
 
-# A rank may be at its last video for hours after the others; a rank that dies is noticed at once.
+# A rank may be at its last video for hours after the others, or load from a slow disk. A process that ends
+# breaks its connections, which is noticed at once; a machine that vanishes breaks none: see ``Lifeline``.
 PATIENCE = timedelta(days=30)
 
 GONE = (
@@ -53,11 +54,29 @@ def gloo_group(timeout: timedelta, ranks: Sequence[int] | None = None) -> Any:
         ) from error
 
 
+@dataclass
+class _Formed:
+    """The group of all ranks that waits as long as it takes, and torch's own, beside which it was formed."""
+
+    first: Any = None
+    group: Any = None
+
+
+_formed = _Formed()
+
+
 def _everybody() -> Any:
-    """Return a new group of all ranks that waits as long as it takes; None for a process on its own."""
+    """Return the group of all ranks that waits as long as it takes; None for a process on its own.
+
+    It is formed at the first call only, when all have just met: whoever forms one with a rank that is gone
+    waits for it as long, and nothing but a ``Gathering`` ends that.
+    """
     if not (distributed.is_available() and distributed.is_initialized()):
         return None
-    return gloo_group(PATIENCE)
+    first = distributed.group.WORLD
+    if _formed.group is None or _formed.first is not first:
+        _formed.group, _formed.first = gloo_group(PATIENCE), first
+    return _formed.group
 
 
 def part() -> None:
@@ -67,6 +86,7 @@ def part() -> None:
     it when Python has begun to end aborts the process, a few times in a thousand.
     """
     if distributed.is_available() and distributed.is_initialized():
+        _formed.group = _formed.first = None
         distributed.destroy_process_group()
 
 
@@ -192,10 +212,10 @@ def _reported(error: Exception) -> Exception:
 
 
 class Gathering:
-    """Ends this process if not all processes of the run come to the meeting that Lightning holds first.
+    """Ends this process if not all processes of the run come to their first meetings.
 
-    One of them may have died on the way, or may never have been started. Torch would wait half an hour
-    for it, in a call that hears nothing.
+    Lightning holds one, then groups are formed. One of the processes may have died on the way, or may never
+    have been started. Torch would wait half an hour for it, or ``PATIENCE``, in a call that hears nothing.
 
     Args:
         trainer: Lightning's, before it does anything.
@@ -209,7 +229,7 @@ class Gathering:
             self._timer.start()
 
     def done(self) -> None:
-        """All are there."""
+        """All are there, and every group is formed."""
         self._timer.cancel()
 
     def _give_up(self) -> None:
@@ -257,10 +277,37 @@ class Together:
         return {one for each in everybody for one in each}
 
 
+@dataclass(frozen=True)
+class Wait:
+    """That this process waits for others: which ranks, and since when, by ``time.monotonic``."""
+
+    ranks: frozenset[int]
+    since: float
+
+
+_waits: list[Wait] = []
+
+
+def current_wait() -> Wait | None:
+    """Return what this process's main thread waits for now; None if it works."""
+    return next(iter(_waits), None)
+
+
 @contextmanager
-def _all_alive() -> Iterator[None]:
-    """Turn a group's error about a member that has died into ours."""
+def waiting_for(ranks: Iterable[int]) -> Iterator[None]:
+    """Let it be known that this process waits for other ranks in the block, maybe in native code."""
+    _waits.append(Wait(frozenset(ranks), time.monotonic()))
     try:
         yield
+    finally:
+        _waits.pop()
+
+
+@contextmanager
+def _all_alive() -> Iterator[None]:
+    """Wait for all ranks in the block, and turn their group's error about one that has died into ours."""
+    try:
+        with waiting_for(range(distributed.get_world_size())):
+            yield
     except RuntimeError as error:
         raise LostError(GONE) from error
