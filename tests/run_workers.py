@@ -1,8 +1,12 @@
 """Whole runs in processes that can be killed, started from one that has imported everything."""
 
+import errno
 import faulthandler
+import gc
 import multiprocessing
 import os
+import signal
+import socket
 import sys
 import time
 from multiprocessing import forkserver
@@ -16,6 +20,7 @@ from ports import free_port
 from simple_backbone import SimpleBackbone
 
 from miga_bench.errors import UserError
+from miga_bench.harness.lifeline import Lifeline
 from miga_bench.harness.predict import predict
 from miga_bench.harness.scorers import Found, ItemScorer
 
@@ -258,6 +263,34 @@ class LackingScorer(ItemScorer):
         return Found()
 
 
+class LosingScorer(ItemScorer):
+    """Loses one process while all load, or fails it there."""
+
+    name = "losing"
+
+    def __init__(self, lost_rank: int, how: str):
+        self.lost_rank, self.how = lost_rank, how
+
+    def use(self, backbone):
+        if rank() != self.lost_rank:
+            return
+        if self.how == "is killed":  # as by the system, for lack of memory
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.how == "fails":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), "weights")
+        # As a machine without power: its connections neither work nor end, until rank 0's system finds out.
+        (line,) = [one for one in gc.get_objects() if isinstance(one, Lifeline)]
+        line._closed = True
+        line._line.shutdown(socket.SHUT_RDWR)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def identity(self):
+        return {}
+
+    def score(self, video, item):
+        return Found()
+
+
 def generate_command(arguments, out, err):
     """Be one process of ``miga-bench generate`` on the simple backbone; write what it says to two files."""
     import miga_bench.harness.generate as page
@@ -269,12 +302,12 @@ def generate_command(arguments, out, err):
     sys.exit(main(["generate", *arguments]))
 
 
-def command(config, environment, said, start=300.0):
+def command(config, environment, said, start=300.0, grace=30.0):
     """Be one process of ``miga-bench predict``; write what it says to a file."""
     from miga_bench.cli import main
-    from miga_bench.harness import ranks
+    from miga_bench.harness import lifeline, ranks
 
-    ranks.START = start
+    ranks.START, lifeline.GRACE = start, grace
     os.environ.update(environment)
     os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
     sys.exit(main(["predict", "--config", config]))

@@ -82,7 +82,8 @@ NAMELESS = {
     "no scored videos; score at least one",
     "processes are looked at through /proc, which is not here: use Linux",
     "the provider tensorrt-rtx sees no GPU that it can use: use cpu or cuda",
-    "another process of the run is gone: the same command makes what is missing",
+    "another process of the run is gone: see whether the system killed it for lack of memory; the same command"
+    " makes what is missing",
     "another process that makes videos together with this one is gone: the same command makes what is"
     " missing",
 }

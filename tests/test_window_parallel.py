@@ -9,7 +9,7 @@ import window_parallel_ranks as ranks
 from run_workers import context
 from simple_backbone import SimpleBackbone
 
-from miga_bench.errors import FailedError
+from miga_bench.errors import FailedError, LostError
 from miga_bench.harness import teams
 from miga_bench.harness.ranks import PATIENCE, Together, agree, gloo_group
 from miga_bench.harness.window_parallel import WindowParallel
@@ -155,7 +155,7 @@ def test_machines_that_do_not_reach_each_other_are_told_what_to_set(monkeypatch)
         with pytest.raises(FailedError, match="set GLOO_SOCKET_IFNAME on every machine"):
             form()
     text = "Connection closed by peer"
-    with pytest.raises(RuntimeError, match="closed by peer"):
+    with pytest.raises(LostError, match="another process of the run is gone"):
         gloo_group(PATIENCE)
 
 

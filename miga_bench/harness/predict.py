@@ -147,6 +147,8 @@ def predict(arguments: Sequence[str], verb: str = "predict") -> dict[str, Any] |
         sys.exit(2 if isinstance(error, UserError) else 1)
     except Exception as error:
         if not writer.settled:
+            if getattr(error, "reported", False):
+                part()
             raise
         if not gpu_is_lost(error):  # which was reported, and cannot be cleaned up
             text = f"the run is made, but cleaning up failed: {in_print(str(error))}"

@@ -8,7 +8,9 @@ lock.
 
 A stop is obeyed where the team meets, and while a video is made before every denoiser call, by all at once.
 A leader that is asked to stop elsewhere does so at once, and tells the others, who wait for it. An error of
-one is told to all, fails the item, and the team goes on; a rank that is gone ends its whole team.
+one is told to all, fails the item, and the team goes on; a rank that is killed ends its whole team at once.
+One whose machine vanishes does after ``SILENCE`` within a video, elsewhere when rank 0 waits for it; see
+``Lifeline``.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from torch import distributed
 
 from miga_bench.backbones.base import Backbone
 from miga_bench.errors import LostError, TeamError, UserError
-from miga_bench.harness.ranks import PATIENCE, gloo_group
+from miga_bench.harness.ranks import PATIENCE, gloo_group, waiting_for
 from miga_bench.harness.stop import StopRequested, StopSignals
 from miga_bench.harness.video import Video, Watcher
 from miga_bench.harness.window_parallel import WindowParallel
@@ -105,7 +107,7 @@ class Teamwork:
             gloo = distributed.get_backend() == "gloo"
             rows = words if gloo else distributed.new_group(ranks, timeout=SILENCE)
             if rank in ranks:
-                self._meeting = meeting
+                self._meeting, self._ranks = meeting, ranks
                 self._parallel = WindowParallel(rows, words, self._stop)
 
     @contextmanager
@@ -237,7 +239,8 @@ class Teamwork:
         """Return what every rank of the team tells, by its place in it."""
         everybody: list[Any] = [None] * self.size
         try:
-            distributed.all_gather_object(everybody, own, self._meeting)
+            with waiting_for(self._ranks):
+                distributed.all_gather_object(everybody, own, self._meeting)
         except RuntimeError as error:
             self._waits = False
             raise LostError(

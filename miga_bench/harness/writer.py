@@ -57,7 +57,7 @@ class RunWriter(BasePredictionWriter):
         run: The run.
         window_parallel: As given.
         gathering: Waits no longer than it should for the other ranks; None waits as torch does.
-        lifeline: Ends a rank when rank 0 is gone.
+        lifeline: Ends a rank when rank 0 is gone, and rank 0 when it waits for one that is.
         configuration: Goes into run.yaml for the record.
         status: What is in status.json, on rank 0 and after the run.
         settled: Whether all ranks are through, and the status is written.
@@ -101,13 +101,13 @@ class RunWriter(BasePredictionWriter):
         Raises:
             UserError: Somebody else is, or the processes cannot form the teams, or not with these settings.
         """
-        if self.gathering is not None:
-            self.gathering.done()
         check_size(self.window_parallel, trainer.world_size)
         settings = [sampler.settings for sampler in pl_module.samplers.values()]
         check_settings(self.window_parallel, settings)
         self._together, self.lifeline = Together(), Lifeline(trainer)
         self._team = Teamwork(self.window_parallel, self._stop)
+        if self.gathering is not None:
+            self.gathering.done()
         agree(trainer, self.run.acquire)
 
     def listen(self) -> None:
@@ -248,15 +248,14 @@ class RunWriter(BasePredictionWriter):
         self._open.close()
         with self._stop.shielded():
             pass  # a stop that the team's last meeting was too early for is obeyed here
-        if not trainer.is_global_zero:
-            self._cut_lifeline()
         if self._together is not None:
             progress = self._progress
             self._together.wait(lambda: None if progress is None else progress.waiting())
             others = self._together.gather(self._whole) - self._whole
         if trainer.is_global_zero:
             self.run.wait_for([self._items[self._names[key]] for key in others], self._scorers)
-            self._cut_lifeline()  # nobody is at the other end any more
+        self._cut_lifeline()  # nobody waits for another any more
+        if trainer.is_global_zero:
             self.status = self.run.close(self._items, scorers=self._scorers)
         self.settled = True
         self._stop.rest()  # there is nothing left to stop
@@ -268,8 +267,11 @@ class RunWriter(BasePredictionWriter):
         else:
             self._stop.rest()
         self._open.close()
-        if not trainer.is_global_zero:
+        # of an error that was told to all, nobody has to be ended for rank 0
+        if not trainer.is_global_zero or getattr(exception, "reported", False):
             self._cut_lifeline()
+        elif self.lifeline is not None:
+            self.lifeline.rest()
         stopped = isinstance(exception, KeyboardInterrupt) and not self.settled
         if trainer.is_global_zero and self._items and stopped:
             self.status = self.run.close(self._items, self.stopped_by, self._scorers)
