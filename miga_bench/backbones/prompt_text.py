@@ -99,17 +99,18 @@ class PromptText(ABC):
         """
         cleaned = clean_prompt(prompt)
         for pieces, joint in ((cleaned.split(" "), " "), (list(cleaned), "")):
-            fits = range(len(pieces) + 1)
-            # the first count of pieces that is too many, one past the last if none is
-            end = bisect_left(
-                fits, True, key=lambda n, p=pieces, j=joint: self._too_long(j.join(p[:n]))
-            )
-            if end > len(pieces):
+            count = self._read_of(pieces, joint)
+            if count == len(pieces):
                 return prompt
-            if end > 1:
-                return joint.join(pieces[: end - 1])
+            if count > 0:
+                return joint.join(pieces[:count])
         self.tokens(cleaned[:1])
         return ""
+
+    def _read_of(self, pieces: Sequence[str], joint: str) -> int:
+        """Return how many of the first pieces the model reads; -1 if not even none."""
+        fits = range(len(pieces) + 1)
+        return bisect_left(fits, True, key=lambda n: self._too_long(joint.join(pieces[:n]))) - 1
 
     def _too_long(self, text: str) -> bool:
         return len(self.spell(text)) > self.length
