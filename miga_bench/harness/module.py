@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, fields
@@ -31,7 +33,7 @@ from miga_bench.harness.writer import Making, RunWriter
 from miga_bench.sampling import resolve
 from miga_bench.sampling.base import Sampler
 from miga_bench.sampling.estimate import BATCH, Estimate, estimate
-from miga_bench.sampling.presets import code_hash, method_class
+from miga_bench.sampling.presets import code_hash, method_class, source_hash
 
 # precision of the trainer -> type of the denoiser's weights
 WEIGHTS = {
@@ -69,6 +71,9 @@ class LongVideoModule(LightningModule):
 
     Raises:
         UserError: There is no such backbone, or its family has no such method, preset or setting.
+
+    Attributes:
+        given: The class_path and init_args of a Backbone of the user's own, as far as they are known.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class LongVideoModule(LightningModule):
     ) -> None:
         super().__init__()
         self._backbone = backbone
+        self.given: Mapping[str, Any] = {}
         self.metrics = list(metrics or [])
         self._negative_prompt, self._height, self._width = negative_prompt, height, width
         check_characters(negative_prompt or "", "model.negative_prompt")
@@ -219,7 +225,7 @@ class LongVideoModule(LightningModule):
             "width": width,
             "lossless": self._lossless,
             "denoiser": None if own == "torch" else own,
-            "configuration_hash": self.backbone.configuration_hash,
+            "configuration_hash": self.backbone.configuration_hash or self._hash_of_own(),
         }
         texts = Texts(self.backbone, self._cuts)
         out = {}
@@ -246,6 +252,18 @@ class LongVideoModule(LightningModule):
         if self.trainer.is_global_zero:  # what all ranks know is this one's to tell
             texts.tell()
         return out
+
+    def _hash_of_own(self) -> str | None:
+        """Return the SHA-256 of what a backbone of the user's own is made of, None for ours.
+
+        That is its class, what that was given, and the file that it is in; what this imports is not looked at.
+        """
+        if not isinstance(self._backbone, Backbone):
+            return None
+        kind = type(self._backbone)
+        own = [f"{kind.__module__}.{kind.__qualname__}", self.given, source_hash(kind)]
+        text = json.dumps(own, sort_keys=True, default=str)  # YAML has dates, too
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def _trainer_precision(self) -> object:
