@@ -19,7 +19,7 @@ class Item:
     """One video to make. Items with the same content have the same key.
 
     Attributes:
-        backbone: The model's name.
+        backbone: The model's name; of one in a folder or file, whose hashes say which, only the family.
         weights_hash: SHA-256 of its weights, None if the model gives none.
         precision: Type of the denoiser's arithmetic, as Lightning names it: ``32-true``.
         method: The method's name, or the import path of a sampler of the user's own.

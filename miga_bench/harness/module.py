@@ -13,7 +13,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.plugins.precision import MixedPrecision
 
-from miga_bench.backbones import one_spelling
+from miga_bench.backbones import known_as, one_spelling
 from miga_bench.backbones.base import Backbone
 from miga_bench.errors import UserError, placed
 from miga_bench.export.choice import DenoiserChoice
@@ -216,9 +216,8 @@ class LongVideoModule(LightningModule):
         """
         height, width = self._size()
         own = self.backbone.denoiser_identity
-        given = isinstance(self._backbone, Backbone)
         common: dict[str, Any] = {
-            "backbone": self.backbone.name if given else one_spelling(self.backbone.name),
+            "backbone": self._known_as(),
             "weights_hash": self.backbone.weights_hash,
             "precision": str(self._trainer_precision),
             "height": height,
@@ -252,6 +251,15 @@ class LongVideoModule(LightningModule):
         if self.trainer.is_global_zero:  # what all ranks know is this one's to tell
             texts.tell()
         return out
+
+    def _known_as(self) -> str:
+        """Return what items call the backbone."""
+        name = self.backbone.name
+        if isinstance(self._backbone, Backbone):
+            return name
+        if self._denoiser.exported:  # which says itself where its model lay
+            return one_spelling(name)
+        return known_as(name, self.backbone.family)
 
     def _hash_of_own(self) -> str | None:
         """Return the SHA-256 of what a backbone of the user's own is made of, None for ours.
