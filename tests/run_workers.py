@@ -48,6 +48,8 @@ class CountingBackbone(SimpleBackbone):
         odd_rank: The only process with other weights.
     """
 
+    configuration_hash = "counting"  # what it is given decides no whole video
+
     def __init__(
         self,
         poison: str = "",

@@ -104,6 +104,19 @@ def test_whatever_decides_the_number_is_part_of_the_file():
     assert made[-1].identity()["version"]
 
 
+def test_an_edited_metric_scores_anew(tmp_path, monkeypatch):
+    """Breaks if one table has numbers of a metric of one's own before and after it was edited."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)  # of two edits within a second
+    code = "from test_frame_scores import Words\n\nclass Mine(Words):\n    pass\n"
+    files = []
+    for text in (code, code, code + "# new\n"):
+        (tmp_path / "own_metric.py").write_text(text)
+        monkeypatch.delitem("sys.modules", "own_metric", raising=False)
+        files.append(FrameScores("own_metric.Mine").file)
+    assert files[0] == files[1] != files[2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "rule"),
     [

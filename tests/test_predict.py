@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import warnings
@@ -13,7 +14,7 @@ import torch
 import yaml
 from run_workers import CountingBackbone, configuration
 
-from miga_bench.backbones import BACKBONES, one_spelling
+from miga_bench.backbones import BACKBONES, known_as, one_spelling
 from miga_bench.backbones.tiny.models import WEIGHTS as TINY_WEIGHTS
 from miga_bench.cli import main
 from miga_bench.harness.configurations import as_option, laid_over
@@ -427,13 +428,23 @@ def test_torchrun_starts_plain_processes_that_part_before_they_end(tmp_path):
 
 
 def test_a_models_folder_may_be_spelled_in_any_way(tmp_path, capsys, monkeypatch):
-    """Breaks if ./model is another model than model: refused in its run, made again in another one."""
+    """Breaks if ./model, or model copied to a job's own folder, is refused in its run, or made again."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "model").symlink_to(TINY_WEIGHTS)
+    shutil.copytree(TINY_WEIGHTS, tmp_path / "model")
     few = {"model__method": "short", "model__settings": {"steps": 2}, "data__frames": 1}
     few |= {"data__prompts": ["a red circle moves right"], "data__seeds": [0]}
     config = configuration(tmp_path / "runs", model__backbone="model", model__preset="tiny", **few)
-    for spelled in ("model", "./model", str(TINY_WEIGHTS)):
+    for spelled in ("model", "./model", "elsewhere"):
+        if spelled == "elsewhere":
+            Path("model").rename(spelled)
         assert main(["predict", "--config", str(config), "--model.backbone", spelled]) == 0
-    assert len(list((tmp_path / "runs" / "items").glob("*/manifest.json"))) == 1
-    assert one_spelling("tiny-wan") == "tiny-wan"
+        written = manifest_of(tmp_path / "runs")
+        assert (
+            written["backbone"]["name"] == "model"
+        )  # of the first command: no other made anything
+    assert written["spec"]["backbone"] == "wan from a path"
+    assert known_as("tiny-wan", "wan") == one_spelling("tiny-wan") == "tiny-wan"
+    assert main(["report", "runs/run", "-o", "out", "--prompts-shown", "0"]) == 0
+    (row,) = (x for x in Path("out/report.md").read_text().splitlines() if "given as" in x)
+    assert "elsewhere" in row
+    capsys.readouterr()

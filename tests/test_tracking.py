@@ -491,9 +491,8 @@ def test_a_server_on_postgresql(tmp_path):
     with mlflow_server(tmp_path, store) as uri:
         ids = told(folder, uri, f"postgres-{time.time_ns()}")
         check_logged(uri, ids)
-        assert (
-            told(folder, uri, MlflowClient(uri).get_experiment(ids["experiment_id"]).name)["logged"]
-            == []
-        )
-    direct = told(folder, store, "direct")
-    assert MlflowClient(store).get_run(direct["run_id"]).info.status == "FINISHED"
+        name = MlflowClient(uri).get_experiment(ids["experiment_id"]).name
+        assert told(folder, uri, name)["logged"] == []
+    direct = MlflowClient(store).get_run(told(folder, store, "direct")["run_id"]).info
+    assert direct.status == "FINISHED"
+    assert direct.artifact_uri.startswith((tmp_path / "mlartifacts").as_uri())

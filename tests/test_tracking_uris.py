@@ -13,7 +13,7 @@ from miga_bench.errors import UserError
 from miga_bench.harness.tracking.callback import Tracking
 from miga_bench.harness.tracking.log import RunLog
 from miga_bench.harness.tracking.process import Target
-from miga_bench.harness.tracking.uri import shown, tracking_uri
+from miga_bench.harness.tracking.uri import artifact_folder, shown, tracking_uri
 
 
 @pytest.fixture(autouse=True)
@@ -80,3 +80,13 @@ def test_the_count_of_done_videos_has_no_failed_ones(tmp_path, monkeypatch):
     run.item("one", "p2")
     log.progress()
     assert told == [{"videos/done": 1.0}, {"videos/done": 2.0}]
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "postgresql+psycopg2", "mysql+pymysql", "mssql"])
+def test_the_files_of_a_database_lie_below_the_runs_root(kind, tmp_path, monkeypatch):
+    """Breaks if MLflow puts videos into the working folder of whoever logs first."""
+    monkeypatch.chdir(tmp_path)
+    wanted = (tmp_path / "my runs" / "mlartifacts").as_uri()
+    assert artifact_folder(f"{kind}://me:secret@h/db", Path("my runs")) == wanted
+    assert artifact_folder("sqlite:////d/a.db", Path("my runs")) == "file:///d/mlartifacts"
+    assert artifact_folder("http://h:5000", Path("my runs")) is None

@@ -120,6 +120,15 @@ def one_spelling(name: str) -> str:
     return str(path.resolve()) if name not in BACKBONES and path.exists() else name
 
 
+def known_as(name: str, family: str) -> str:
+    """Return what videos know a backbone by: its name, or only the family of a model in a folder or file.
+
+    Such a model's hashes tell it from others. Where it lies decides nothing: jobs copy it to their own folders.
+    """
+    by_path = name not in BACKBONES and Path(name).expanduser().exists()
+    return f"{family} from a path" if by_path else name
+
+
 def _load(
     entry: BackboneEntry,
     name: str,

@@ -170,7 +170,8 @@ class Backbone(ABC):
         negative_prompt: What guidance steers away from where no text is given.
         dtype: Type of the denoiser's weights, as torch names it; None is not known.
         weights_hash: SHA-256 of the weights; None if the model gives none.
-        configuration_hash: SHA-256 of what else decides a video; None if the name says it all.
+        configuration_hash: SHA-256 of what else decides a video; None if the name says it all. Of a class of
+            the user's own in a run, None stands for the hash of its import path, arguments and file.
     """
 
     name: str

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from miga_bench.errors import UserError
 from miga_bench.harness.items import Item
 from miga_bench.harness.scorers import Found, ItemScorer, Told
+from miga_bench.sampling.presets import source_hash
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,7 @@ class FrameScores(ItemScorer):
         self._path, self._options = metric, dict(options or {})
         self._shown, self._floats = shown, floats
         kind = _class(metric)
+        self._version = _version(kind, metric)
         self.label = f"metric/{label or kind.__name__}"
         if not re.fullmatch(r"metric/[\w.-]+", self.label):
             raise UserError(
@@ -70,12 +72,10 @@ class FrameScores(ItemScorer):
         self._metric = self._metric.to(backbone.device)
 
     def identity(self) -> dict[str, Any]:
-        """Return the metric with its options, what it is shown, and the version of what it comes from."""
-        package = self._path.partition(".")[0]
-        try:
-            number = version(package)
-        except ModuleNotFoundError:  # a file of the user's own
-            number = ""
+        """Return the metric with its options, what it is shown, and the version of what it comes from.
+
+        Of a class in a file of the user's own that is the file's hash: who edits it wants videos scored again.
+        """
         return {
             "scorer": self.name,
             "metric": self._path,
@@ -83,7 +83,7 @@ class FrameScores(ItemScorer):
             "shown": self._shown,
             "floats": self._floats,
             "label": self.label,
-            "version": number,
+            "version": self._version,
         }
 
     def labels(self) -> frozenset[str]:
@@ -149,6 +149,14 @@ def _class(path: str) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, Metric)):
         raise UserError(f"metrics: {path} is no torchmetrics.Metric: give the path of one")
     return kind
+
+
+def _version(kind: type, path: str) -> str:
+    """Return the version of the package that a metric comes from, or the hash of its file."""
+    try:
+        return version(path.partition(".")[0])
+    except ModuleNotFoundError:  # a file of the user's own
+        return source_hash(kind) or ""
 
 
 def _text_at(item: Item, frame: int) -> str:

@@ -19,7 +19,7 @@ class Item:
     """One video to make. Items with the same content have the same key.
 
     Attributes:
-        backbone: The model's name.
+        backbone: The model's name; of one in a folder or file, whose hashes say which, only the family.
         weights_hash: SHA-256 of its weights, None if the model gives none.
         precision: Type of the denoiser's arithmetic, as Lightning names it: ``32-true``.
         method: The method's name, or the import path of a sampler of the user's own.
@@ -32,7 +32,8 @@ class Item:
         width: Frame width in pixels.
         lossless: Whether the file keeps every pixel value.
         denoiser: What runs the denoiser, None where it is the family's own module.
-        configuration_hash: SHA-256 of what else decides a video, None for a model that has a name.
+        configuration_hash: SHA-256 of what else decides a video, None for a model that has a name. Of a
+            backbone of the user's own it is what the class says, or of its import path, arguments and file.
         uncut: The texts as they were given, None where the model is told all of them.
         code_hash: SHA-256 of the file of a sampler of the user's own, None for ours.
         dimensions: Of VBench's, those that score the video; empty is all. They decide nothing in it, and are

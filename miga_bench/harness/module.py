@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, fields
@@ -11,7 +13,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.plugins.precision import MixedPrecision
 
-from miga_bench.backbones import one_spelling
+from miga_bench.backbones import known_as, one_spelling
 from miga_bench.backbones.base import Backbone
 from miga_bench.errors import UserError, placed
 from miga_bench.export.choice import DenoiserChoice
@@ -31,7 +33,7 @@ from miga_bench.harness.writer import Making, RunWriter
 from miga_bench.sampling import resolve
 from miga_bench.sampling.base import Sampler
 from miga_bench.sampling.estimate import BATCH, Estimate, estimate
-from miga_bench.sampling.presets import code_hash, method_class
+from miga_bench.sampling.presets import code_hash, method_class, source_hash
 
 # precision of the trainer -> type of the denoiser's weights
 WEIGHTS = {
@@ -69,6 +71,9 @@ class LongVideoModule(LightningModule):
 
     Raises:
         UserError: There is no such backbone, or its family has no such method, preset or setting.
+
+    Attributes:
+        given: The class_path and init_args of a Backbone of the user's own, as far as they are known.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class LongVideoModule(LightningModule):
     ) -> None:
         super().__init__()
         self._backbone = backbone
+        self.given: Mapping[str, Any] = {}
         self.metrics = list(metrics or [])
         self._negative_prompt, self._height, self._width = negative_prompt, height, width
         check_characters(negative_prompt or "", "model.negative_prompt")
@@ -210,16 +216,15 @@ class LongVideoModule(LightningModule):
         """
         height, width = self._size()
         own = self.backbone.denoiser_identity
-        given = isinstance(self._backbone, Backbone)
         common: dict[str, Any] = {
-            "backbone": self.backbone.name if given else one_spelling(self.backbone.name),
+            "backbone": self._known_as(),
             "weights_hash": self.backbone.weights_hash,
             "precision": str(self._trainer_precision),
             "height": height,
             "width": width,
             "lossless": self._lossless,
             "denoiser": None if own == "torch" else own,
-            "configuration_hash": self.backbone.configuration_hash,
+            "configuration_hash": self.backbone.configuration_hash or self._hash_of_own(),
         }
         texts = Texts(self.backbone, self._cuts)
         out = {}
@@ -246,6 +251,27 @@ class LongVideoModule(LightningModule):
         if self.trainer.is_global_zero:  # what all ranks know is this one's to tell
             texts.tell()
         return out
+
+    def _known_as(self) -> str:
+        """Return what items call the backbone."""
+        name = self.backbone.name
+        if isinstance(self._backbone, Backbone):
+            return name
+        if self._denoiser.exported:  # which says itself where its model lay
+            return one_spelling(name)
+        return known_as(name, self.backbone.family)
+
+    def _hash_of_own(self) -> str | None:
+        """Return the SHA-256 of what a backbone of the user's own is made of, None for ours.
+
+        That is its class, what that was given, and the file that it is in; what this imports is not looked at.
+        """
+        if not isinstance(self._backbone, Backbone):
+            return None
+        kind = type(self._backbone)
+        own = [f"{kind.__module__}.{kind.__qualname__}", self.given, source_hash(kind)]
+        text = json.dumps(own, sort_keys=True, default=str)  # YAML has dates, too
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def _trainer_precision(self) -> object:

@@ -119,7 +119,7 @@ def predict(arguments: Sequence[str], verb: str = "predict") -> dict[str, Any] |
     trainer: Any = cli.trainer
     (writer,) = (c for c in trainer.callbacks if isinstance(c, RunWriter))
     (tracking,) = (c for c in trainer.callbacks if isinstance(c, Tracking))
-    configuration = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
+    configuration = _plain(cli)
     writer.configuration = {
         k: v for k, v in configuration.items() if k not in ("config", "tracking")
     }
@@ -192,6 +192,8 @@ def parse(arguments: Sequence[str], verb: str = "predict") -> PredictCLI:
             },
         )
         check_about(cli.config.run.about or {}, cli.model.arms, cli.model.setting_names)
+        if not isinstance(cli.config.model.backbone, str):
+            cli.model.given = _plain(cli)["model"]["backbone"]
         return cli
     except UserError:
         raise
@@ -210,6 +212,12 @@ def parse(arguments: Sequence[str], verb: str = "predict") -> PredictCLI:
             " run it where it is, or add --trainer.accelerator cpu --trainer.devices 1"
             " --trainer.precision 32-true to look at the rest"
         ) from None
+
+
+def _plain(cli: PredictCLI) -> dict[str, Any]:
+    """Return the whole configuration as plain values."""
+    plain: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
+    return plain
 
 
 def _quieten() -> None:

@@ -214,10 +214,13 @@ def code_hash(method: str) -> str | None:
 
     Who edits it wants its videos made again. What it imports is not looked at.
     """
-    if method in METHODS:
-        return None
+    return None if method in METHODS else source_hash(method_class(method))
+
+
+def source_hash(kind: type) -> str | None:
+    """Return the SHA-256 of the file that a class is in, None if there is none."""
     try:
-        path = inspect.getsourcefile(method_class(method))
+        path = inspect.getsourcefile(kind)
         return hashlib.sha256(Path(path or "").read_bytes()).hexdigest()
     except (OSError, TypeError):  # without a file, as in a notebook
         return None

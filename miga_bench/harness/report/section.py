@@ -166,6 +166,7 @@ def _what_was_run(run: Results) -> list[Block]:
     facts = {
         "run": run.name,
         "backbone": run.model["backbone"],
+        "given as": _path_of(run),
         "weights, SHA-256": run.model["weights_hash"] or "not given",
         "precision": run.model["precision"],
         "size": f"{size[0]} x {size[1]} pixels" if None not in size else None,
@@ -190,6 +191,12 @@ def _what_was_run(run: Results) -> list[Block]:
 
 def _settings(changed: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in changed.items() if name != "method")
+
+
+def _path_of(run: Results) -> str | None:
+    """Return where the last command found the model, None where its name says it."""
+    given = (run.configuration.get("model") or {}).get("backbone")
+    return given if isinstance(given, str) and given != run.model["backbone"] else None
 
 
 def _pairs_table(caption: str, facts: Mapping[str, Any]) -> Table:

@@ -193,7 +193,8 @@ class RunLog:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             try:
-                self._experiment = self.client.create_experiment(name, artifact_folder(uri), KIND)
+                files = artifact_folder(uri, self.target.folder.parent)
+                self._experiment = self.client.create_experiment(name, files, KIND)
             except MlflowException:  # somebody else was faster
                 found = self.client.get_experiment_by_name(name)
                 if found is None:

@@ -56,10 +56,20 @@ def tracking_uri(given: str | None, root: Path) -> str:
     return uri.rstrip("/")
 
 
-def artifact_folder(uri: str) -> str | None:
-    """Return where a new experiment keeps its files; None leaves it to the server."""
+def artifact_folder(uri: str, root: Path) -> str | None:
+    """Return where a new experiment keeps its files; None leaves it to the server.
+
+    That is beside the database's file, or below root if the database is none.
+
+    Args:
+        uri: As ``tracking_uri`` returns it.
+        root: The folder above all runs.
+    """
+    if urlsplit(uri).scheme in ("http", "https"):
+        return None
+    # MLflow's own choice for a database is ./mlruns of whoever comes first
     file = sqlite_file(uri)
-    return None if file is None else (file.parent / "mlartifacts").as_uri()
+    return ((root.resolve() if file is None else file.parent) / "mlartifacts").as_uri()
 
 
 def sqlite_file(uri: str) -> Path | None:
