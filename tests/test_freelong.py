@@ -24,6 +24,7 @@ from miga_bench.sampling import (
     estimate_windows,
 )
 from miga_bench.sampling.attention import full_attention, local_attention
+from miga_bench.sampling.estimate import estimate
 from miga_bench.sampling.freelong import (
     BandAttention,
     FreeLong,
@@ -37,7 +38,7 @@ from miga_bench.sampling.freelong import (
     shuffled_noise,
 )
 from miga_bench.sampling.freepca import FreePca, FreePcaSettings
-from miga_bench.sampling.whole import check_memory
+from miga_bench.sampling.whole import rows_that_fit
 
 GOLDEN = Path(__file__).parent / "golden"
 NOISE = CounterNoise(0, LatentShape(3, 4, 4))
@@ -309,13 +310,35 @@ def test_settings_out_of_range_are_refused_before_anything_is_computed(change, t
 
 def test_a_clip_that_does_not_fit_is_refused_with_the_length_that_does(tiny):
     row = tiny.clip_bytes(40, 6.0)
-    available = int(2 * row / 0.8)
-    check_memory("freelong", tiny, 40, 2, 6.0, available)
-    message = refusal(lambda: check_memory("freelong", tiny, 41, 2, 6.0, available))
+    available = math.ceil(row / 0.8)
+    assert rows_that_fit("freelong", tiny, 40, 6.0, available) == 1
+    assert rows_that_fit("freelong", tiny, 40, 6.0, 2 * available) == 2
+    message = refusal(lambda: rows_that_fit("freelong", tiny, 41, 6.0, available))
     assert "at most 40 fit (157 frames)" in message
     assert "41 latents" in message
-    check_memory("freelong", tiny, 10**6, 2, 6.0, None)
-    assert "at most 0 fit" in refusal(lambda: check_memory("freelong", tiny, 41, 2, 6.0, 0))
+    assert rows_that_fit("freelong", tiny, 10**6, 6.0, None) is None
+    assert "at most 0 fit" in refusal(lambda: rows_that_fit("freelong", tiny, 41, 6.0, 0))
+
+
+@names
+def test_a_clip_of_which_one_row_fits_is_made_row_by_row(sampler, tiny, prompts, monkeypatch):
+    """Breaks if a clip is refused that fits without its unconditional half, or is tried with both first."""
+    rows, sampler = [], type(sampler)(dataclasses.replace(sampler.settings, steps=2))
+    watch = tiny.denoiser.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    noise = CounterNoise(2, tiny.latent_shape)
+    together = sampler.sample(tiny, prompts, noise, 25)
+    free = int(1.5 * tiny.clip_bytes(25, sampler.copies(tiny.window)) / 0.8)
+    monkeypatch.setattr(type(tiny), "free_bytes", lambda self: free)
+    apart = sampler.sample(tiny, prompts, noise, 25)
+    assert rows == [2, 2, 1, 1, 1, 1]
+    torch.testing.assert_close(apart, together, rtol=1e-4, atol=1e-4)
+    one, team = estimate(sampler, tiny, 25), estimate(sampler, tiny, 25, team=2)
+    assert [call.rows for call in one.calls.elements()] == [1] * 4
+    assert [call.rows for call in team.shares.elements()] == [1] * 2  # a row for each process
+    monkeypatch.undo()
+    sampler.sample(tiny, prompts, noise, 25)
+    watch.remove()
+    assert rows[6:] == [2, 2], "what was short in one video is not asked anew in the next"
 
 
 def test_longer_clips_and_more_copies_need_more(tiny):

@@ -8,11 +8,18 @@ import pytest
 import torch
 import torch.nn.functional as nnf
 from diffusers import UNet3DConditionModel
+from torch.utils._python_dispatch import TorchDispatchMode
 from vc2_fixtures import CHANNELS, TEXT_WIDTH, tiny_unet
 from vc2_original import original_unet
 
 from miga_bench.backbones import fused_attention
-from miga_bench.backbones.vc2_denoiser import VideoCrafterDenoiser, VideoCrafterUNet
+from miga_bench.backbones.vc2_denoiser import (
+    VideoCrafterDenoiser,
+    VideoCrafterUNet,
+    _add,
+    _attend_over_time,
+    _Call,
+)
 from miga_bench.sampling.attention import full_attention, local_attention
 
 GOLDEN = Path(__file__).parent / "golden" / "vc2_denoiser.npz"
@@ -147,6 +154,40 @@ def over_frames(query, key, value, site):
         *(part.permute(0, 2, 3, 1, 4) for part in (query, key, value))
     )
     return out.permute(0, 3, 1, 2, 4)
+
+
+class Operators(TorchDispatchMode):
+    """Notes the name of every operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_projection_over_frames_is_one_matrix_product(denoiser):
+    """Breaks if every place of a frame has a product of its own, 2,560 tiny ones in a window's row."""
+    hidden, operators = torch.randn(BATCH * FRAMES, 32, SIZE, SIZE), Operators()
+    call = _Call(FRAMES, 0, SIZE, torch.zeros(BATCH, FRAMES), None)
+    with torch.no_grad(), operators:
+        made = _attend_over_time(denoiser.network.transformer_in, hidden, call)
+    assert "bmm" not in operators.names
+    assert "addmm" in operators.names
+    assert made.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_adding_clips_to_images_is_exact(dtype):
+    """Breaks if the sum without a copy of the update is another, or no image is in one piece."""
+    hidden = torch.randn(BATCH * FRAMES, 3, 4, 6).to(dtype)
+    update = torch.randn(BATCH, 24, 3, FRAMES).to(dtype).permute(0, 3, 2, 1)
+    update = update.unflatten(3, (4, 6))
+    made = _add(hidden, update)
+    assert torch.equal(made, hidden + update.flatten(0, 1))
+    assert made.is_contiguous()
 
 
 def no_attention(query, key, value, site):

@@ -285,7 +285,7 @@ def _residual(block: Any, layer: int, hidden: Tensor, embedded: Tensor, call: _C
     clip = _clips(hidden, call)
     for name in ("conv1", "conv2", "conv3", "conv4"):
         clip = _by_segment(getattr(convolutions, name), clip, call)
-    return hidden + clip.transpose(1, 2).flatten(0, 1)
+    return _add(hidden, clip.transpose(1, 2))
 
 
 def _attend(block: Any, layer: int, hidden: Tensor, context: Tensor, call: _Call) -> Tensor:
@@ -297,6 +297,11 @@ def _attend(block: Any, layer: int, hidden: Tensor, context: Tensor, call: _Call
 def _clips(hidden: Tensor, call: _Call) -> Tensor:
     """View images ``[N, C, h, w]`` as clips ``[B, C, F, h, w]``."""
     return hidden.unflatten(0, (-1, call.frames)).transpose(1, 2)
+
+
+def _add(hidden: Tensor, update: Tensor) -> Tensor:
+    """Add ``[B, F, C, h, w]`` to images ``[N, C, h, w]``; no permuted update is copied first."""
+    return (hidden.unflatten(0, update.shape[:2]) + update).flatten(0, 1)
 
 
 def _by_segment(layer: Callable[[Tensor], Tensor], clip: Tensor, call: _Call) -> Tensor:
@@ -312,13 +317,15 @@ def _attend_over_time(transformer: Any, hidden: Tensor, call: _Call) -> Tensor:
     rows, columns = hidden.shape[2:]
     site = AttentionSite(rows, columns, False, call.rows // rows, call.timesteps)
     clip = _by_segment(transformer.norm, _clips(hidden, call), call)
-    tokens = transformer.proj_in(clip.flatten(3).permute(0, 3, 2, 1))  # [B, P, F, d]
+    places = clip.flatten(3).permute(0, 3, 2, 1)  # [B, P, F, C]
+    # contiguous: of a permuted view torch makes a matrix product for each place, and the bias apart
+    tokens = transformer.proj_in(places.contiguous())  # [B, P, F, d]
     for block in transformer.transformer_blocks:
         tokens = tokens + _attention(block.attn1, block.norm1(tokens), site, call)
         tokens = tokens + _attention(block.attn2, block.norm2(tokens), site, call)
         tokens = tokens + block.ff(block.norm3(tokens))
     out = transformer.proj_out(tokens).permute(0, 2, 3, 1)  # [B, F, C, P]
-    return hidden + out.unflatten(3, (rows, columns)).flatten(0, 1)
+    return _add(hidden, out.unflatten(3, (rows, columns)))
 
 
 def _attention(attention: Any, tokens: Tensor, site: AttentionSite, call: _Call) -> Tensor:

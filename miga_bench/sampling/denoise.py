@@ -85,6 +85,7 @@ class WindowDenoiser:
         cost: Counts windows and denoiser evaluations.
 
     Attributes:
+        fitting: Does this process's rows of each call, in as many calls as it takes.
         guided_levels: Levels with guidance. A window has an unconditional half if any slot that it writes
             stands at one of them; its frames at other levels take the conditional prediction alone.
         clip_solver: Steps clips in place of ``solver``, at the same timesteps; None is ``solver`` itself.
@@ -105,7 +106,8 @@ class WindowDenoiser:
         batch: int,
         cost: Cost,
     ) -> None:
-        self.denoiser: Any = FittingDenoiser(backbone.denoiser, backbone.arithmetic)
+        self.fitting = FittingDenoiser(backbone.denoiser, backbone.arithmetic)
+        self.denoiser: Any = self.fitting
         self.device = backbone.device
         self.prompts = prompts
         self.solver = solver

@@ -87,6 +87,7 @@ class FittingDenoiser:
     ) -> None:
         self._denoiser: Any = denoiser
         self._arithmetic = arithmetic
+        self._expected: dict[tuple[int, ...], int] = {}
         self.limits = Limits()
         for held in (*(getattr(denoiser, name, None) for name in _HOLDS), denoiser):
             if held is not None:
@@ -94,6 +95,10 @@ class FittingDenoiser:
                     self.limits = _LIMITS.setdefault(held, self.limits)
                     break
         self.limits.begin()
+
+    def expect(self, shape: tuple[int, ...], rows: int) -> None:
+        """Make no call of more rows of a shape ``[C, F, H, W]``: more are known not to fit now."""
+        self._expected[shape] = rows
 
     def __call__(self, latents: Tensor, timesteps: Tensor, text: Tensor, **more: Any) -> Tensor:
         """Predict, in as many calls as it takes.
@@ -104,9 +109,9 @@ class FittingDenoiser:
         parts: list[Tensor] = []
         done, shape = 0, tuple(latents.shape[1:])
         while done < len(latents):
-            rows = slice(
-                done, done + min(self.limits.most.get(shape, len(latents)), len(latents) - done)
-            )
+            left = len(latents) - done
+            known = (limits.get(shape, left) for limits in (self.limits.most, self._expected))
+            rows = slice(done, done + min(left, *known))
             try:
                 others = _of_rows(more, rows)
                 with self._arithmetic():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -67,7 +68,10 @@ class WholeVideo(Sampler[SettingsT]):
             yield from denoiser.denoise_clip(window)[:length]
             return
         rows = 1 if s.guidance_scale == 1 else 2
-        check_memory(self.name, backbone, length, rows, self.copies(window), backbone.free_bytes())
+        fit = rows_that_fit(self.name, backbone, length, self.copies(window), backbone.free_bytes())
+        if fit is not None and fit < math.ceil(rows / denoiser.processes):
+            channels, height, width = backbone.latent_shape
+            denoiser.fitting.expect((channels, length, height, width), fit)
         # All steps are made before the first latent is handed out, so a caller that stops to
         # look at it never finds the backbone changed.
         yield from denoiser.denoise_clip(
@@ -77,31 +81,32 @@ class WholeVideo(Sampler[SettingsT]):
         )
 
 
-def check_memory(
-    method: str, backbone: Backbone, length: int, rows: int, copies: float, available: int | None
-) -> None:
-    """Refuse a clip that will not fit, before anything is computed.
+def rows_that_fit(
+    method: str, backbone: Backbone, length: int, copies: float, available: int | None
+) -> int | None:
+    """Return how many rows of a clip fit one denoiser call, None if that is not known.
 
     Args:
         method: For the message.
         backbone: Knows what a clip takes.
         length: Latents of the clip.
-        rows: Rows of a denoiser call: 2 with guidance.
         copies: See ``WholeVideo.copies``.
         available: Free bytes; None if not known, which refuses nothing.
 
     Raises:
-        UserError: It does not fit; the message says what it takes and how long a clip may be.
+        UserError: Not even one fits; the message says what it takes and how long a clip may be.
     """
 
-    def need(frames: int) -> int:
-        return int(rows * (backbone.clip_bytes(frames, copies) or 0) / HEADROOM)
+    def need(frames: int) -> float:
+        return (backbone.clip_bytes(frames, copies) or 0) / HEADROOM
 
-    if available is None or need(length) <= available:
-        return
+    if available is None or not need(length):
+        return None
+    if need(length) <= available:
+        return int(available / need(length))
     most = bisect_right(range(1, length), available, key=need)
     raise UserError(
-        f"{method} denoises all {length} latents at once on {backbone.name}, which takes about "
+        f"{method} denoises all {length} latents at once on {backbone.name}, which takes at least "
         f"{need(length) / 2**30:.1f} GiB; with {available / 2**30:.1f} GiB free at most {most} fit "
         f"({backbone.frames_of(most)} frames): ask for fewer frames, or use fifo, scaling-noise or miga"
     )
