@@ -104,7 +104,7 @@ def rows_that_fit(
         return None
     if need(length) <= available:
         return int(available / need(length))
-    most = bisect_right(range(1, length), available, key=need)
+    most = bisect_right(range(1, length), float(available), key=need)
     raise UserError(
         f"{method} denoises all {length} latents at once on {backbone.name}, which takes at least "
         f"{need(length) / 2**30:.1f} GiB; with {available / 2**30:.1f} GiB free at most {most} fit "
