@@ -19,7 +19,7 @@ from test_faults import FEW, predict
 
 from miga_bench.harness import children as page
 from miga_bench.harness.children import Children
-from miga_bench.harness.ranks import Gathering
+from miga_bench.harness.ranks import GONE, Gathering
 from miga_bench.harness.stop import StopSignals
 
 SLOW = {"class_path": "run_workers.CountingBackbone", "init_args": {"seconds": 0.02}}
@@ -102,7 +102,7 @@ def test_a_child_that_is_killed_is_said_and_the_other_makes_its_share(start):
     assert said == [
         "miga-bench: process 1 was killed (signal 9), often for lack of memory: what it was to make is"
         " missing, and the same command makes it",
-        "miga-bench: another process of the run is gone: the same command makes what is missing",
+        f"miga-bench: {GONE}",
     ]
     assert 6 <= len(command.videos()) < 12
 
