@@ -40,7 +40,6 @@ from miga_bench.harness.flops import FlopMeter
 from miga_bench.harness.items import Item
 from miga_bench.media import read_video
 from miga_bench.sampling import METHODS, CounterNoise, PromptSchedule, resolve
-from miga_bench.sampling.miga import check_miga
 
 PROMPT = "a red circle moves right on a blue field"
 
@@ -192,24 +191,6 @@ def test_half_precision_and_one_size(tmp_path):
     inputs = call(source, 2, 3)
     with torch.inference_mode():
         assert close(again.denoiser(*inputs), source.denoiser(*inputs), 5e-3)
-
-
-def test_a_search_that_fixed_frames_cannot_do_is_refused_before_work(monkeypatch):
-    """Breaks if a video is half made when its first search asks the engine for a size it does not take."""
-    fixed, free = opened(fixed_half_wan()), opened(embedded_wan())
-    assert (fixed.latents_taken(), free.latents_taken()) == (range(3, 4), None)
-
-    def check(**changes):
-        settings = {"steps": 50, "zigzag": 7, "stage2_steps": 0, "reflection_level": 45}
-        settings |= {"reference_chunks": 1, **changes}
-        check_miga(resolve("miga", free, "paper", settings), free, 99)
-
-    check()
-    monkeypatch.setattr(free, "latents_taken", lambda: range(21, 22))
-    with pytest.raises(UserError, match=r"in rows of 14 to 21 latents, .* takes 21 alone: export"):
-        check()
-    check(reflection="off")
-    check(reference_chunks=2)  # whole windows
 
 
 @pytest.mark.parametrize("made", [embedded_wan, random_vc2, fixed_half_wan])

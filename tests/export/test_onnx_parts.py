@@ -1,4 +1,4 @@
-"""Text encoders as graphs, large and small, and folders that hold the denoiser alone. About 25 s."""
+"""Text encoders as graphs, large and small; folders of the denoiser alone; sizes it takes. About 25 s."""
 
 import json
 import shutil
@@ -22,6 +22,8 @@ from miga_bench.export.onnx_denoiser import OnnxDenoiser
 from miga_bench.export.onnx_text import OnnxText
 from miga_bench.export.session import Session
 from miga_bench.export.sidecar import Sidecar
+from miga_bench.sampling import resolve
+from miga_bench.sampling.miga import check_miga
 
 PROMPTS = ["a red circle moves right", "", "the  green &amp; square"]
 
@@ -319,3 +321,21 @@ def test_an_exports_prompts_are_checked_before_work():
     backbone.check_prompts(PROMPTS)
     with pytest.raises(UserError, match="shorten"):
         backbone.check_prompts([*PROMPTS, "red " * 60])
+
+
+def test_a_search_that_fixed_frames_cannot_do_is_refused_before_work(monkeypatch):
+    """Breaks if a video is half made when its first search asks the engine for a size it does not take."""
+    fixed, free = opened(fixed_half_wan()), opened(embedded_wan())
+    assert (fixed.latents_taken(), free.latents_taken()) == (range(3, 4), None)
+
+    def check(**changes):
+        settings = {"steps": 50, "zigzag": 7, "stage2_steps": 0, "reflection_level": 45}
+        settings |= {"reference_chunks": 1, **changes}
+        check_miga(resolve("miga", free, "paper", settings), free, 99)
+
+    check()
+    monkeypatch.setattr(free, "latents_taken", lambda: range(21, 22))
+    with pytest.raises(UserError, match=r"in rows of 14 to 21 latents, .* takes 21 alone: export"):
+        check()
+    check(reflection="off")
+    check(reference_chunks=2)  # whole windows
